@@ -1,0 +1,52 @@
+# Each target sets up what it needs: `make demo` and `make test` work in a fresh clone.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check tests doctest docs bench-smoke format clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## Create .venv and install mmpoe with everything it needs
+
+$(READY): pyproject.toml
+	@echo "Setting up $(VENV): PyTorch and friends are a few GB, this takes some minutes once."
+	$(PYTHON) -m venv $(VENV) || ($(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV))
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $(READY)
+
+demo: $(READY)  ## Train on phantom patients, synthesise what is missing, write runs/demo/report.html
+	$(BIN)/python -m examples.medical_mri_us demo
+
+test: check tests doctest docs bench-smoke  ## Everything the project checks before a change lands
+
+check: $(READY)  ## Format, lint, layers, types, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+	$(BIN)/codespell
+
+tests: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+doctest: $(READY)
+	$(BIN)/python -m pytest --doctest-modules -p no:xdist mmpoe examples
+
+docs: $(READY)  ## Build the documentation into docs/_build/html, warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+bench-smoke: $(READY)
+	$(BIN)/python -m benchmarks.bench_poe --smoke
+
+format: $(READY)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove what the targets made, keep .venv
+	rm -rf docs/_build runs .pytest_cache .ruff_cache .import_linter_cache
