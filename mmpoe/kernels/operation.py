@@ -1,0 +1,166 @@
+r"""The public operation: checks its arguments, then runs one of the backends."""
+
+from __future__ import annotations
+
+__all__ = ["PoE", "gaussian_poe"]
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from mmpoe.gaussian import check_power
+
+from . import reference
+from .backends import resolve
+
+
+class PoE(NamedTuple):
+    """A fused posterior: a sample, its parameters and its divergence from the prior."""
+
+    z: Tensor
+    loc: Tensor
+    log_scale: Tensor
+    kl: Tensor
+
+
+def gaussian_poe(
+    loc: Sequence[Tensor],
+    log_scale: Sequence[Tensor],
+    given: Tensor,
+    prior: tuple[Tensor, Tensor] | None = None,
+    *,
+    noise: Tensor | None = None,
+    generator: Generator | None = None,
+    sample: bool = True,
+    temperature: float = 1.0,
+    power: int = 2,
+    clamp: float | None = None,
+    backend: str | None = None,
+) -> PoE:
+    r"""Multiplies a Gaussian prior by the given experts, samples, and measures what was learned.
+
+    .. math::
+        q(z \mid x_s) \propto p(z) \prod_{m \in s} \mathcal{N}(z; \mu_m, \sigma_m^2), \qquad
+        z = \mu + T \sigma \epsilon, \qquad
+        \mathrm{kl} = \mathrm{KL}\big(q(z \mid x_s) \,\|\, p(z)\big)
+
+    A row given nothing has the prior as its posterior, to the bit, and a divergence of exactly 0.
+    What an expert holds where it is not given, NaN included, changes no bit of any result; it
+    receives a gradient of exactly 0 there.
+
+    Arguments:
+        loc: The means of the :math:`M` experts, each with shape :math:`(B, *)`.
+        log_scale: Their log standard deviations, each with shape :math:`(B, *)`.
+        given: Which experts take part, boolean, with shape :math:`(B, M)`, or :math:`(S, B, M)`
+            for :math:`S` subsets at once.
+        prior: The mean and log standard deviation of the prior, each with shape :math:`(B, *)`;
+            None is the standard normal.
+        noise: Standard normal noise :math:`\epsilon`, with the shape of `z`; drawn if None.
+        generator: The random generator to draw the noise from, PyTorch's own if None.
+        sample: Whether to sample; if not, `z` is the mean.
+        temperature: The temperature :math:`T` of the sample; the divergence is always that of
+            :math:`T = 1`.
+        power: The power of the inverse scale that adds up, see
+            :func:`mmpoe.gaussian.product_of_experts`.
+        clamp: The limit :math:`c` of a soft clamp :math:`c \tanh(v / c)` on every `loc` and
+            `log_scale`, those of the prior included; None leaves them alone.
+        backend: The backend to run (``"cuda"``, ``"cpu"``, ``"eager"``); chosen if None.
+
+    Returns:
+        The sample, mean and log standard deviation, with shape :math:`(B, *)` or :math:`(S, B,
+        *)`, and the divergence in nats, summed over event dimensions, with shape :math:`(B)` or
+        :math:`(S, B)`, in float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: If shapes, dtypes or devices do not fit together; the message says which.
+        RuntimeError: If the backend asked for cannot run here.
+
+    References:
+        | Multimodal Generative Models for Scalable Weakly-Supervised Learning (Wu & Goodman, 2018)
+        | https://arxiv.org/abs/1802.05335
+
+    Example:
+        >>> loc, log_scale = [torch.ones(1, 1)], [torch.zeros(1, 1)]
+        >>> q = gaussian_poe(loc, log_scale, torch.tensor([[True]]), sample=False)
+        >>> q.loc, q.log_scale
+        (tensor([[0.5000]]), tensor([[-0.3466]]))
+    """
+    loc, log_scale = list(loc), list(log_scale)
+    _check(loc, log_scale, given, prior, noise, power, clamp)
+    resolve(backend)
+
+    stacked = given if given.dim() == 3 else given.unsqueeze(0)  # (S, B, M)
+    shape = (*given.shape[:-1], *loc[0].shape[1:])  # of z
+
+    if not sample:
+        noise = None
+    elif noise is None:
+        noise = torch.randn(shape, generator=generator, dtype=loc[0].dtype, device=loc[0].device)
+    if noise is not None and given.dim() == 2:
+        noise = noise.unsqueeze(0)
+
+    fused = reference.gaussian_poe(
+        loc,
+        log_scale,
+        stacked,
+        prior,
+        noise,
+        power=power,
+        clamp=clamp,
+        temperature=temperature,
+    )
+    return PoE(*fused) if given.dim() == 3 else PoE(*(t.squeeze(0) for t in fused))
+
+
+def _check(
+    loc: list[Tensor],
+    log_scale: list[Tensor],
+    given: Tensor,
+    prior: tuple[Tensor, Tensor] | None,
+    noise: Tensor | None,
+    power: int,
+    clamp: float | None,
+) -> None:
+    check_power(power)
+    if clamp is not None and not clamp > 0:
+        raise ValueError(f"'clamp' should be positive or None, but is {clamp!r}.")
+    if not loc or len(loc) != len(log_scale):
+        raise ValueError(
+            "'loc' and 'log_scale' should hold one tensor per expert, at least one, "
+            f"but hold {len(loc)} and {len(log_scale)}."
+        )
+    if given.dtype != torch.bool:
+        raise ValueError(f"'given' should be boolean, but has dtype {given.dtype}.")
+    if given.dim() not in (2, 3) or given.shape[-1] != len(loc):
+        raise ValueError(
+            f"'given' should have one column per expert ({len(loc)}) and shape (B, M) or "
+            f"(S, B, M), but has shape {tuple(given.shape)}."
+        )
+
+    first = loc[0]
+    if first.dim() == 0 or first.shape[0] != given.shape[-2]:
+        raise ValueError(
+            f"'loc' should hold one row per row of 'given' ({given.shape[-2]}), "
+            f"but has shape {tuple(first.shape)}."
+        )
+    parts = {f"loc[{m}]": t for m, t in enumerate(loc)}
+    parts |= {f"log_scale[{m}]": t for m, t in enumerate(log_scale)}
+    if prior is not None:
+        parts |= {"prior[0]": prior[0], "prior[1]": prior[1]}
+    for name, part in parts.items():
+        if part.shape != first.shape or part.dtype != first.dtype or part.device != first.device:
+            raise ValueError(
+                f"'{name}' should be like 'loc[0]', {_describe(first)}, but is {_describe(part)}."
+            )
+
+    shape = (*given.shape[:-1], *first.shape[1:])
+    if noise is not None and noise.shape != shape:
+        raise ValueError(
+            f"'noise' should have the shape of z, {shape}, but has shape {tuple(noise.shape)}."
+        )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -1,0 +1,76 @@
+r"""The fused operation in plain PyTorch: the oracle of every other backend, and the fallback."""
+
+from __future__ import annotations
+
+__all__ = ["gaussian_poe"]
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmpoe.gaussian import exp_minus_tangent, sample, soft_clamp, widen
+
+
+def gaussian_poe(
+    loc: Sequence[Tensor],
+    log_scale: Sequence[Tensor],
+    given: Tensor,
+    prior: tuple[Tensor, Tensor] | None,
+    noise: Tensor | None,
+    *,
+    power: int,
+    clamp: float | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Computes prior x experts, one reparameterised sample and the divergence from the prior.
+
+    With :math:`x_m = -p \log \sigma_m` for power :math:`p`, everything is relative to the prior:
+
+    .. math::
+        \delta = \log \Big(1 + \sum_m r_m e^{x_m - x_p}\Big), \quad
+        w_m = e^{x_m - x_p - \delta}, \quad
+        \mu = \mu_p + \sum_m w_m (\mu_m - \mu_p), \quad
+        \log \sigma = \log \sigma_p - \delta / p
+
+    so that an empty product is the prior to the bit, with a divergence of exactly zero. Arguments
+    are those of :func:`mmpoe.kernels.gaussian_poe`, already validated; `given` has shape (S, B,
+    M).
+    """
+    dtype, event_dim = loc[0].dtype, loc[0].dim() - 1
+
+    def squash(value: Tensor) -> Tensor:
+        value = widen(value)
+        return value if clamp is None else soft_clamp(value, clamp)
+
+    if prior is None:
+        prior_loc = prior_log_scale = widen(loc[0].new_zeros(()))
+    else:
+        prior_loc, prior_log_scale = map(squash, prior)  # (B, *event)
+
+    log_ratios, offsets = [], []
+    for m in range(len(loc)):
+        present = given[..., m].reshape(*given.shape[:-1], *(1,) * event_dim)  # (S, B, 1...)
+        # select before any arithmetic: a NaN that is not given must not reach a gradient either
+        expert_loc = squash(torch.where(present, loc[m], 0))  # (S, B, *event)
+        expert_log_scale = squash(torch.where(present, log_scale[m], 0))
+        log_ratio = power * (prior_log_scale - expert_log_scale)
+        log_ratios.append(torch.where(present, log_ratio, -torch.inf))
+        offsets.append(torch.where(present, expert_loc - prior_loc, 0))
+
+    log_ratios = torch.stack(log_ratios)  # (M, S, B, *event)
+    itself = torch.zeros_like(log_ratios[:1])  # the prior, in proportion to itself
+    delta = torch.logsumexp(torch.cat([itself, log_ratios]), dim=0)  # (S, B, *event)
+    weights = torch.exp(log_ratios - delta)
+
+    shift = (weights * torch.stack(offsets)).sum(dim=0)  # loc - prior_loc
+    fused_loc = prior_loc + shift
+    fused_log_scale = prior_log_scale - delta / power
+
+    distance = shift * torch.exp(-prior_log_scale)
+    kl = (exp_minus_tangent(-2 * delta / power) + distance.square()) / 2
+    kl = kl.flatten(2).sum(dim=2) if event_dim else kl  # (S, B)
+
+    z = fused_loc if noise is None else sample(fused_loc, fused_log_scale, noise, temperature)
+
+    return z.to(dtype), fused_loc.to(dtype), fused_log_scale.to(dtype), kl

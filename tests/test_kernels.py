@@ -1,0 +1,225 @@
+"""The fused operation: equal to the algebra it fuses, and deaf to what is missing."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given as hypothesis_given
+from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
+
+from mmpoe import gaussian, kernels
+from mmpoe.kernels import gaussian_poe
+
+
+def random_case(seed=0, experts=4, rows=5, event=(3, 2), dtype=torch.float64, spread=2.0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw():
+        return torch.randn(rows, *event, generator=generator, dtype=torch.float64).to(dtype)
+
+    loc = [draw() for _ in range(experts)]
+    log_scale = [spread * draw() for _ in range(experts)]
+    given = torch.rand(rows, experts, generator=generator) < 0.6
+    prior = (draw(), spread * draw())
+    return loc, log_scale, given, prior, draw()
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("clamp", [None, 3.0])
+@pytest.mark.parametrize("with_prior", [True, False])
+def test_equals_the_algebra_it_fuses(power, clamp, with_prior):
+    loc, log_scale, given, prior, noise = random_case()
+    prior = prior if with_prior else None
+    q = gaussian_poe(loc, log_scale, given, prior, noise=noise, power=power, clamp=clamp)
+
+    def squash(v):
+        return v if clamp is None else gaussian.soft_clamp(v, clamp)
+
+    zeros = torch.zeros_like(loc[0])
+    prior_loc, prior_log_scale = (zeros, zeros) if prior is None else map(squash, prior)
+    mask = torch.cat([torch.ones(5, 1).bool(), given], dim=1).T[..., None, None]
+    mean, scale = gaussian.product_of_experts(
+        torch.stack([prior_loc, *map(squash, loc)]),
+        torch.stack([prior_log_scale, *map(squash, log_scale)]),
+        mask,
+        power=power,
+    )
+    torch.testing.assert_close(q.loc, mean)
+    torch.testing.assert_close(q.log_scale, scale)
+    torch.testing.assert_close(q.z, mean + scale.exp() * noise)
+    kl = kl_divergence(Normal(mean, scale.exp()), Normal(prior_loc, prior_log_scale.exp()))
+    torch.testing.assert_close(q.kl, kl.sum(dim=(1, 2)))
+
+
+@hypothesis_given(st.integers(0, 10_000), st.integers(1, 5))
+def test_k3_divergence_from_the_prior(seed, experts):
+    loc, log_scale, given, prior, _ = random_case(seed, experts)
+    q = gaussian_poe(loc, log_scale, given, prior, sample=False)
+    kl = kl_divergence(Normal(q.loc, q.log_scale.exp()), Normal(prior[0], prior[1].exp()))
+    torch.testing.assert_close(q.kl, kl.sum(dim=(1, 2)), rtol=1e-9, atol=1e-9)
+    assert (q.kl >= 0).all()
+    assert torch.equal(q.z, q.loc)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("with_prior", [True, False])
+def test_p14_given_nothing_is_the_prior_to_the_bit(power, with_prior):
+    loc, log_scale, given, prior, _ = random_case(dtype=torch.float32)
+    given[2] = False
+    q = gaussian_poe(
+        loc, log_scale, given, prior if with_prior else None, power=power, sample=False
+    )
+    expected = prior if with_prior else (torch.zeros(5, 3, 2), torch.zeros(5, 3, 2))
+    assert torch.equal(q.loc[2], expected[0][2])
+    assert torch.equal(q.log_scale[2], expected[1][2])
+    assert q.kl[2].item() == 0.0
+
+
+@pytest.mark.parametrize("clamp", [None, 5.0])
+@pytest.mark.parametrize("filler", [0.0, 7.0, 1e30, math.inf, -math.inf, math.nan])
+def test_what_is_not_given_changes_no_bit_of_results_and_gradients(filler, clamp):
+    loc, log_scale, given, prior, noise = random_case(dtype=torch.float32)
+
+    def run(value):
+        inputs = []
+        for m in range(4):
+            for source in (loc[m], log_scale[m]):
+                missing = ~given[:, m, None, None]
+                leaf = torch.where(missing, value, source).requires_grad_()
+                inputs.append(leaf)
+        leaves = [*inputs, prior[0].clone().requires_grad_(), prior[1].clone().requires_grad_()]
+        q = gaussian_poe(
+            leaves[:8:2], leaves[1:8:2], given, (leaves[8], leaves[9]), noise=noise, clamp=clamp
+        )
+        total = sum((part * torch.arange(1, part.numel() + 1).view_as(part)).sum() for part in q)
+        return [*q, *torch.autograd.grad(total, leaves)]
+
+    results = run(0.5)
+    for a, b in zip(run(filler), results, strict=True):
+        assert torch.equal(a, b)
+    gradients = results[4:]
+    for m in range(4):
+        assert torch.equal(gradients[2 * m][~given[:, m]], torch.zeros_like(loc[m][~given[:, m]]))
+
+
+def test_subsets_in_one_call_equal_separate_calls():
+    loc, log_scale, _, prior, _ = random_case()
+    given = torch.rand(7, 5, 4) < 0.5
+    noise = torch.randn(7, 5, 3, 2, dtype=torch.float64)
+    together = gaussian_poe(loc, log_scale, given, prior, noise=noise)
+    for s in range(7):
+        alone = gaussian_poe(loc, log_scale, given[s], prior, noise=noise[s])
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a[s], b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 30.0), (torch.bfloat16, 10.0)])
+def test_extreme_scales_are_finite_and_right(dtype, spread):
+    loc, log_scale, given, prior, noise = random_case(rows=50, dtype=dtype, spread=spread / 3)
+    q = gaussian_poe(loc, log_scale, given, prior, noise=noise)
+    exact = gaussian_poe(
+        [v.double() for v in loc],
+        [v.double() for v in log_scale],
+        given,
+        (prior[0].double(), prior[1].double()),
+        noise=noise.double(),
+    )
+    assert q.kl.dtype == torch.float32
+    assert q.z.dtype == dtype
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-2
+    for a, e in zip(q[1:3], exact[1:3], strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("subsets", [(), (1,), (3,)])
+def test_batches_of_no_row(subsets):
+    given = torch.zeros(*subsets, 0, 2, dtype=torch.bool)
+    q = gaussian_poe([torch.zeros(0, 3)] * 2, [torch.zeros(0, 3)] * 2, given)
+    assert q.z.shape == (*subsets, 0, 3)
+    assert q.kl.shape == (*subsets, 0)
+
+
+def test_gradients():
+    loc, log_scale, given, prior, noise = random_case(experts=2, rows=2, event=(2,), spread=0.5)
+    leaves = [v.requires_grad_() for v in (*loc, *log_scale, *prior)]
+    given = torch.tensor([[[1, 0], [1, 1]], [[0, 0], [0, 1]]]).bool()
+
+    def run(a, b, c, d, e, f):
+        return gaussian_poe([a, b], [c, d], given, (e, f), noise=noise.expand(2, 2, 2), clamp=4.0)
+
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+def test_noise_comes_from_the_callers_generator():
+    loc, log_scale, given, prior, _ = random_case()
+    draws = [
+        gaussian_poe(loc, log_scale, given, prior, generator=torch.Generator().manual_seed(s)).z
+        for s in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_temperature_scales_the_noise_alone():
+    loc, log_scale, given, prior, noise = random_case()
+    warm = gaussian_poe(loc, log_scale, given, prior, noise=noise)
+    cold = gaussian_poe(loc, log_scale, given, prior, noise=noise, temperature=0.5)
+    torch.testing.assert_close(cold.z, (warm.z + warm.loc) / 2)
+    assert torch.equal(cold.kl, warm.kl)
+
+
+def test_backends(monkeypatch):
+    one = [torch.zeros(1, 1)]
+    given = torch.ones(1, 1, dtype=torch.bool)
+    gaussian_poe(one, one, given)
+    assert kernels.last_backend() == "eager"
+    assert kernels.status()["eager"] == "available"
+    with kernels.use_backend("eager"):
+        gaussian_poe(one, one, given)
+    with pytest.raises(ValueError, match="'backend' should be one of cuda, cpu, eager"):
+        gaussian_poe(one, one, given, backend="tpu")
+    monkeypatch.setenv("MMPOE_BACKEND", "gpu")
+    with pytest.raises(ValueError, match=r"'MMPOE_BACKEND' should be one of .* but is 'gpu'"):
+        gaussian_poe(one, one, given)
+    with kernels.use_backend("eager"):
+        gaussian_poe(one, one, given)
+    for name, state in kernels.status().items():
+        if state != "available":
+            with pytest.raises(RuntimeError, match=name), kernels.use_backend(name):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"power": 3}, "'power' should be 2"),
+        ({"clamp": 0.0}, "'clamp' should be positive"),
+        ({"loc": []}, "'loc' and 'log_scale' should hold one tensor per expert"),
+        ({"given": torch.ones(5, 4)}, r"'given' should be boolean, .*float32"),
+        ({"given": torch.ones(5, 3).bool()}, r"'given' should have one column per expert \(4\)"),
+        (
+            {"given": torch.ones(6, 4).bool()},
+            r"'loc' should hold one row per row of 'given' \(6\)",
+        ),
+        (
+            {"prior": (torch.zeros(5, 3), torch.zeros(5, 3))},
+            r"'prior\[0\]' should be like 'loc\[0\]'",
+        ),
+        ({"noise": torch.zeros(5, 3)}, "'noise' should have the shape of z"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    loc, log_scale, given, prior, noise = random_case(dtype=torch.float32)
+    arguments = {"loc": loc, "log_scale": log_scale, "given": given, "prior": prior}
+    with pytest.raises(ValueError, match=message):
+        gaussian_poe(**({**arguments, "noise": noise} | change))
+
+
+def test_mixed_dtypes_are_named():
+    loc, log_scale, given, prior, _ = random_case(dtype=torch.float32)
+    log_scale[2] = log_scale[2].double()
+    with pytest.raises(ValueError, match=r"'log_scale\[2\]' should be like .*float64"):
+        gaussian_poe(loc, log_scale, given, prior)
