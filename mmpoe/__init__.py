@@ -1,3 +1,20 @@
 r"""Products of experts for multimodal data with missing modalities."""
 
 __version__ = "0.1.0"
+
+from . import distributions as distributions
+from . import gaussian as gaussian
+from . import hierarchy as hierarchy
+from . import kernels as kernels
+from . import likelihoods as likelihoods
+from . import metrics as metrics
+from . import missing as missing
+from . import models as models
+from . import nn as nn
+from . import objectives as objectives
+from . import posteriors as posteriors
+from . import pyro as pyro
+from . import training as training
+from .models import MMHVAE as MMHVAE
+from .models import MVAE as MVAE
+from .objectives import elbo as elbo

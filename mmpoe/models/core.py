@@ -1,0 +1,284 @@
+r"""The multimodal VAE that all models of the library are: encoders, latent groups, likelihoods."""
+
+from __future__ import annotations
+
+__all__ = ["MultimodalVAE", "Output", "UncalibratedWarning"]
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from mmpoe.distributions import DiagNormal, Draws
+from mmpoe.hierarchy import Encodings, Inference, LatentGroup, top_down
+from mmpoe.missing import as_mask, check_names
+from mmpoe.nn import ModalityDict
+
+
+class UncalibratedWarning(UserWarning):
+    """The spread of several samples is shown, and nothing has made it match the error."""
+
+
+class Output(NamedTuple):
+    """What a model says about a batch.
+
+    With `given` of shape (S, B, M), every batch shape gains a leading S.
+    """
+
+    likelihoods: dict[str, Distribution]
+    """The distribution of each modality, p(x_m | z), with batch shape (B)."""
+    kl: list[Tensor]
+    """The divergence of each group, coarse to fine, in nats, each with shape (B)."""
+    z: list[Tensor]
+    """The sample of each group, coarse to fine, each with shape (B, \\*)."""
+    posteriors: list[DiagNormal]
+    """The posterior of each group given the sample of those above, coarse to fine."""
+    priors: list[DiagNormal]
+    """The prior of each group given the sample of those above, coarse to fine."""
+
+
+class MultimodalVAE(nn.Module):
+    r"""A VAE over several modalities, any of which may be missing, with one or more latent groups.
+
+    .. math::
+        p(x, z) = p(z_L) \prod_{l < L} p(z_l \mid z_{>l}) \prod_m p(x_m \mid z), \qquad
+        q(z \mid x_s) = \prod_l q(z_l \mid z_{>l}, x_s)
+
+    Arguments:
+        encoders: For each modality, a module that maps :math:`(N, *)` to its features: one tensor
+            per latent group in a list, coarse to fine, or a single tensor if there is one group.
+        groups: The latent groups, coarse to fine.
+        decoders: For each modality, a likelihood that maps the last state to :math:`p(x_m \mid
+            z)`.
+
+    Attributes:
+        modalities: The names of the modalities, in the order of the columns of all masks.
+        validate: Whether to reject NaN and infinity in entries that are given. The check waits for
+            the device; set it to False to save that time.
+
+    Raises:
+        ValueError: If `encoders` and `decoders` do not have the same keys, or there is no group.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        groups: Sequence[LatentGroup],
+        decoders: Mapping[str, nn.Module],
+    ) -> None:
+        super().__init__()
+        if not encoders or list(encoders) != list(dict.fromkeys(encoders)):
+            raise ValueError("'encoders' should have at least one modality.")
+        if set(encoders) != set(decoders):
+            raise ValueError(
+                "'encoders' and 'decoders' should have the same keys, "
+                f"but have {sorted(encoders)} and {sorted(decoders)}."
+            )
+        if not groups:
+            raise ValueError("'groups' should hold at least one latent group.")
+        self.modalities = list(encoders)
+        self.encoders = ModalityDict(encoders)
+        self.groups = nn.ModuleList(groups)
+        self.decoders = ModalityDict({m: decoders[m] for m in self.modalities})
+        self.validate = True
+
+    def forward(
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor | Sequence[str] | None = None,
+        *,
+        noise: Sequence[Tensor] | None = None,
+        temperature: float = 1.0,
+    ) -> Output:
+        r"""Infers the latents from what is given and decodes every modality.
+
+        Arguments:
+            x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`. Entries
+                that are not given are never read; a modality that is absent is not given.
+            given: What to condition on: a boolean mask of shape :math:`(B, M)`, or
+                :math:`(S, B, M)` for S subsets at once, or the names of some modalities. By
+                default, all that `x` holds.
+            noise: Standard normal noise for each group, coarse to fine, each with the shape of its
+                z; drawn if None.
+            temperature: The temperature of the posterior samples; 0 passes means down. Divergences
+                are always those of temperature 1.
+
+        Raises:
+            ValueError: If a modality is unknown, shapes do not agree, or a given entry is not
+                finite.
+        """
+        h, steps, shape = self._infer(x, given, noise, temperature)
+        return Output(
+            likelihoods=self._decode(h, shape, self.modalities),
+            kl=[step.kl.unflatten(0, shape) for step in steps],
+            z=[step.z.unflatten(0, shape) for step in steps],
+            posteriors=[_unflatten(step.posterior, shape) for step in steps],
+            priors=[_unflatten(step.prior, shape) for step in steps],
+        )
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor | Sequence[str] | None = None,
+        *,
+        targets: Sequence[str] | None = None,
+        temperature: float = 1.0,
+        samples: int = 1,
+    ) -> dict[str, Distribution | Draws]:
+        r"""Predicts modalities from those that are given, without gradients.
+
+        Arguments:
+            x: The batch, as for :meth:`forward`.
+            given: What to condition on: a boolean mask of shape :math:`(B, M)`, or names.
+            targets: The modalities to predict; by default, all of them. Only these are decoded.
+            temperature: The temperature of the posterior samples; 0 is the prediction at the mean.
+            samples: The number of latent samples K to draw for each row. With more than one, each
+                prediction is a mixture of K likelihoods. Its spread is not calibrated: posteriors
+                trained to reconstruct unseen modalities are too narrow.
+
+        Returns:
+            For each target, a distribution with ``mean`` and ``stddev`` of shape :math:`(B, *)`;
+            the latter includes the noise of the likelihood.
+
+        Raises:
+            ValueError: As :meth:`forward`, and if a target is unknown or `samples` is not
+            positive.
+        """
+        targets = self.modalities if targets is None else list(targets)
+        check_names(targets, self.modalities, argument="targets")
+        if samples < 1:
+            raise ValueError(f"'samples' should be at least 1, but is {samples}.")
+        if samples == 1:
+            h, _, shape = self._infer(x, given, None, temperature)
+            return {**self._decode(h, shape, targets)}
+
+        mask = self._given(x, given)
+        if mask.dim() != 2:
+            raise ValueError(
+                f"'given' should have shape (B, M) to draw several samples, "
+                f"but has shape {tuple(mask.shape)}."
+            )
+        warnings.warn(
+            "The spread of these samples is not calibrated: it understates how far "
+            "predictions are from the truth.",
+            UncalibratedWarning,
+            stacklevel=3,
+        )
+        h, _, shape = self._infer(x, mask.expand(samples, *mask.shape), None, temperature)
+        return {m: Draws(p) for m, p in self._decode(h, shape, targets).items()}
+
+    def encode(self, x: Mapping[str, Tensor], observed: Tensor) -> Encodings:
+        r"""Runs each encoder once, only on the rows in which its modality was observed.
+
+        Arguments:
+            x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`.
+            observed: What was observed, boolean, with shape :math:`(B, M)`.
+
+        Raises:
+            ValueError: If an observed entry is not finite, or an encoder returns too few features.
+        """
+        rows, features = {}, {}
+        for column, m in enumerate(self.modalities):
+            present = observed[:, column].nonzero()[:, 0]
+            if len(present) == 0:
+                continue
+            entries = x[m][present]
+            if self.validate:
+                _check_finite(entries, m, present)
+            rows[m], features[m] = present, self._features(m, entries)
+
+        if not features and x and self.groups[0].shape is None:
+            m = next(iter(x))  # encode no rows of it, to learn the shape of the latents
+            rows[m] = torch.zeros(0, dtype=torch.long, device=observed.device)
+            features[m] = self._features(m, x[m][:0])
+
+        like = next((p for p in self.parameters()), torch.zeros(()))
+        like = like.detach().new_zeros((), device=observed.device)
+        return Encodings(self.modalities, len(observed), rows, features, like)
+
+    def _features(self, modality: str, entries: Tensor) -> list[Tensor]:
+        out = self.encoders[modality](entries)
+        out = [out] if isinstance(out, Tensor) else list(out)
+        if len(out) != len(self.groups):
+            raise ValueError(
+                f"The encoder of {modality!r} should return one tensor per latent group "
+                f"({len(self.groups)}), coarse to fine, but returns {len(out)}."
+            )
+        return out
+
+    def _infer(
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor | Sequence[str] | None,
+        noise: Sequence[Tensor] | None,
+        temperature: float,
+    ) -> tuple[Tensor, list[Inference], tuple[int, ...]]:
+        mask = self._given(x, given)
+        needed = mask if mask.dim() == 2 else mask.any(dim=0)
+        rows = mask.flatten(0, -2)  # (R, M)
+        shape = tuple(mask.shape[:-1])  # (B) or (S, B)
+
+        if noise is not None:
+            if len(noise) != len(self.groups):
+                raise ValueError(
+                    f"'noise' should hold one tensor per latent group ({len(self.groups)}), "
+                    f"but holds {len(noise)}."
+                )
+            noise = [n.flatten(0, len(shape) - 1) for n in noise]
+
+        h, steps = top_down(
+            list(self.groups),  # pyright: ignore[reportArgumentType]
+            self.encode(x, needed),
+            rows,
+            noise=noise,
+            sample=temperature != 0,
+            temperature=temperature,
+        )
+        return h, steps, shape
+
+    def _decode(
+        self, h: Tensor, shape: tuple[int, ...], targets: Sequence[str]
+    ) -> dict[str, Distribution]:
+        if len(shape) == 1:
+            return {m: self.decoders[m](h) for m in targets}
+        h = h.unflatten(0, shape)
+        return {m: self.decoders[m](h, batch_dims=len(shape)) for m in targets}
+
+    def _given(self, x: Mapping[str, Tensor], given: Tensor | Sequence[str] | None) -> Tensor:
+        """Checks the arguments of a call; returns the mask of what is given, ([S,] B, M)."""
+        check_names(list(x), self.modalities, argument="x")
+        sizes = {m: len(v) for m, v in x.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"'x' should hold one batch size, but holds {sizes}.")
+        size = next(iter(sizes.values()), None)
+
+        if given is None:
+            given = list(x)
+        mask = as_mask(given, self.modalities, size)
+        if mask.dim() == 1:
+            mask = mask.unsqueeze(0)
+        if x:
+            mask = mask.to(next(iter(x.values())).device)
+        present = torch.tensor([m in x for m in self.modalities], device=mask.device)
+        return mask & present
+
+
+def _check_finite(entries: Tensor, modality: str, rows: Tensor) -> None:
+    if entries.is_floating_point():
+        finite = entries.isfinite().flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            bad = rows[~finite].tolist()
+            raise ValueError(
+                f"'x' should be finite wherever it is given, but {modality!r} holds NaN or "
+                f"infinity in rows {bad}. Mark them as missing, or clean them."
+            )
+
+
+def _unflatten(q: DiagNormal, shape: tuple[int, ...]) -> DiagNormal:
+    return DiagNormal(
+        q.loc.unflatten(0, shape), q.log_scale.unflatten(0, shape), len(q.event_shape)
+    )

@@ -1,0 +1,28 @@
+r"""MMHVAE: the hierarchical model with mixture-of-products-of-experts posteriors."""
+
+from __future__ import annotations
+
+__all__ = ["MMHVAE"]
+
+from .core import MultimodalVAE
+
+
+class MMHVAE(MultimodalVAE):
+    r"""Hierarchical multimodal VAE whose posterior is a mixture of products of experts.
+
+    .. math::
+        q(z \mid x_r) = \sum_{s \subseteq r} \alpha_{s \mid r} \prod_l q(z_l \mid z_{>l}, x_s),
+        \qquad q(z_l \mid z_{>l}, x_s) \propto p(z_l \mid z_{>l}) \prod_{m \in s} e_m(z_l; x_m,
+        z_{>l})
+
+    One call conditions on the subset(s) `given`; the mixture is formed by
+    :func:`mmpoe.objectives.mixture_elbo`, or by drawing one subset per sample
+    (:func:`mmpoe.missing.random_subsets`). Arguments are those of
+    :class:`~mmpoe.models.core.MultimodalVAE`; for images, :func:`~mmpoe.models.image_mmhvae`
+    builds all parts.
+
+    References:
+        | Unified Cross-Modal Medical Image Synthesis with Hierarchical Mixture of
+      Product-of-Experts (Dorent et al., 2026)
+        | https://doi.org/10.1109/TPAMI.2025.3616632
+    """
