@@ -42,7 +42,7 @@ docs: $(READY)  ## Build the documentation into docs/_build/html, warnings are e
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 bench-smoke: $(READY)
-	$(BIN)/python -m benchmarks.bench_poe --smoke
+	$(BIN)/python -m benchmarks.bench_import --smoke
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .

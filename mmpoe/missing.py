@@ -29,8 +29,9 @@ def collate(
 
     Returns:
         The batch, a mapping from modality names to tensors of shape :math:`(B, *)`, and the
-        boolean mask of what was observed, with shape :math:`(B, M)`. Missing entries are filled
-        with zeros, which nothing reads. A modality that no sample has is absent from the mapping.
+        boolean mask of what was observed, with shape :math:`(B, M)`. Missing entries hold NaN
+        (zero, if the modality is not floating-point): nothing reads them, and a call that would is
+        an error instead of a wrong answer. A modality that no sample has is absent.
 
     Raises:
         ValueError: If a sample holds an unknown modality, or the entries of a modality differ in
@@ -39,7 +40,7 @@ def collate(
     Example:
         >>> x, observed = collate([{"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(3)}])
         >>> x["b"]
-        tensor([[0., 0., 0.],
+        tensor([[nan, nan, nan],
                 [1., 1., 1.]])
         >>> observed
         tensor([[ True, False],
@@ -63,7 +64,8 @@ def collate(
                 f"'samples' should hold entries of one shape per modality, but {m!r} has shapes "
                 f"{', '.join(map(str, shapes))}."
             )
-        blank = torch.zeros_like(present[0])
+        floating = present[0].is_floating_point()
+        blank = torch.full_like(present[0], torch.nan if floating else 0)
         x[m] = default_collate([blank if entry is None else entry for entry in entries])
 
     observed = torch.tensor([[m in sample for m in names] for sample in held], dtype=torch.bool)
@@ -144,10 +146,10 @@ def subsets(
         dtype: The dtype of the weights, PyTorch's default if None.
 
     Returns:
-        The subsets, boolean, with shape :math:`(S, B, M)`, and their weights :math:`\alpha_{s |
-        r}`, with shape :math:`(S, B)`. A subset that stands twice for a row is merged: one of them
-        carries the weight of both and the other weighs 0, as does the empty subset. The weights of
-        a row sum to 1; those of a row that observed nothing are all 0.
+        The subsets, boolean, with shape :math:`(S, B, M)`, and their weights
+        :math:`\alpha_{s | r}`, with shape :math:`(S, B)`. A subset that stands twice for a row is
+        merged: one of them carries the weight of both and the other weighs 0, as does the empty
+        subset. The weights of a row sum to 1; those of a row that observed nothing are all 0.
 
     Raises:
         ValueError: If the family is unknown, `observed` is not a boolean matrix, `special` is not

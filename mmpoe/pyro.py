@@ -1,7 +1,7 @@
 r"""The same networks as a Pyro model and guide.
 
 The evidence lower bound that Pyro's :class:`~pyro.infer.TraceMeanField_ELBO` computes for the pair
-is the one of :func:`mmpoe.elbo`, with everything observed given.
+is the one of :func:`mmpoe.elbo <mmpoe.objectives.elbo>`, with everything observed given.
 """
 
 from __future__ import annotations

@@ -338,6 +338,16 @@ def test_bad_calls_are_named():
         model.predict(x, samples=0)
 
 
+def test_names_on_an_incomplete_batch_are_an_error_not_a_wrong_answer():
+    x, observed = mmpoe.missing.collate(
+        [{"us": torch.ones(5)}, {"t2.space": torch.ones(4)}], NAMES
+    )
+    model = make(flat)
+    assert model(x, observed).z[0].isfinite().all()
+    with pytest.raises(ValueError, match=r"'us' holds NaN or infinity in rows \[1\]"):
+        model.predict(x, ["us"])
+
+
 def test_nan_where_it_is_given_is_an_error():
     model = make(flat)
     x = batch(math.nan)

@@ -20,9 +20,13 @@ class PoE(NamedTuple):
     """A fused posterior: a sample, its parameters and its divergence from the prior."""
 
     z: Tensor
+    """The sample, with shape ([S,] B, \\*)."""
     loc: Tensor
+    """The mean, with shape ([S,] B, \\*)."""
     log_scale: Tensor
+    """The log standard deviation, with shape ([S,] B, \\*)."""
     kl: Tensor
+    """The divergence from the prior, in nats, with shape ([S,] B)."""
 
 
 def gaussian_poe(
@@ -69,9 +73,9 @@ def gaussian_poe(
         backend: The backend to run (``"cuda"``, ``"cpu"``, ``"eager"``); chosen if None.
 
     Returns:
-        The sample, mean and log standard deviation, with shape :math:`(B, *)` or :math:`(S, B,
-        *)`, and the divergence in nats, summed over event dimensions, with shape :math:`(B)` or
-        :math:`(S, B)`, in float32 (float64 for float64 inputs).
+        The sample, mean and log standard deviation, with shape :math:`(B, *)` or
+        :math:`(S, B, *)`, and the divergence in nats, summed over event dimensions, with shape
+        :math:`(B)` or :math:`(S, B)`, in float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: If shapes, dtypes or devices do not fit together; the message says which.

@@ -53,6 +53,9 @@ class MultimodalVAE(nn.Module):
         groups: The latent groups, coarse to fine.
         decoders: For each modality, a likelihood that maps the last state to :math:`p(x_m \mid
             z)`.
+        trunk: A module that all modalities share, between encoders and latent groups: encoders
+            then return a single tensor, and the trunk maps the entries of all modalities at once,
+            :math:`(N, *)`, to features.
 
     Attributes:
         modalities: The names of the modalities, in the order of the columns of all masks.
@@ -68,9 +71,10 @@ class MultimodalVAE(nn.Module):
         encoders: Mapping[str, nn.Module],
         groups: Sequence[LatentGroup],
         decoders: Mapping[str, nn.Module],
+        trunk: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not encoders or list(encoders) != list(dict.fromkeys(encoders)):
+        if not encoders:
             raise ValueError("'encoders' should have at least one modality.")
         if set(encoders) != set(decoders):
             raise ValueError(
@@ -81,6 +85,7 @@ class MultimodalVAE(nn.Module):
             raise ValueError("'groups' should hold at least one latent group.")
         self.modalities = list(encoders)
         self.encoders = ModalityDict(encoders)
+        self.trunk = trunk
         self.groups = nn.ModuleList(groups)
         self.decoders = ModalityDict({m: decoders[m] for m in self.modalities})
         self.validate = True
@@ -99,8 +104,8 @@ class MultimodalVAE(nn.Module):
             x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`. Entries
                 that are not given are never read; a modality that is absent is not given.
             given: What to condition on: a boolean mask of shape :math:`(B, M)`, or
-                :math:`(S, B, M)` for S subsets at once, or the names of some modalities. By
-                default, all that `x` holds.
+                :math:`(S, B, M)` for S subsets at once, or the names of some modalities, which
+                every row must then have. By default, all that `x` holds.
             noise: Standard normal noise for each group, coarse to fine, each with the shape of its
                 z; drawn if None.
             temperature: The temperature of the posterior samples; 0 passes means down. Divergences
@@ -133,7 +138,8 @@ class MultimodalVAE(nn.Module):
 
         Arguments:
             x: The batch, as for :meth:`forward`.
-            given: What to condition on: a boolean mask of shape :math:`(B, M)`, or names.
+            given: What to condition on: a boolean mask of shape :math:`(B, M)`, or names of
+                modalities that every row has.
             targets: The modalities to predict; by default, all of them. Only these are decoded.
             temperature: The temperature of the posterior samples; 0 is the prediction at the mean.
             samples: The number of latent samples K to draw for each row. With more than one, each
@@ -181,7 +187,8 @@ class MultimodalVAE(nn.Module):
         Raises:
             ValueError: If an observed entry is not finite, or an encoder returns too few features.
         """
-        rows, features = {}, {}
+        rows: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor | Sequence[Tensor]] = {}
         for column, m in enumerate(self.modalities):
             present = observed[:, column].nonzero()[:, 0]
             if len(present) == 0:
@@ -189,26 +196,36 @@ class MultimodalVAE(nn.Module):
             entries = x[m][present]
             if self.validate:
                 _check_finite(entries, m, present)
-            rows[m], features[m] = present, self._features(m, entries)
+            rows[m], outputs[m] = present, self.encoders[m](entries)
 
-        if not features and x and self.groups[0].shape is None:
+        if not outputs and x and self.groups[0].shape is None:
             m = next(iter(x))  # encode no rows of it, to learn the shape of the latents
             rows[m] = torch.zeros(0, dtype=torch.long, device=observed.device)
-            features[m] = self._features(m, x[m][:0])
+            outputs[m] = self.encoders[m](x[m][:0])
 
+        features = self._features(outputs)
         like = next((p for p in self.parameters()), torch.zeros(()))
         like = like.detach().new_zeros((), device=observed.device)
         return Encodings(self.modalities, len(observed), rows, features, like)
 
-    def _features(self, modality: str, entries: Tensor) -> list[Tensor]:
-        out = self.encoders[modality](entries)
-        out = [out] if isinstance(out, Tensor) else list(out)
-        if len(out) != len(self.groups):
-            raise ValueError(
-                f"The encoder of {modality!r} should return one tensor per latent group "
-                f"({len(self.groups)}), coarse to fine, but returns {len(out)}."
-            )
-        return out
+    def _features(self, outputs: dict[str, Tensor | Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """The features of each modality, one tensor per group, from the outputs of encoders."""
+        if self.trunk is not None and outputs:
+            parts = list(outputs.values())
+            joined = self.trunk(torch.cat(parts))  # pyright: ignore[reportArgumentType]
+            joined = [joined] if isinstance(joined, Tensor) else list(joined)
+            split = [level.split([len(part) for part in parts]) for level in joined]
+            outputs = dict(zip(outputs, zip(*split, strict=True), strict=True))
+
+        features = {}
+        for m, out in outputs.items():
+            features[m] = [out] if isinstance(out, Tensor) else list(out)
+            if len(features[m]) != len(self.groups):
+                raise ValueError(
+                    f"The encoder of {m!r} should return one tensor per latent group "
+                    f"({len(self.groups)}), coarse to fine, but returns {len(features[m])}."
+                )
+        return features
 
     def _infer(
         self,

@@ -11,9 +11,10 @@ class MMHVAE(MultimodalVAE):
     r"""Hierarchical multimodal VAE whose posterior is a mixture of products of experts.
 
     .. math::
-        q(z \mid x_r) = \sum_{s \subseteq r} \alpha_{s \mid r} \prod_l q(z_l \mid z_{>l}, x_s),
-        \qquad q(z_l \mid z_{>l}, x_s) \propto p(z_l \mid z_{>l}) \prod_{m \in s} e_m(z_l; x_m,
-        z_{>l})
+        q(z \mid x_r) = \sum_{s \subseteq r} \alpha_{s \mid r} \prod_l q(z_l \mid z_{>l}, x_s)
+
+    .. math::
+        q(z_l \mid z_{>l}, x_s) \propto p(z_l \mid z_{>l}) \prod_{m \in s} e_m(z_l; x_m, z_{>l})
 
     One call conditions on the subset(s) `given`; the mixture is formed by
     :func:`mmpoe.objectives.mixture_elbo`, or by drawing one subset per sample
@@ -23,6 +24,6 @@ class MMHVAE(MultimodalVAE):
 
     References:
         | Unified Cross-Modal Medical Image Synthesis with Hierarchical Mixture of
-      Product-of-Experts (Dorent et al., 2026)
+          Product-of-Experts (Dorent et al., 2026)
         | https://doi.org/10.1109/TPAMI.2025.3616632
     """

@@ -16,8 +16,8 @@ from .core import MultimodalVAE
 class MVAE(MultimodalVAE):
     r"""Multimodal VAE with a standard normal prior and a product-of-experts posterior.
 
-    .. math:: p(z) = \mathcal{N}(0, I), \qquad q(z \mid x_s) \propto p(z) \prod_{m \in s} e_m(z;
-    x_m)
+    .. math::
+        p(z) = \mathcal{N}(0, I), \qquad q(z \mid x_s) \propto p(z) \prod_{m \in s} e_m(z; x_m)
 
     Arguments:
         encoders: For each modality, a module that returns the mean and log standard deviation of

@@ -38,8 +38,19 @@ def save_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    weights = save({name: value.detach().cpu().contiguous() for name, value in state.items()})
-    text = json.dumps({**description, "sha256": hashlib.sha256(weights).hexdigest()}, indent=2)
+    # modules that share parameters have several names for one tensor; it is stored once
+    names: dict[tuple[int, tuple[int, ...]], str] = {}
+    aliases = {}
+    for name, value in state.items():
+        first = names.setdefault((value.data_ptr(), tuple(value.shape)), name)
+        if first != name and value.numel() > 0:
+            aliases[name] = first
+
+    weights = save(
+        {n: v.detach().cpu().contiguous() for n, v in state.items() if n not in aliases}
+    )
+    manifest = {"sha256": hashlib.sha256(weights).hexdigest(), "aliases": aliases}
+    text = json.dumps({**description, **manifest}, indent=2)
 
     # the description names the weights it belongs to, so a mix of old and new is detected
     _write(folder / WEIGHTS, weights)
@@ -80,7 +91,9 @@ def load_checkpoint(
             f"{folder / WEIGHTS} should have the SHA-256 {description.get('sha256')} that "
             f"{DESCRIPTION} names, but has {found}: it is incomplete or was altered."
         )
-    return load(weights), description
+    state = load(weights)
+    state.update({name: state[first] for name, first in description["aliases"].items()})
+    return state, description
 
 
 def _write(path: Path, content: bytes) -> None:
