@@ -1,0 +1,1 @@
+"""Worked examples: what the library does on realistic data."""

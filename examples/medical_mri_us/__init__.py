@@ -1,0 +1,1 @@
+"""Synthesis between brain MRI and intra-operative ultrasound with missing modalities."""

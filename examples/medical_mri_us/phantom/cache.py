@@ -1,0 +1,49 @@
+"""Where generated things are kept between runs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+__all__ = ["GENERATOR_VERSION", "cache_folder", "ensure_writable", "is_cached"]
+
+GENERATOR_VERSION = 1
+"""Raised by one whenever the same seed would give different patients; caches are keyed on it."""
+
+
+def cache_folder(*parts: str) -> Path:
+    """Returns a folder below the cache root, which `MMPOE_CACHE` or else `~/.cache/mmpoe` names.
+
+    Arguments:
+        parts: The names of the nested folders below the root.
+
+    Returns:
+        The path. Nothing is created: see `ensure_writable`.
+    """
+    root = os.environ.get("MMPOE_CACHE") or "~/.cache/mmpoe"
+    return Path(root).expanduser().joinpath(*parts)
+
+
+def ensure_writable(folder: Path) -> Path:
+    """Creates a cache folder if needed and tries to write into it.
+
+    Raises:
+        OSError: If that fails; the message names the folder and the way out.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"The cache folder '{folder}' cannot be written ({error.strerror or error}). Set the "
+            "environment variable MMPOE_CACHE to a folder that can."
+        ) from error
+    return folder
+
+
+def is_cached(file: Path) -> bool:
+    """Returns whether a file is there; a folder that may not be read counts as empty."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
