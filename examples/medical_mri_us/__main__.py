@@ -1,0 +1,71 @@
+"""The command line: ``python -m examples.medical_mri_us demo`` and its relatives."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from .demo import Demo, run
+from .phantom import make_dataset
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """Make a data set of phantom patients: NIfTI files and index.csv."""
+
+    out: Path
+    """The folder to write."""
+    train: int = 100
+    """The number of training patients, with missing modalities."""
+    test: int = 20
+    """The number of test patients, complete."""
+    size: int = 64
+    """The height and width of the slices, in pixels over 96 mm."""
+    slices: int = 8
+    """The number of slices, 2 mm apart."""
+    missingness: str = "remind-files"
+    """Which modalities are missing: remind-files or paper-87."""
+    seed: int = 0
+    """What the patients are drawn from."""
+    workers: int = 2
+    """The number of processes."""
+
+
+Verb = (
+    Annotated[Demo, tyro.conf.subcommand("demo", default=Demo())]
+    | Annotated[Phantom, tyro.conf.subcommand("phantom")]
+)
+
+
+def main() -> int:
+    """Runs the verb that the command line asks for, and returns the exit code."""
+    verb: Demo | Phantom = tyro.cli(Verb, prog="python -m examples.medical_mri_us")  # pyright: ignore
+    try:
+        if isinstance(verb, Demo):
+            return run(verb)
+        index = make_dataset(
+            verb.out,
+            train=verb.train,
+            test=verb.test,
+            size=verb.size,
+            slices=verb.slices,
+            missingness=verb.missingness,
+            seed=verb.seed,
+            workers=verb.workers,
+        )
+        print(f"Wrote {index}.")
+        return 0
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

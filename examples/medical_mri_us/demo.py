@@ -1,0 +1,116 @@
+"""The whole path on phantom patients: make them, train, synthesise what is missing, report."""
+
+from __future__ import annotations
+
+__all__ = ["Demo", "run"]
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+import mmpoe
+
+from .data import Subject, load_subjects, read_index
+from .evaluate import cross_modal_gain, evaluate
+from .modalities import LABELS, MODALITIES
+from .panel import draw_panel, draw_training
+from .phantom import CREDIT, cached_dataset
+from .report import MR, Facts, write_report
+from .train import Settings, save_model, train
+
+PANEL = (["us"], ["t2", "cet1"], ["us", "t2"])
+"""The subsets that the panel shows."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Make phantom patients, train a small MMHVAE on what they have, synthesise what they lack."""
+
+    out: Path = Path("runs/demo")
+    """The folder for metrics.json, panel.png, report.html and model/."""
+    patients: int = 200
+    """The number of training patients, with modalities missing as in ReMIND."""
+    held_out: int = 20
+    """The number of held-out patients, complete."""
+    size: int = 64
+    """The height and width of the slices, in pixels over 96 mm."""
+    workers: int = 2
+    """The number of processes that make patients."""
+    train: Settings = field(default_factory=Settings)
+    """How to train."""
+
+
+def run(demo: Demo) -> int:
+    """Runs the demo and returns its exit code: 0, or 130 if training was interrupted."""
+    start = time.monotonic()
+    demo.out.mkdir(parents=True, exist_ok=True)
+
+    index = cached_dataset(
+        train=demo.patients, test=demo.held_out, size=demo.size, workers=demo.workers
+    )
+    cases = read_index(index)
+    subjects, problems = load_subjects([c for c in cases if c.split == "train"])
+    held_out, more = load_subjects([c for c in cases if c.split == "test"])
+    held = {m: sum(m in s.images for s in subjects) for m in MODALITIES}
+    print(
+        f"{len(subjects)} training patients with "
+        + ", ".join(f"{LABELS[m]} {count}" for m, count in held.items())
+        + f"; {len(held_out)} complete ones held out."
+    )
+
+    model, history = train(subjects, demo.train)
+    save_model(demo.out / "model", model, demo.size, demo.train, history)
+    backend = mmpoe.kernels.last_backend()
+    print(f"Model saved in {demo.out / 'model'}; products of experts ran on '{backend}'.")
+    if history.interrupted:
+        print(f"Stopped after {len(history.bounds)} steps; the model can be used as it is.")
+        return 130
+
+    cells = evaluate(model, subjects, held_out)
+    (demo.out / "metrics.json").write_text(json.dumps(cells, indent=1) + "\n")
+
+    panel, curve = demo.out / "panel.png", demo.out / "model" / "training.png"
+    draw_panel(model, _typical(held_out), PANEL, panel)
+    draw_training(history.bounds, curve)
+    minutes = (time.monotonic() - start) / 60
+    facts = Facts(
+        train=subjects,
+        test=held_out,
+        problems=[*problems, *more],
+        settings={
+            "model": f"MMHVAE, {len(model.groups)} latent groups, "
+            f"{sum(p.numel() for p in model.parameters()):,} parameters",
+            "training": f"{len(history.bounds)} steps in {history.seconds / 60:.1f} minutes, "
+            f"{history.skipped} skipped",
+            **{name: str(value) for name, value in asdict(demo.train).items()},
+            "whole run": f"{minutes:.1f} minutes",
+            "product of experts": f"'{backend}' backend",
+            "software": f"mmpoe {mmpoe.__version__}, torch {torch.__version__}, "
+            f"Python {platform.python_version()}",
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
+            f"{os.cpu_count()} cores",
+        },
+        credit=CREDIT,
+    )
+    write_report(demo.out / "report.html", cells, panel, curve, facts)
+
+    print(
+        f"Gain over the mean image: MR from MR {cross_modal_gain(cells, MR, MR):+.2f} dB, "
+        f"MR from ultrasound {cross_modal_gain(cells, {'us'}, MR):+.2f} dB, "
+        f"ultrasound from MR {cross_modal_gain(cells, MR, {'us'}):+.2f} dB.\n"
+        f"Open {demo.out / 'report.html'} ({minutes:.1f} minutes in all)."
+    )
+    return 0
+
+
+def _typical(subjects: list[Subject]) -> Subject:
+    """The subject whose largest cut through a tumour is at the upper quartile."""
+    sizes = {
+        s.name: 0 if s.label is None else (s.label > 0).sum(axis=(1, 2)).max() for s in subjects
+    }
+    return sorted(subjects, key=lambda s: sizes[s.name])[(3 * len(subjects)) // 4]

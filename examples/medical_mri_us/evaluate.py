@@ -1,0 +1,147 @@
+"""Scores synthesis from every subset of modalities against the truth, and against a baseline."""
+
+from __future__ import annotations
+
+__all__ = ["SUBSETS", "cross_modal_gain", "evaluate", "mean_images", "synthesise"]
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mmpoe.metrics import psnr, ssim
+from mmpoe.models import MMHVAE
+
+from .data import Subject, Volume
+from .modalities import MODALITIES
+
+SUBSETS = tuple(
+    subset
+    for count in range(1, len(MODALITIES) + 1)
+    for subset in itertools.combinations(MODALITIES, count)
+)
+"""All 15 non-empty subsets of the modalities."""
+
+Cell = dict[str, Any]
+
+
+def synthesise(model: MMHVAE, subject: Subject, given: Sequence[str]) -> dict[str, Volume]:
+    """Returns every modality of a subject, at the mean of what the given ones say, in [0, 1]."""
+    x = {m: torch.from_numpy(subject.images[m])[:, None] for m in given}
+    out = model.predict(x, list(given), temperature=0.0)
+    return {m: _to_unit(p.mean[:, 0].numpy(), subject) for m, p in out.items()}
+
+
+def mean_images(subjects: Sequence[Subject]) -> dict[str, Volume]:
+    """Returns the mean image of each modality over all slices that show a pixel, in [0, 1].
+
+    A pixel that no slice shows gets the mean of the others.
+    """
+    means = {}
+    for m in MODALITIES:
+        holders = [s for s in subjects if m in s.images]
+        seen = np.sum([s.fov.sum(axis=0) for s in holders], axis=0)
+        total = np.sum([_to_unit(s.images[m], s).sum(axis=0) for s in holders], axis=0)
+        anywhere = total.sum() / seen.sum()
+        means[m] = np.where(seen > 0, total / np.maximum(seen, 1), anywhere).astype(np.float32)
+    return means
+
+
+def evaluate(
+    model: MMHVAE, train: Sequence[Subject], test: Sequence[Subject], *, progress: bool = True
+) -> list[Cell]:
+    """Scores all targets from all 15 subsets on complete subjects.
+
+    PSNR has range 1 and counts the whole volume of a subject inside its field of view; SSIM is the
+    mean over slices of the similarity map inside the field of view. Both are averaged over
+    subjects. The baseline predicts, for everybody, the mean image of the training subjects.
+
+    Arguments:
+        model: The trained model.
+        train: The training subjects, for the baseline.
+        test: The subjects to score, all of them complete.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One cell per subset and target: ``given``, ``target``, ``kind`` ("cross" if the target was
+        not given, else "self"), ``psnr`` (dB), ``ssim``, ``n`` (subjects), ``baseline_psnr`` (dB).
+
+    Raises:
+        ValueError: If there is no subject to score, or one is not complete.
+    """
+    if not test:
+        raise ValueError("'test' should hold at least one subject, but is empty.")
+    for subject in test:
+        if absent := [m for m in MODALITIES if m not in subject.images]:
+            raise ValueError(
+                f"'test' should hold complete subjects, but {subject.name} lacks {absent}."
+            )
+
+    truth = [{m: _to_unit(s.images[m], s) for m in MODALITIES} for s in test]
+    means = mean_images(train)
+    everywhere = [{m: np.broadcast_to(means[m], s.fov.shape) for m in MODALITIES} for s in test]
+    baseline = {m: _average(_volume_psnr, m, everywhere, truth, test) for m in MODALITIES}
+
+    cells = []
+    for given in tqdm(SUBSETS, desc="Synthesising", unit="subset", disable=not progress):
+        images = [synthesise(model, subject, given) for subject in test]
+        for m in MODALITIES:
+            cells.append(
+                {
+                    "given": list(given),
+                    "target": m,
+                    "kind": "self" if m in given else "cross",
+                    "psnr": _average(_volume_psnr, m, images, truth, test),
+                    "ssim": _average(_mean_ssim, m, images, truth, test),
+                    "n": len(test),
+                    "baseline_psnr": baseline[m],
+                }
+            )
+    return cells
+
+
+def cross_modal_gain(cells: Sequence[Cell], given: set[str], targets: set[str]) -> float:
+    """Returns the mean gain of cross-modal cells over the baseline, dB.
+
+    Arguments:
+        cells: The cells of `evaluate`.
+        given: Cells count if all that they are given is among these.
+        targets: Cells count if their target is among these.
+    """
+    gains = [
+        cell["psnr"] - cell["baseline_psnr"]
+        for cell in cells
+        if cell["kind"] == "cross" and set(cell["given"]) <= given and cell["target"] in targets
+    ]
+    return float(np.mean(gains))
+
+
+def _to_unit(image: Volume, subject: Subject) -> Volume:
+    return np.where(subject.fov, (image + 1) / 2, 0)
+
+
+def _volume_psnr(image: Volume, truth: Volume, subject: Subject) -> float:
+    whole = (-1, truth.shape[-1])  # all slices as one image
+    mask = subject.fov.reshape(whole)
+    return float(psnr(image.reshape(whole), truth.reshape(whole), mask=mask))
+
+
+def _mean_ssim(image: Volume, truth: Volume, subject: Subject) -> float:
+    return float(np.nanmean(ssim(image, truth, mask=subject.fov)))
+
+
+def _average(
+    score: Callable[[Volume, Volume, Subject], float],
+    modality: str,
+    images: Sequence[dict[str, Volume]],
+    truth: Sequence[dict[str, Volume]],
+    subjects: Sequence[Subject],
+) -> float:
+    scores = [
+        score(image[modality], true[modality], subject)
+        for image, true, subject in zip(images, truth, subjects, strict=True)
+    ]
+    return float(np.mean(scores))

@@ -1,0 +1,175 @@
+"""The picture of a result: truth, syntheses, their errors and their spread."""
+
+from __future__ import annotations
+
+__all__ = ["draw_panel", "draw_training"]
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmpoe.distributions import Draws
+from mmpoe.models import MMHVAE, UncalibratedWarning
+
+from .data import Subject
+from .evaluate import synthesise
+from .modalities import LABELS, MODALITIES
+
+DRAWS = 16
+"""The number of latent samples behind a map of standard deviations."""
+
+ERROR_LIMIT, SPREAD_LIMIT = 0.4, 0.05
+"""Where the colour scales of errors and of standard deviations end; images run from 0 to 1."""
+
+
+def draw_panel(
+    model: MMHVAE,
+    subject: Subject,
+    subsets: Sequence[Sequence[str]],
+    path: Path,
+) -> None:
+    """Draws one slice of a subject, the one with the largest tumour.
+
+    The first row is the truth. Then come, for each subset, what the model makes of it at the mean,
+    the absolute error, and the standard deviation over latent samples.
+
+    Arguments:
+        model: The trained model.
+        subject: A complete subject.
+        subsets: The subsets to condition on.
+        path: The PNG file to write.
+    """
+    k = _slice_with_most_tumour(subject)
+    fov = subject.fov[k]
+    crop = _bounding_box(fov)
+    truth = {m: np.where(fov, (subject.images[m][k] + 1) / 2, 0) for m in MODALITIES}
+
+    rows, columns = 1 + 3 * len(subsets), len(MODALITIES)
+    height, width = (s.stop - s.start for s in crop)
+    side = 1.55  # inches
+    figure = Figure(
+        figsize=(columns * side + 2.3, rows * side * height / width + 0.9), facecolor="black"
+    )
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        left=0.17,
+        right=0.90,
+        top=1 - 0.62 / figure.get_figheight(),
+        bottom=0.01,
+        wspace=0.03,
+        hspace=0.03,
+    )
+
+    for ax, m in zip(axes[0], MODALITIES, strict=True):
+        _show(ax, truth[m][crop], "gray", 1.0)
+        ax.set_title(LABELS[m], color="white", fontsize=12)
+    _label(axes[0, 0], "truth")
+
+    for number, given in enumerate(subsets):
+        images = {m: v[k] for m, v in synthesise(model, subject, given).items()}
+        spread = _spread(model, subject, given, k)
+        top = 1 + 3 * number
+        for ax, m in zip(axes[top], MODALITIES, strict=True):
+            _show(ax, images[m][crop], "gray", 1.0, given=m in given)
+        for ax, m in zip(axes[top + 1], MODALITIES, strict=True):
+            _show(ax, np.abs(images[m] - truth[m])[crop], "inferno", ERROR_LIMIT)
+        for ax, m in zip(axes[top + 2], MODALITIES, strict=True):
+            _show(ax, np.where(fov, spread[m], np.nan)[crop], "viridis", SPREAD_LIMIT)
+        names = " + ".join(LABELS[m] for m in given)
+        _label(axes[top, 0], f"from\n{names}")
+        _label(axes[top + 1, 0], "|error|")
+        _label(axes[top + 2, 0], "standard\ndeviation\n(uncalibrated)")
+        _scale(figure, axes[top + 1, -1])
+        _scale(figure, axes[top + 2, -1])
+
+    figure.text(
+        0.5,
+        1 - 0.2 / figure.get_figheight(),
+        f"{subject.name}, slice {k}: phantom, not a patient. Framed images were given.",
+        color="0.75",
+        fontsize=9,
+        ha="center",
+    )
+    figure.savefig(path, dpi=110)
+
+
+def draw_training(bounds: Sequence[float], path: Path) -> None:
+    """Draws the bound over the training, with its moving average.
+
+    Arguments:
+        bounds: The bound of each step, nats per pixel in view.
+        path: The PNG file to write.
+    """
+    values = np.asarray(bounds)
+    window = max(1, len(values) // 50)
+    smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(7, 2.4), layout="constrained")
+        ax = figure.subplots()
+        ax.plot(values, color="0.8", linewidth=0.5)
+        ax.plot(np.arange(len(smooth)) + window // 2, smooth, color="C0")
+        ax.set_ylim(np.quantile(values, 0.02), values.max())
+        ax.set_xlabel("step")
+        ax.set_ylabel("bound, nats per pixel")
+        figure.savefig(path, dpi=110)
+
+
+def _spread(
+    model: MMHVAE, subject: Subject, given: Sequence[str], k: int
+) -> dict[str, np.ndarray]:
+    """Standard deviation of the predicted means over latent samples, on the scale from 0 to 1."""
+    x = {m: torch.from_numpy(subject.images[m][k])[None, None] for m in given}
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncalibratedWarning)  # the panel says so itself
+        out = model.predict(x, list(given), samples=DRAWS)
+    spread = {}
+    for m, draws in out.items():
+        assert isinstance(draws, Draws)
+        spread[m] = draws.components.mean.std(dim=0)[0, 0].numpy() / 2
+    return spread
+
+
+def _slice_with_most_tumour(subject: Subject) -> int:
+    if subject.label is None or not subject.label.any():
+        return len(subject.fov) // 2
+    return int((subject.label > 0).sum(axis=(1, 2)).argmax())
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _show(ax: Axes, image: np.ndarray, colours: str, limit: float, *, given: bool = False) -> None:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(given)
+        spine.set_color("#35a7ff")
+        spine.set_linewidth(2)
+    ax.set_facecolor("black")  # what is outside the field of view, where it is NaN
+    smooth = "nearest" if np.isnan(image).any() else "bicubic"
+    ax.imshow(image, cmap=colours, vmin=0, vmax=limit, interpolation=smooth)
+
+
+def _label(ax: Axes, text: str) -> None:
+    ax.set_ylabel(
+        text, color="white", fontsize=10, rotation=0, ha="right", va="center", labelpad=8
+    )
+
+
+def _scale(figure: Figure, ax: Axes) -> None:
+    place = ax.get_position()
+    bar = figure.add_axes(
+        (place.x1 + 0.012, place.y0 + 0.1 * place.height, 0.012, 0.8 * place.height)
+    )
+    colours = figure.colorbar(ax.images[0], cax=bar, extend="max")
+    colours.ax.tick_params(colors="white", labelsize=8)
+    colours.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

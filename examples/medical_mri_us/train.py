@@ -1,0 +1,144 @@
+"""Trains a small MMHVAE on patients that each lack some modalities."""
+
+from __future__ import annotations
+
+__all__ = ["Settings", "load_model", "save_model", "train"]
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, WeightedRandomSampler
+
+import mmpoe
+from mmpoe.missing import random_subsets
+from mmpoe.models import MMHVAE, image_mmhvae
+from mmpoe.training import CheckpointError, History, fit, load_checkpoint, save_checkpoint
+
+from .data import Slices, Subject, batch_slices
+from .modalities import MODALITIES
+
+Batch = tuple[dict[str, Tensor], Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. The defaults suit 64 x 64 slices and a few minutes on two CPU cores."""
+
+    steps: int = 2800
+    """The number of optimiser steps."""
+    minutes: float | None = 6.0
+    """The longest time that training may take; None for no limit."""
+    batch: int = 8
+    """The number of slices in a batch, from as many patients."""
+    lr: float = 2e-3
+    """The highest learning rate."""
+    beta: float = 0.01
+    """The weight of the divergence, reached after a tenth of the training."""
+    rare: float = 0.3
+    """The share of draws from patients who have the rarest modality."""
+    seed: int = 0
+    """What initial weights, batches, subsets and noise are drawn from."""
+
+
+def train(
+    subjects: Sequence[Subject], settings: Settings, *, progress: bool = True
+) -> tuple[MMHVAE, History]:
+    """Trains on mixed batches: every slice has its own modalities and its own random subset.
+
+    Each slice is conditioned on one random non-empty subset of what its patient has, and
+    reconstructs all that the patient has, inside the field of view.
+
+    Arguments:
+        subjects: The patients, incomplete ones included.
+        settings: How to train.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The model, in evaluation mode, and the history of the training.
+
+    Raises:
+        ValueError: If there is no subject, images are not square and of one size, or no subject
+            has some modality.
+    """
+    size = _common_size(subjects)
+    torch.manual_seed(settings.seed)
+    model = image_mmhvae(MODALITIES, size)
+
+    slices = Slices(subjects, flip=True)
+    weights = slices.weights(settings.rare)
+    draws = WeightedRandomSampler(weights, settings.steps * settings.batch, replacement=True)
+    loader = DataLoader(slices, settings.batch, sampler=draws, collate_fn=batch_slices)
+
+    def bound(model: MMHVAE, batch: Batch, done: float) -> Tensor:
+        x, observed, fov = batch
+        output = model(x, random_subsets(observed)[0])
+        beta = settings.beta * min(1.0, 10 * done)
+        valid = dict.fromkeys(x, fov)
+        # nats per pixel in view, so that small and large fields of view count alike
+        return mmpoe.elbo(output, x, observed, beta, valid=valid) / fov.flatten(1).sum(dim=1)
+
+    history = fit(
+        model,
+        loader,
+        bound,
+        steps=settings.steps,
+        minutes=settings.minutes,
+        lr=settings.lr,
+        progress=progress,
+    )
+    return model, history
+
+
+def save_model(
+    folder: Path, model: MMHVAE, size: int, settings: Settings, history: History
+) -> None:
+    """Writes a model with what is needed to build it again and to tell how it came about."""
+    description: dict[str, Any] = {
+        "model": "image_mmhvae",
+        "modalities": model.modalities,
+        "size": size,
+        "mmpoe": mmpoe.__version__,
+        "torch": torch.__version__,
+        "settings": asdict(settings),
+        "steps": len(history.bounds),
+        "seconds": round(history.seconds, 1),
+        "interrupted": history.interrupted,
+        "skipped": history.skipped,
+    }
+    save_checkpoint(folder, model.state_dict(), description)
+
+
+def load_model(folder: Path) -> tuple[MMHVAE, dict[str, Any]]:
+    """Reads what `save_model` wrote.
+
+    Raises:
+        CheckpointError: If the files are damaged, or hold another model.
+    """
+    state, description = load_checkpoint(folder)
+    if description.get("modalities") != list(MODALITIES):
+        raise CheckpointError(
+            f"{folder} should hold a model of {', '.join(MODALITIES)}, "
+            f"but holds one of {description.get('modalities')}."
+        )
+    model = image_mmhvae(MODALITIES, description["size"])
+    model.load_state_dict(state)
+    return model.eval(), description
+
+
+def _common_size(subjects: Sequence[Subject]) -> int:
+    if not subjects:
+        raise ValueError("'subjects' should hold at least one subject, but is empty.")
+    shapes = sorted({subject.fov.shape[1:] for subject in subjects})
+    if len(shapes) > 1 or shapes[0][0] != shapes[0][1]:
+        raise ValueError(f"'subjects' should have square slices of one size, but have {shapes}.")
+    absent = [m for m in MODALITIES if not any(m in s.images for s in subjects)]
+    if absent:
+        raise ValueError(
+            "'subjects' should show each modality at least once, "
+            f"but none has {', '.join(absent)}."
+        )
+    return shapes[0][0]

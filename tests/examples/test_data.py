@@ -1,0 +1,195 @@
+"""Reading an index and its cases: what is there, what is missing, and what is broken."""
+
+import csv
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from examples.medical_mri_us.data import (
+    MEDIANS,
+    CaseError,
+    Slices,
+    batch_slices,
+    load_subjects,
+    normalise,
+    read_index,
+)
+from examples.medical_mri_us.modalities import MODALITIES
+
+AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
+SHAPE = (16, 16, 3)
+
+
+def write(path, data, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(data, affine).to_filename(path)
+
+
+@pytest.fixture
+def index(tmp_path):
+    """Three cases: the first complete, the second without FLAIR, the third with ceT1 alone."""
+    rng = np.random.default_rng(0)
+    held = {"a": MODALITIES, "b": MODALITIES[:3], "c": ("cet1",)}
+    rows = []
+    for case, present in held.items():
+        fov = np.ones(SHAPE, np.uint8)
+        fov[:, :2] = 0
+        write(tmp_path / case / "fov.nii.gz", fov)
+        write(tmp_path / case / "tumour.nii.gz", rng.integers(0, 5, SHAPE).astype(np.uint8))
+        for m in present:
+            image = rng.integers(1, 256, SHAPE).astype(np.uint8 if m == "us" else np.int16)
+            write(tmp_path / case / f"{m}.nii.gz", image)
+        files = [f"{case}/{m}.nii.gz" if m in present else "" for m in MODALITIES]
+        rows.append([case, "train", *files, f"{case}/fov.nii.gz", f"{case}/tumour.nii.gz"])
+    write_index(tmp_path / "index.csv", rows)
+    return tmp_path / "index.csv"
+
+
+def write_index(path, rows, header=("case", "split", *MODALITIES, "fov", "label")):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def load(index):
+    return load_subjects(read_index(index), progress=False)
+
+
+def test_an_empty_cell_is_a_missing_modality(index):
+    subjects, problems = load(index)
+    assert problems == []
+    assert [list(s.images) for s in subjects] == [list(MODALITIES), list(MODALITIES[:3]), ["cet1"]]
+    assert subjects[0].fov.shape == (3, 16, 16)
+    assert not subjects[0].fov[:, :, :2].any()
+    assert subjects[0].label.max() == 4
+
+
+def test_volumes_are_normalised_inside_the_field_of_view(index):
+    subject = load(index)[0][0]
+    for m, image in subject.images.items():
+        assert image.dtype == np.float32
+        assert (image[~subject.fov] == -1).all()
+        assert image.min() >= -1
+        assert image.max() <= 1
+        if m != "us":
+            unit = (image[subject.fov] + 1) / 2
+            # the median is that of tissue, above 2 % of the bright end
+            assert np.median(unit) == pytest.approx(MEDIANS[m], abs=0.02)
+
+
+def test_mr_has_no_unit():
+    rng = np.random.default_rng(0)
+    image, fov = rng.random((4, 4, 2), dtype=np.float32), np.ones((4, 4, 2), bool)
+    np.testing.assert_allclose(
+        normalise(image, fov, "t2"), normalise(1000 * image, fov, "t2"), atol=1e-5
+    )
+    assert normalise(np.full((1, 1, 1), 255, np.float32), fov[:1, :1, :1], "us").item() == 1.0
+
+
+def test_batches_mix_patients_with_their_own_masks(index):
+    slices = Slices(load(index)[0])
+    assert len(slices) == 9
+    x, observed, fov = batch_slices([slices[0], slices[4], slices[8]])
+    assert observed.tolist() == [
+        [True] * 4,
+        [True, True, True, False],
+        [False, False, True, False],
+    ]
+    assert x["us"].shape == fov.shape == (3, 1, 16, 16)
+    assert x["flair"][1:].isnan().all()
+
+
+def test_flips_are_lateral_and_keep_the_field_of_view_aligned(index):
+    torch.manual_seed(0)
+    still, flipping = Slices(load(index)[0]), Slices(load(index)[0], flip=True)
+    seen = set()
+    for _ in range(20):
+        (images, fov), (flipped, moved) = still[0], flipping[0]
+        mirrored = not torch.equal(fov, moved)
+        seen.add(mirrored)
+        for m in MODALITIES:
+            expected = images[m].flip(-1) if mirrored else images[m]
+            assert torch.equal(flipped[m], expected)
+    assert seen == {True, False}
+
+
+def test_rare_modalities_are_drawn_more_often(index):
+    slices = Slices(load(index)[0])
+    weights = np.array(slices.weights(0.6))
+    assert weights.sum() == pytest.approx(1)
+    # FLAIR (and ultrasound and T2 after it) is rarest: patient a has a third of the rest as well
+    assert weights[:3].sum() == pytest.approx(0.6 + 0.4 / 3)
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "flipped":
+        raw = bytearray(gzip.decompress(content))
+        broken = bytearray(gzip.compress(bytes(raw)))
+        broken[len(broken) // 2] ^= 1
+        path.write_bytes(bytes(broken))
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("not an image")
+    elif how == "absent":
+        path.unlink()
+    elif how == "NaN":
+        write(path, np.full(SHAPE, np.nan, np.float32))
+    elif how == "constant":
+        write(path, np.full(SHAPE, 7, np.int16))
+    elif how == "other grid":
+        write(path, np.ones(SHAPE, np.int16), np.diag([1.5, 1.5, 2.5, 1.0]))
+    elif how == "four dimensions":
+        write(path, np.ones((*SHAPE, 2), np.int16))
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["truncated", "flipped", "empty", "text", "absent", "NaN", "constant", "other grid",
+     "four dimensions"],
+)  # fmt: skip
+def test_a_broken_case_is_named_and_the_rest_go_on(index, how, capsys):
+    damage(index.parent / "b" / "t2.nii.gz", how)
+    subjects, problems = load(index)
+    assert [s.name for s in subjects] == ["a", "c"]
+    (problem,) = problems
+    assert isinstance(problem, CaseError)
+    assert str(problem).startswith("case b: ")
+    assert "t2.nii.gz" in str(problem)
+    assert str(problem) in capsys.readouterr().out
+
+
+def test_an_empty_field_of_view_is_reported(index):
+    write(index.parent / "c" / "fov.nii.gz", np.zeros(SHAPE, np.uint8))
+    _, problems = load(index)
+    assert "marks no voxel as in view" in str(problems[0])
+
+
+def test_bad_indices_are_named(tmp_path):
+    path = tmp_path / "index.csv"
+    with pytest.raises(ValueError, match="'path' should be an index file"):
+        read_index(path)
+    row = ["a", "train", "a/us.nii.gz", "", "", "", "a/fov.nii.gz", ""]
+    write_index(path, [row], header=("case", "split", "us", "t1", "cet1", "flair", "fov", "label"))
+    with pytest.raises(ValueError, match=r"columns among case, split, us, .* but has .*t1"):
+        read_index(path)
+    write_index(path, [row, row])
+    with pytest.raises(ValueError, match=r"line 3: case a stands twice"):
+        read_index(path)
+    write_index(path, [["a", "train", "", "", "", "", "a/fov.nii.gz", ""]])
+    with pytest.raises(ValueError, match="at least one modality"):
+        read_index(path)
+    write_index(path, [["a", "train", "../../us.nii.gz", "", "", "", "a/fov.nii.gz", ""]])
+    with pytest.raises(ValueError, match="lies outside the folder of the index"):
+        read_index(path)
+
+
+def test_byte_order_marks_and_blank_cells_are_read(index):
+    text = index.read_text().replace(",c/", ", c/")
+    index.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert [case.name for case in read_index(index)] == ["a", "b", "c"]
