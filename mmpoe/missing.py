@@ -25,7 +25,9 @@ def collate(
         samples: The :math:`B` samples: mappings from modality names to tensors, arrays or numbers.
             A missing modality is an absent key, or None.
         modalities: The names of the :math:`M` modalities, in the order of the columns of the mask.
-            By default, in the order in which the samples first show them.
+            By default, those that the samples hold, in the order of the sample that holds most.
+            Batches without a complete sample can then differ: name the modalities, or use the
+            `collate` method of a model, which does.
 
     Returns:
         The batch, a mapping from modality names to tensors of shape :math:`(B, *)`, and the
@@ -47,7 +49,8 @@ def collate(
                 [ True,  True]])
     """
     held = [{m: v for m, v in sample.items() if v is not None} for sample in samples]
-    names = list(dict.fromkeys(m for sample in held for m in sample))
+    by_size = sorted(held, key=len, reverse=True)  # stable: of equals, the first
+    names = list(dict.fromkeys(m for sample in by_size for m in sample))
     if modalities is not None:
         check_names(names, modalities, argument="samples")
         names = list(modalities)
@@ -290,6 +293,20 @@ def _merge(given: Tensor, weight: Tensor) -> None:
         following = same & (same.cumsum(dim=0) == 1)
         weight[s + 1 :] += following * weight[s]
         weight[s] = torch.where(again, 0, weight[s])
+
+
+def check_finite(x: Tensor, observed: Tensor, modality: str, valid: Tensor | None = None) -> None:
+    """Raises a ValueError that names the rows in which an observed entry is not finite."""
+    if not x.is_floating_point():
+        return
+    bad = ~x.isfinite() if valid is None else ~x.isfinite() & valid
+    rows = observed & (bad.flatten(1).any(dim=1) if bad.dim() > 1 else bad)
+    if bool(rows.any()):
+        raise ValueError(
+            f"'x' should be finite wherever it is given or observed, but {modality!r} holds NaN "
+            f"or infinity in rows {rows.nonzero()[:, 0].tolist()}. Mark them as missing, or clean "
+            "them."
+        )
 
 
 def _powerset(modalities: int) -> Tensor:

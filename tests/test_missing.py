@@ -25,9 +25,9 @@ def test_collate_keeps_what_is_there():
     assert "sound" not in x
 
 
-def test_collate_orders_by_first_appearance():
-    _, observed = collate([{"b": 1.0}, {"a": 2.0, "b": 3.0}])
-    assert observed.tolist() == [[True, False], [True, True]]
+def test_collate_orders_as_the_most_complete_sample():
+    _, observed = collate([{"b": 1.0}, {"a": 2.0, "b": 3.0}, {"c": 4.0}])
+    assert observed.tolist() == [[False, True, False], [True, True, False], [False, False, True]]
 
 
 def test_collate_of_nothing():

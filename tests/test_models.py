@@ -338,6 +338,13 @@ def test_bad_calls_are_named():
         model.predict(x, samples=0)
 
 
+def test_models_collate_in_their_own_order():
+    model = make(flat)
+    x, observed = model.collate([{"type": torch.zeros(3)}, {"us": torch.ones(5)}])
+    assert observed.tolist() == [[False, False, True], [True, False, False]]
+    assert mmpoe.elbo(model(x, observed), x, observed).isfinite().all()
+
+
 def test_names_on_an_incomplete_batch_are_an_error_not_a_wrong_answer():
     x, observed = mmpoe.missing.collate(
         [{"us": torch.ones(5)}, {"t2.space": torch.ones(4)}], NAMES
@@ -355,6 +362,18 @@ def test_nan_where_it_is_given_is_an_error():
         model(x)
     model.validate = False
     assert model(x).z[0].isnan().any()
+
+
+def test_nan_where_it_is_scored_is_an_error():
+    model, x = make(flat), batch()
+    output = model(x, OBSERVED)
+    x["us"][3, 1] = math.inf  # observed in rows 1, 3, 5, 7
+    x["us"][2, 0] = math.nan
+    with pytest.raises(ValueError, match=r"'us' holds NaN or infinity in rows \[3\]"):
+        mmpoe.elbo(output, x, OBSERVED)
+    assert not mmpoe.elbo(output, x, OBSERVED, validate=False)[3].isfinite()
+    valid = {"us": torch.tensor([True, False, True, True, True])}
+    assert mmpoe.elbo(output, x, OBSERVED, valid=valid).isfinite().all()
 
 
 def test_bad_objectives_are_named():

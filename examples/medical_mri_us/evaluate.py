@@ -30,9 +30,10 @@ Cell = dict[str, Any]
 
 def synthesise(model: MMHVAE, subject: Subject, given: Sequence[str]) -> dict[str, Volume]:
     """Returns every modality of a subject, at the mean of what the given ones say, in [0, 1]."""
-    x = {m: torch.from_numpy(subject.images[m])[:, None] for m in given}
+    device = next(model.parameters()).device
+    x = {m: torch.from_numpy(subject.images[m])[:, None].to(device) for m in given}
     out = model.predict(x, list(given), temperature=0.0)
-    return {m: _to_unit(p.mean[:, 0].numpy(), subject) for m, p in out.items()}
+    return {m: _to_unit(p.mean[:, 0].cpu().numpy(), subject) for m, p in out.items()}
 
 
 def mean_images(subjects: Sequence[Subject]) -> dict[str, Volume]:

@@ -124,7 +124,8 @@ def _spread(
     model: MMHVAE, subject: Subject, given: Sequence[str], k: int
 ) -> dict[str, np.ndarray]:
     """Standard deviation of the predicted means over latent samples, on the scale from 0 to 1."""
-    x = {m: torch.from_numpy(subject.images[m][k])[None, None] for m in given}
+    device = next(model.parameters()).device
+    x = {m: torch.from_numpy(subject.images[m][k])[None, None].to(device) for m in given}
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncalibratedWarning)  # the panel says so itself
@@ -132,7 +133,7 @@ def _spread(
     spread = {}
     for m, draws in out.items():
         assert isinstance(draws, Draws)
-        spread[m] = draws.components.mean.std(dim=0)[0, 0].numpy() / 2
+        spread[m] = draws.components.mean.std(dim=0)[0, 0].cpu().numpy() / 2
     return spread
 
 

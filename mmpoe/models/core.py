@@ -6,7 +6,7 @@ __all__ = ["MultimodalVAE", "Output", "UncalibratedWarning"]
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from mmpoe.distributions import DiagNormal, Draws
 from mmpoe.hierarchy import Encodings, Inference, LatentGroup, top_down
-from mmpoe.missing import as_mask, check_names
+from mmpoe.missing import as_mask, check_finite, check_names, collate
 from mmpoe.nn import ModalityDict
 
 
@@ -124,6 +124,14 @@ class MultimodalVAE(nn.Module):
             priors=[_unflatten(step.prior, shape) for step in steps],
         )
 
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+        """Makes a batch of incomplete samples, columns in the order of this model's modalities.
+
+        It fits the argument `collate_fn` of a :class:`torch.utils.data.DataLoader`, and is
+        :func:`mmpoe.missing.collate` otherwise.
+        """
+        return collate(samples, self.modalities)
+
     @torch.no_grad()
     def predict(
         self,
@@ -193,10 +201,9 @@ class MultimodalVAE(nn.Module):
             present = observed[:, column].nonzero()[:, 0]
             if len(present) == 0:
                 continue
-            entries = x[m][present]
             if self.validate:
-                _check_finite(entries, m, present)
-            rows[m], outputs[m] = present, self.encoders[m](entries)
+                check_finite(x[m], observed[:, column], m)
+            rows[m], outputs[m] = present, self.encoders[m](x[m][present])
 
         if not outputs and x and self.groups[0].shape is None:
             m = next(iter(x))  # encode no rows of it, to learn the shape of the latents
@@ -282,17 +289,6 @@ class MultimodalVAE(nn.Module):
             mask = mask.to(next(iter(x.values())).device)
         present = torch.tensor([m in x for m in self.modalities], device=mask.device)
         return mask & present
-
-
-def _check_finite(entries: Tensor, modality: str, rows: Tensor) -> None:
-    if entries.is_floating_point():
-        finite = entries.isfinite().flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            bad = rows[~finite].tolist()
-            raise ValueError(
-                f"'x' should be finite wherever it is given, but {modality!r} holds NaN or "
-                f"infinity in rows {bad}. Mark them as missing, or clean them."
-            )
 
 
 def _unflatten(q: DiagNormal, shape: tuple[int, ...]) -> DiagNormal:

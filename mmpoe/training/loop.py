@@ -52,7 +52,8 @@ def fit(
     An interrupt (Ctrl-C) ends the training after the step at hand, with the weights in order.
 
     Arguments:
-        model: The model; it holds the averaged weights at the end, and is left in evaluation mode.
+        model: The model; it holds the averaged weights at the end, and is left in evaluation mode,
+            on the device that it was trained on (a GPU if there is one).
         batches: The batches, iterated again and again: any structure of tensors.
         objective: Called with the model, a batch and the share of the training done so far (0 to
             1); returns one bound per sample, whose mean is maximised.
@@ -91,9 +92,9 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay
     )
-    averaged = AveragedModel(model, multi_avg_fn=_moving_average(average), use_buffers=True)
     model.train()
-    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)  # moves the model to the device
+    averaged = AveragedModel(model, multi_avg_fn=_moving_average(average), use_buffers=True)
 
     history = History()
     start = time.monotonic()
