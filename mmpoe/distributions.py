@@ -37,10 +37,10 @@ class DiagNormal(Independent):
     log_scale: Tensor
 
     def __init__(self, loc: Tensor, log_scale: Tensor, event_dim: int = 1) -> None:
-        if loc.shape != log_scale.shape or loc.dim() < event_dim:
+        if loc.shape != log_scale.shape or not 0 <= event_dim <= loc.dim():
             raise ValueError(
-                "'loc' and 'log_scale' should have the same shape, of at least "
-                f"{event_dim} dimensions, but have shapes "
+                "'loc' and 'log_scale' should have the same shape, of at least 'event_dim' "
+                f"({event_dim}) dimensions, but have shapes "
                 f"{tuple(loc.shape)} and {tuple(log_scale.shape)}."
             )
         base = Normal(loc, gaussian.widen(log_scale).exp().to(loc.dtype), validate_args=False)
@@ -74,7 +74,8 @@ def _kl_diag_normal(q: DiagNormal, p: DiagNormal) -> Tensor:
             f"The event shapes should be equal, but are {q.event_shape} and {p.event_shape}."
         )
     kl = gaussian.kl_divergence(q.loc, q.log_scale, p.loc, p.log_scale)
-    return kl.flatten(len(q.batch_shape)).sum(dim=-1) if q.event_shape else kl
+    event_dims = tuple(range(-len(q.event_shape), 0))
+    return kl.sum(dim=event_dims) if event_dims else kl
 
 
 def product_of_experts(

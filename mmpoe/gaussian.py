@@ -30,7 +30,8 @@ def product_of_experts(
     Arguments:
         loc: The means :math:`\mu_m`, with shape :math:`(M, *)`.
         log_scale: The log standard deviations :math:`\log \sigma_m`, with shape :math:`(M, *)`.
-        mask: Which experts take part (:math:`r_m`), boolean, broadcastable to :math:`(M, *)`.
+        mask: Which experts take part (:math:`r_m`), boolean, with as many dimensions as `loc` and
+            broadcastable to :math:`(M, *)`.
         power: The power of the inverse scale that adds up. 2 is the product of Gaussians above; 1
             adds inverse standard deviations, the rule of the published MMHVAE weights.
 
@@ -38,8 +39,8 @@ def product_of_experts(
         The mean and log standard deviation of the product, each with shape :math:`(*)`.
 
     Raises:
-        ValueError: If the shapes differ, the mask is not boolean or does not broadcast, or `power`
-            is neither 1 nor 2.
+        ValueError: If the shapes differ, an input is not floating-point, the mask is not boolean
+            or does not broadcast, or `power` is neither 1 nor 2.
 
     References:
         | Training Products of Experts by Minimizing Contrastive Divergence (Hinton, 2002)
@@ -50,11 +51,14 @@ def product_of_experts(
         (tensor(1.), tensor(-0.3466))
     """
     check_power(power)
+    _check_floating(loc=loc, log_scale=log_scale)
     if loc.shape != log_scale.shape or loc.dim() == 0:
         raise ValueError(
             "'loc' and 'log_scale' should have the same shape (M, *), "
             f"but have shapes {tuple(loc.shape)} and {tuple(log_scale.shape)}."
         )
+    if len(loc) == 0:
+        raise ValueError("'loc' should hold at least one expert, but holds none.")
 
     dtype = loc.dtype
     loc, log_scale = widen(loc), widen(log_scale)
@@ -108,6 +112,9 @@ def quotient(
         (tensor(0.6667), tensor(-0.5493))
     """
     check_power(power)
+    _check_floating(
+        loc=loc, log_scale=log_scale, other_loc=other_loc, other_log_scale=other_log_scale
+    )
     dtype = loc.dtype
     loc, log_scale, other_loc, other_log_scale = map(
         widen, (loc, log_scale, other_loc, other_log_scale)
@@ -155,10 +162,13 @@ def kl_divergence(
         >>> kl_divergence(one, zero, zero, zero)
         tensor(0.5000)
     """
+    _check_floating(
+        loc=loc, log_scale=log_scale, prior_loc=prior_loc, prior_log_scale=prior_log_scale
+    )
     loc, log_scale = widen(loc), widen(log_scale)
     prior_loc, prior_log_scale = widen(prior_loc), widen(prior_log_scale)
 
-    distance = (loc - prior_loc) * torch.exp(-prior_log_scale)
+    distance = standardise(loc - prior_loc, prior_log_scale)
     return (exp_minus_tangent(2 * (log_scale - prior_log_scale)) + distance.square()) / 2
 
 
@@ -208,6 +218,12 @@ def exp_minus_tangent(u: Tensor) -> Tensor:
     return torch.where(is_near, near.square() / 2 * series, torch.expm1(far) - far)
 
 
+def standardise(offset: Tensor, log_scale: Tensor) -> Tensor:
+    r"""Returns :math:`x / \sigma`, and 0 for an offset of 0 even where the precision overflows."""
+    overflows = (offset == 0) & (log_scale < -80)
+    return offset * torch.exp(-torch.where(overflows, 0, log_scale))
+
+
 def widen(x: Tensor) -> Tensor:
     """Converts half-precision tensors to float32 and leaves wider ones alone."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
@@ -222,10 +238,19 @@ def check_power(power: int) -> None:
         )
 
 
+def _check_floating(**inputs: Tensor) -> None:
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"'{name}' should be a floating-point tensor, but is {kind}.")
+
+
 def _broadcast_mask(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         raise ValueError(f"'mask' should be boolean, but has dtype {mask.dtype}.")
     try:
+        if mask.dim() != like.dim():  # which of its dimensions are experts would be a guess
+            raise RuntimeError
         return mask.broadcast_to(like.shape)
     except RuntimeError:
         raise ValueError(

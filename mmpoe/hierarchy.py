@@ -73,6 +73,10 @@ class LatentGroup(nn.Module):
         posterior: PoE | None = None,
     ) -> None:
         super().__init__()
+        if shape is not None and not (isinstance(shape, Sequence) and shape and min(shape) > 0):
+            raise ValueError(
+                f"'shape' should be a sequence of positive numbers or None, but is {shape!r}."
+            )
         self.shape = None if shape is None else tuple(shape)
         self.expert = expert if isinstance(expert, nn.Module) else ModalityDict(expert)
         self.merge = Replace() if merge is None else merge
@@ -118,7 +122,7 @@ class LatentGroup(nn.Module):
             dense = encodings.like.new_zeros((len(given), *wanted), dtype=dtype)
             if m in outputs:
                 rows, out = outputs[m]
-                _check_parameters(out, wanted, f"The expert of {m!r}")
+                _check_parameters(out, wanted, self._source(m))
                 dense = dense.index_copy(0, rows, out.to(dtype))
             mean, deviation = dense.chunk(2, dim=1)
             loc.append(mean)
@@ -144,7 +148,14 @@ class LatentGroup(nn.Module):
     def prior_distribution(
         self, raw_prior: Tensor | None, batch_size: int, like: Tensor
     ) -> DiagNormal:
-        r"""Returns :math:`p(z_l \mid z_{>l})` from its network's output (None: standard)."""
+        r"""Returns :math:`p(z_l \mid z_{>l})` from its network's output.
+
+        Arguments:
+            raw_prior: The output of the prior network, with shape :math:`(R, 2C, ...)`, None for
+                the standard normal.
+            batch_size: The number of rows R.
+            like: A tensor with the dtype and device to use.
+        """
         if self.shape is None:
             raise ValueError(
                 "'shape' should be given to the latent group: nothing has been encoded yet "
@@ -189,7 +200,7 @@ class LatentGroup(nn.Module):
         for m, out in found.items():
             if out.dim() < 2 or out.shape[1] % 2:
                 raise ValueError(
-                    f"The expert of {m!r} should return a mean and a log standard deviation, "
+                    f"{self._source(m)} should return a mean and a log standard deviation, "
                     f"stacked along dimension 1, but returns shape {tuple(out.shape)}."
                 )
             return (out.shape[1] // 2, *out.shape[2:])
@@ -197,6 +208,11 @@ class LatentGroup(nn.Module):
             "'shape' should be given to the latent group: no row is given any modality "
             "that it could be taken from."
         )
+
+    def _source(self, modality: str) -> str:
+        """What the parameters of a modality come from, as messages call it."""
+        part = "encoder" if isinstance(self._module(modality), nn.Identity) else "expert"
+        return f"The {part} of {modality!r}"
 
     def _module(self, modality: str) -> nn.Module:
         return self.expert[modality] if isinstance(self.expert, ModalityDict) else self.expert

@@ -15,6 +15,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from .gaussian import widen
+
 
 class Likelihood(nn.Module, ABC):
     r"""Base of all likelihoods: a network whose output becomes a distribution.
@@ -39,7 +41,7 @@ class Likelihood(nn.Module, ABC):
         Returns:
             A distribution whose batch shape is that of the leading dimensions.
         """
-        phi = self.network(z.flatten(0, batch_dims - 1))
+        phi = widen(self.network(z.flatten(0, batch_dims - 1)))  # densities need float32
         phi = phi.unflatten(0, z.shape[:batch_dims])
         return self.distribution(phi).to_event(phi.dim() - batch_dims)
 
@@ -57,16 +59,13 @@ class _LocationScale(Likelihood):
         super().__init__(network)
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"'scale' should be positive and finite, but is {scale!r}.")
-        log_scale = torch.tensor(math.log(scale))
-        if learn_scale:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
+        self._fixed_scale = float(scale)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learn_scale else None
 
     @property
-    def scale(self) -> Tensor:
-        """The scale, a scalar."""
-        return self.log_scale.exp()
+    def scale(self) -> Tensor | float:
+        """The scale: a number if it is fixed, else a scalar tensor."""
+        return self._fixed_scale if self.log_scale is None else widen(self.log_scale).exp()
 
 
 class Normal(_LocationScale):
@@ -92,7 +91,8 @@ class Normal(_LocationScale):
 class Laplace(_LocationScale):
     r"""Laplace likelihood :math:`p(x \mid z) = \prod_i \frac{1}{2b} \exp(-|x_i - f_i(z)| / b)`.
 
-    Its log-density is the mean absolute error up to a constant, the usual choice for images.
+    Its log-density is minus the sum of absolute errors over :math:`b`, up to a constant: the usual
+    choice for images.
 
     Arguments:
         network: The network :math:`f`.

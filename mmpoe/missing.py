@@ -6,11 +6,11 @@ __all__ = ["as_mask", "collate", "fill", "random_subsets", "subsets"]
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import default_collate
 
 MAX_ENUMERATED = 12
 """The largest number of modalities whose 2^M - 1 subsets are enumerated."""
@@ -37,7 +37,7 @@ def collate(
 
     Raises:
         ValueError: If a sample holds an unknown modality, or the entries of a modality differ in
-            shape.
+            shape or are not numbers.
 
     Example:
         >>> x, observed = collate([{"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(3)}])
@@ -48,16 +48,24 @@ def collate(
         tensor([[ True, False],
                 [ True,  True]])
     """
-    held = [{m: v for m, v in sample.items() if v is not None} for sample in samples]
+    held = []
+    for sample in samples:
+        if not isinstance(sample, Mapping):
+            raise ValueError(
+                "'samples' should hold mappings from modality names to entries, "
+                f"but holds a {type(sample).__name__}."
+            )
+        held.append({m: v for m, v in sample.items() if v is not None})
     by_size = sorted(held, key=len, reverse=True)  # stable: of equals, the first
     names = list(dict.fromkeys(m for sample in by_size for m in sample))
     if modalities is not None:
+        check_modalities(modalities)
         check_names(names, modalities, argument="samples")
         names = list(modalities)
 
     x = {}
     for m in names:
-        entries = [torch.as_tensor(sample[m]) if m in sample else None for sample in held]
+        entries = [_entry(sample[m], m) if m in sample else None for sample in held]
         present = [entry for entry in entries if entry is not None]
         if not present:
             continue
@@ -67,9 +75,9 @@ def collate(
                 f"'samples' should hold entries of one shape per modality, but {m!r} has shapes "
                 f"{', '.join(map(str, shapes))}."
             )
-        floating = present[0].is_floating_point()
-        blank = torch.full_like(present[0], torch.nan if floating else 0)
-        x[m] = default_collate([blank if entry is None else entry for entry in entries])
+        dtype = reduce(torch.promote_types, (entry.dtype for entry in present))
+        blank = torch.full(shapes[0], torch.nan if dtype.is_floating_point else 0, dtype=dtype)
+        x[m] = torch.stack([blank if e is None else e.to(dtype) for e in entries])
 
     observed = torch.tensor([[m in sample for m in names] for sample in held], dtype=torch.bool)
     return x, observed.reshape(len(held), len(names))
@@ -99,11 +107,12 @@ def as_mask(
         tensor([[False,  True],
                 [False,  True]])
     """
+    if hasattr(given, "__array__"):
+        given = torch.as_tensor(given)
     if not isinstance(given, Tensor):
-        if isinstance(given, str):
-            raise ValueError(f"'given' should be a list of names, but is the string {given!r}.")
-        check_names(given, modalities, argument="given")
-        given = torch.tensor([m in set(given) for m in modalities])
+        names = given if isinstance(given, str) else list(given)
+        check_names(names, modalities, argument="given")
+        given = torch.tensor([m in names for m in modalities], dtype=torch.bool)
 
     if given.dtype != torch.bool:
         raise ValueError(f"'given' should be boolean, but has dtype {given.dtype}.")
@@ -217,7 +226,7 @@ def random_subsets(
         observed: What was observed, boolean, with shape :math:`(B, M)`.
         samples: The number of subsets to draw for each row, :math:`S`, independently.
         proper: Whether to leave out the full set, where a row observed two modalities or more.
-        generator: The random generator, PyTorch's own if None.
+        generator: The random generator, on the CPU; PyTorch's own if None.
 
     Returns:
         The subsets, boolean, with shape :math:`(S, B, M)`. A row that observed nothing gets
@@ -231,6 +240,8 @@ def random_subsets(
         tensor([[1]])
     """
     check_observed(observed)
+    if samples < 1:
+        raise ValueError(f"'samples' should be at least 1, but is {samples}.")
     if observed.shape[1] > 62:
         raise ValueError(
             f"'observed' should have at most 62 columns, but has shape {tuple(observed.shape)}."
@@ -256,7 +267,9 @@ def fill(x: Tensor, observed: Tensor) -> Tensor:
 
 
 def check_names(names: Sequence[str], modalities: Sequence[str], argument: str) -> None:
-    """Raises a ValueError that lists the valid names unless all names are modalities."""
+    """Raises a ValueError that lists the valid names unless `names` is a list of modalities."""
+    if isinstance(names, str):
+        raise ValueError(f"'{argument}' should be a list of names, but is the string {names!r}.")
     for name in names:
         if name not in modalities:
             close = difflib.get_close_matches(str(name), modalities, n=1)
@@ -267,10 +280,20 @@ def check_names(names: Sequence[str], modalities: Sequence[str], argument: str) 
             )
 
 
+def check_modalities(modalities: Sequence[str]) -> None:
+    """Raises a ValueError unless `modalities` is a list of distinct names, at least one."""
+    if isinstance(modalities, str) or not modalities or len(set(modalities)) < len(modalities):
+        raise ValueError(
+            "'modalities' should be a list of distinct names, at least one, "
+            f"but is {modalities!r}."
+        )
+
+
 def check_observed(observed: Tensor, modalities: Sequence[str] | None = None) -> None:
     """Raises a ValueError unless `observed` is a boolean matrix with one column per modality."""
-    if observed.dtype != torch.bool:
-        raise ValueError(f"'observed' should be boolean, but has dtype {observed.dtype}.")
+    if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
+        kind = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__
+        raise ValueError(f"'observed' should be boolean, but is {kind}.")
     columns = "M" if modalities is None else len(modalities)
     if observed.dim() != 2 or (modalities is not None and observed.shape[1] != len(modalities)):
         raise ValueError(
@@ -300,13 +323,23 @@ def check_finite(x: Tensor, observed: Tensor, modality: str, valid: Tensor | Non
     if not x.is_floating_point():
         return
     bad = ~x.isfinite() if valid is None else ~x.isfinite() & valid
-    rows = observed & (bad.flatten(1).any(dim=1) if bad.dim() > 1 else bad)
-    if bool(rows.any()):
+    bad = observed & (bad.flatten(1).any(dim=1) if bad.dim() > 1 else bad)
+    if bool(bad.any()):
+        rows = bad.nonzero()[:, 0].tolist()
+        more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
         raise ValueError(
             f"'x' should be finite wherever it is given or observed, but {modality!r} holds NaN "
-            f"or infinity in rows {rows.nonzero()[:, 0].tolist()}. Mark them as missing, or clean "
-            "them."
+            f"or infinity in rows {rows[:10]}{more}. Mark them as missing, or clean them."
         )
+
+
+def _entry(value: Any, modality: str) -> Tensor:  # noqa: ANN401
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"'samples' should hold tensors, arrays or numbers, but {modality!r} is {value!r}."
+        ) from None
 
 
 def _powerset(modalities: int) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 __all__ = ["elbo", "mixture_elbo"]
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from .gaussian import widen
 from .missing import check_finite, check_names, check_observed, fill, subsets
 
 
@@ -87,6 +89,7 @@ def elbo(
     check_names(list(valid or {}), modalities, argument="valid")
 
     bound = -beta * torch.stack(output.kl).sum(dim=0)  # (B) or (S, B)
+    observed = observed.to(bound.device)
     for column, (m, p) in enumerate(output.likelihoods.items()):
         seen = observed[:, column]
         if m not in x:
@@ -96,17 +99,18 @@ def elbo(
                     f"but holds {', '.join(x)}."
                 )
             continue
-        if len(x[m]) != len(observed):
+        shape = (len(observed), *p.event_shape)
+        if x[m].shape != shape:
             raise ValueError(
-                f"'x' should have one row per row of 'observed' ({len(observed)}), "
-                f"but {m!r} has shape {tuple(x[m].shape)}."
+                f"'x' should have one row per row of 'observed' and the shape of what is decoded, "
+                f"{shape}, but {m!r} has shape {tuple(x[m].shape)}."
             )
         inside = None if valid is None else valid.get(m)
-        if inside is not None and inside.dtype != torch.bool:
-            raise ValueError(f"'valid' should be boolean, but has dtype {inside.dtype}.")
+        if inside is not None:
+            _check_valid(inside, shape, m)
         if validate:
             check_finite(x[m], seen, m, inside)
-        log_p = _log_prob(p, fill(x[m], seen), inside)
+        log_p = _log_prob(p, widen(fill(x[m], seen)), inside)
         bound = bound + torch.where(seen, log_p, 0)
     return bound
 
@@ -155,10 +159,28 @@ def mixture_elbo(
         check_names([special], model.modalities, argument="special")
     column = 0 if special is None else model.modalities.index(special)
 
-    dtype = next((v.dtype for v in x.values() if v.is_floating_point()), None)
-    given, weight = subsets(observed, family, special=column, dtype=dtype)  # (S, B, M), (S, B)
-    bounds = elbo(model(x, given), x, observed, beta, valid=valid)
+    floating = [v.dtype for v in x.values() if v.is_floating_point()]
+    dtype = reduce(torch.promote_types, floating, torch.float32)
+    given, weight = subsets(observed, family, special=column, dtype=dtype)
+    used = (weight > 0).any(dim=1)
+    used[0] |= ~used.any()  # a batch that observed nothing still needs a bound of 0
+    given, weight = given[used], weight[used]  # (S, B, M), (S, B)
+
+    # each observed entry is given in some subset, so the model has checked it already
+    bounds = elbo(model(x, given), x, observed, beta, valid=valid, validate=False)
     return torch.where(weight > 0, weight * bounds, 0).sum(dim=0)
+
+
+def _check_valid(valid: Tensor, shape: tuple[int, ...], modality: str) -> None:
+    if valid.dtype != torch.bool:
+        raise ValueError(f"'valid' should be boolean, but has dtype {valid.dtype}.")
+    try:
+        valid.broadcast_to(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"'valid' should broadcast to the shape of {modality!r}, {shape}, "
+            f"but has shape {tuple(valid.shape)}."
+        ) from None
 
 
 def _log_prob(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:

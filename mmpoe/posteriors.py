@@ -30,6 +30,8 @@ class PoE(nn.Module):
     def __init__(self, power: int = 2, clamp: float | None = None) -> None:
         super().__init__()
         gaussian.check_power(power)
+        if clamp is not None and not clamp > 0:
+            raise ValueError(f"'clamp' should be positive or None, but is {clamp!r}.")
         self.power, self.clamp = power, clamp
 
     def forward(
@@ -58,4 +60,6 @@ class PoE(nn.Module):
 
     def squash(self, value: Tensor) -> Tensor:
         """Applies the soft clamp to a raw parameter of an expert or a prior."""
-        return value if self.clamp is None else gaussian.soft_clamp(value, self.clamp)
+        if self.clamp is None:
+            return value
+        return gaussian.soft_clamp(gaussian.widen(value), self.clamp).to(value.dtype)

@@ -30,6 +30,12 @@ def test_divergence_sums_over_event_dimensions():
     assert torch.equal(kl_divergence(q, q), torch.zeros(5))
 
 
+def test_divergence_broadcasts_over_batches():
+    q, p = diag_normal(3), diag_normal(5, 3)
+    expected = kl_divergence(Normal(q.loc, q.scale), Normal(p.loc, p.scale)).sum(dim=-1)
+    torch.testing.assert_close(kl_divergence(q, p), expected)
+
+
 def test_works_in_pyro():
     q = diag_normal(5, 3)
 
@@ -53,7 +59,8 @@ def test_product_is_proportional_to_the_product_of_densities():
     )
     log_ratio = q.log_prob(z) - together
     torch.testing.assert_close(log_ratio, log_ratio[:1].expand(50, 6), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(q.loc[5], prior.loc[5])
+    torch.testing.assert_close(q.loc[5], prior.loc[5], rtol=0, atol=0)
+    torch.testing.assert_close(q.log_scale[5], prior.log_scale[5])
 
 
 def test_product_without_mask_takes_everybody():

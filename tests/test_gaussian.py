@@ -281,6 +281,14 @@ def test_divergence_has_finite_gradients_far_away():
     assert log_scale.grad.isfinite().all()
 
 
+def test_equal_gaussians_have_no_divergence_however_narrow():
+    narrow = torch.full((3,), -100.0, requires_grad=True)
+    kl = kl_divergence(torch.ones(3), narrow, torch.ones(3), narrow)
+    assert torch.equal(kl, torch.zeros(3))
+    (gradient,) = torch.autograd.grad(kl.sum(), narrow)
+    assert torch.equal(gradient, torch.zeros(3))
+
+
 def test_sample_is_reparameterised():
     loc, log_scale = torch.tensor([1.0, -1.0]), torch.tensor([0.0, math.log(2)])
     noise = torch.tensor([0.5, 0.5])
@@ -303,6 +311,17 @@ def test_bad_input_is_named():
         product_of_experts(one, one, one)
     with pytest.raises(ValueError, match=r"'mask' should broadcast .* \(1, 2\), .* \(3, 2\)"):
         product_of_experts(one, one, torch.ones(3, 2, dtype=torch.bool))
+    # M = 2 = D: whether a mask of shape (2,) is meant for experts or dimensions is a guess
+    with pytest.raises(ValueError, match=r"'mask' should broadcast .* \(2, 2\), .* \(2,\)"):
+        product_of_experts(two, two, torch.ones(2, dtype=torch.bool))
+    with pytest.raises(
+        ValueError, match=r"'loc' should be a floating-point tensor, but is torch.int64"
+    ):
+        product_of_experts(one.long(), one.long())
+    with pytest.raises(ValueError, match="'loc' should be a floating-point tensor, but is list"):
+        kl_divergence([0.0], one, one, one)
+    with pytest.raises(ValueError, match="'loc' should hold at least one expert"):
+        product_of_experts(one[:0], one[:0])
     with pytest.raises(ValueError, match="'other_log_scale' should be larger"):
         quotient(one, one, one, one)
 

@@ -188,8 +188,10 @@ def test_backends(monkeypatch):
         gaussian_poe(one, one, given)
     for name, state in kernels.status().items():
         if state != "available":
-            with pytest.raises(RuntimeError, match=name), kernels.use_backend(name):
-                pass
+            with pytest.raises(RuntimeError, match=name):
+                kernels.use_backend(name)
+    with pytest.raises(ValueError, match="'name' should be one of"):
+        kernels.use_backend("tpu")
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,7 @@ def test_backends(monkeypatch):
     [
         ({"power": 3}, "'power' should be 2"),
         ({"clamp": 0.0}, "'clamp' should be positive"),
+        ({"loc": [torch.ones(5, 3, 2).long()] * 4}, "'loc' should be floating-point"),
         ({"loc": []}, "'loc' and 'log_scale' should hold one tensor per expert"),
         ({"given": torch.ones(5, 4)}, r"'given' should be boolean, .*float32"),
         ({"given": torch.ones(5, 3).bool()}, r"'given' should have one column per expert \(4\)"),

@@ -41,6 +41,21 @@ def test_collate_names_what_is_wrong():
         collate([{"flare": torch.zeros(1)}], ["us", "flair"])
     with pytest.raises(ValueError, match=r"'us' has shapes \(1,\), \(2,\)"):
         collate([{"us": torch.zeros(1)}, {"us": torch.zeros(2)}])
+    for wrong in ("us", ["us", "us"], []):
+        with pytest.raises(ValueError, match="'modalities' should be a list of distinct names"):
+            collate([{"us": torch.zeros(1)}], wrong)
+    with pytest.raises(ValueError, match=r"'samples' should hold mappings .* but holds a Tensor"):
+        collate([torch.zeros(1)])
+    with pytest.raises(ValueError, match=r"tensors, arrays or numbers, but 'us' is 'file.png'"):
+        collate([{"us": "file.png"}])
+
+
+def test_collate_finds_one_dtype_for_all_entries():
+    x, _ = collate([{"a": 1}, {}, {"a": 2.5}])
+    assert x["a"].dtype == torch.float32
+    assert x["a"][1].isnan()
+    x, _ = collate([{"a": 1}, {}])
+    assert x["a"].tolist() == [1, 0]
 
 
 def test_as_mask():
@@ -49,6 +64,7 @@ def test_as_mask():
     assert as_mask(["t2"], names, 2).tolist() == [[False, True, False]] * 2
     mask = torch.ones(4, 2, 3, dtype=torch.bool)
     assert as_mask(mask, names, 2) is not None
+    assert as_mask(np.array([True, False, True]), names, 1).tolist() == [[True, False, True]]
     with pytest.raises(ValueError, match="'given' should be boolean"):
         as_mask(torch.ones(2, 3), names)
     with pytest.raises(ValueError, match=r"one column per modality \(3\), .* \(2, 4\)"):
@@ -57,7 +73,7 @@ def test_as_mask():
         as_mask(torch.ones(2, 3, dtype=torch.bool), names, 5)
     with pytest.raises(ValueError, match="modalities among us, t2, cet1, but holds 'T2'"):
         as_mask(["T2"], names)
-    with pytest.raises(ValueError, match="is the string 'us'"):
+    with pytest.raises(ValueError, match="should be a list of names, but is the string 'us'"):
         as_mask("us", names)
 
 
@@ -155,6 +171,10 @@ def test_random_subsets_name_what_is_wrong():
         random_subsets(torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="at most 62 columns"):
         random_subsets(torch.ones(1, 63, dtype=torch.bool))
+    with pytest.raises(ValueError, match="'samples' should be at least 1"):
+        random_subsets(torch.ones(1, 2, dtype=torch.bool), samples=0)
+    with pytest.raises(ValueError, match="'observed' should be boolean, but is list"):
+        subsets([[True]])
 
 
 def test_random_subsets_of_many_modalities():

@@ -334,8 +334,24 @@ def test_bad_calls_are_named():
         model(x, noise=[])
     with pytest.raises(ValueError, match="'targets' should hold modalities"):
         model.predict(x, targets=["flair"])
-    with pytest.raises(ValueError, match="'samples' should be at least 1"):
-        model.predict(x, samples=0)
+    with pytest.raises(ValueError, match="'targets' should be a list of names"):
+        model.predict(x, targets="us")
+    for samples in (0, 2.5):
+        with pytest.raises(ValueError, match="'samples' should be an integer of at least 1"):
+            model.predict(x, samples=samples)
+    for temperature in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="'temperature' should be finite and at least 0"):
+            model(x, temperature=temperature)
+    with pytest.raises(ValueError, match=r"the dtype of the model, torch.float32, but 'us' has"):
+        model({**x, "us": x["us"].double()})
+    with pytest.raises(ValueError, match=r"'x' should hold tensors .* but 'us' is a ndarray"):
+        model({"us": x["us"].numpy()})
+    with pytest.raises(ValueError, match=r"'x' should hold tensors .* but 'us' is a scalar"):
+        model({"us": torch.tensor(1.0)})
+    with pytest.raises(ValueError, match=r"'noise\[0\]' should have .* \(2, 8\), .* \(8, 2, 4\)"):
+        model(x, OBSERVED.expand(2, 8, 3), noise=[torch.zeros(8, 2, 4)])
+    with pytest.raises(ValueError, match="'x' should hold 'us', which 'observed' says"):
+        model.encode({}, OBSERVED)
 
 
 def test_models_collate_in_their_own_order():
@@ -385,7 +401,9 @@ def test_bad_objectives_are_named():
         mmpoe.elbo(output, x, OBSERVED.float())
     with pytest.raises(ValueError, match="'x' should hold 'us', which 'observed' says"):
         mmpoe.elbo(output, {m: x[m] for m in NAMES[1:]}, OBSERVED)
-    with pytest.raises(ValueError, match=r"'x' should have one row per row of 'observed' \(8\)"):
+    with pytest.raises(
+        ValueError, match=r"'x' should have one row .* \(8, 5\), but 'us' has .* \(2, 5\)"
+    ):
         mmpoe.elbo(output, {**x, "us": x["us"][:2]}, OBSERVED)
     with pytest.raises(ValueError, match="'valid' should hold modalities"):
         mmpoe.elbo(output, x, OBSERVED, valid={"flair": OBSERVED})
@@ -393,6 +411,112 @@ def test_bad_objectives_are_named():
         mmpoe.elbo(output, x, OBSERVED, valid={"us": x["us"]})
     with pytest.raises(ValueError, match="'special' should hold modalities"):
         mixture_elbo(model, x, OBSERVED, special="flair")
+
+
+class Plain(nn.Module):
+    """A decoder that is not one of the library."""
+
+    def forward(self, z):
+        return torch.distributions.Independent(torch.distributions.Normal(z, 1.0), 1)
+
+
+def test_any_module_that_returns_a_distribution_decodes():
+    vae = mmpoe.MVAE({"a": nn.Linear(3, 6)}, {"a": Plain()})
+    x, observed = {"a": torch.randn(5, 3)}, torch.ones(5, 1, dtype=torch.bool)
+    assert mmpoe.elbo(vae(x, observed), x, observed).shape == (5,)
+    with pytest.raises(ValueError, match=r"decoder of 'a' should be a .*Likelihood .* is a Plain"):
+        vae(x, observed.expand(2, 5, 1))
+
+
+def test_shapes_of_targets_are_compared():
+    vae = mmpoe.MVAE({"a": nn.Linear(1, 4)}, {"a": Normal(nn.Linear(2, 1))})
+    x, observed = {"a": torch.randn(5, 1)}, torch.ones(5, 1, dtype=torch.bool)
+    output = vae(x, observed)
+    for wrong in (torch.randn(5), torch.randn(5, 3)):
+        with pytest.raises(ValueError, match=r"shape of what is decoded, \(5, 1\), but 'a' has"):
+            mmpoe.elbo(output, {"a": wrong}, observed)
+    with pytest.raises(ValueError, match=r"'valid' should broadcast .* \(5, 1\), .* \(4, 1\)"):
+        mmpoe.elbo(output, x, observed, valid={"a": torch.ones(4, 1, dtype=torch.bool)})
+
+
+def test_beta_weighs_the_divergence():
+    model, x = make(hierarchical), batch()
+    output = model(x, OBSERVED)
+    difference = mmpoe.elbo(output, x, OBSERVED, beta=3.0) - mmpoe.elbo(output, x, OBSERVED, 1.0)
+    torch.testing.assert_close(difference, -2 * sum(output.kl))
+
+
+def test_names_must_be_in_the_batch():
+    model = make(flat)
+    with pytest.raises(ValueError, match=r"'x' holds \(us\), but names type"):
+        model.predict({"us": batch()["us"]}, ["type"])
+
+
+def test_predict_uses_evaluation_mode_and_puts_modes_back():
+    class Mode(nn.Module):
+        def forward(self, x):
+            seen.append(self.training)
+            return torch.cat([x, x], dim=1)
+
+    seen = []
+    frozen = nn.BatchNorm1d(3).eval()
+    vae = mmpoe.MVAE({"a": nn.Sequential(frozen, Mode())}, {"a": Normal(nn.Linear(3, 3))}).train()
+    frozen.eval()
+    vae.predict({"a": torch.zeros(2, 3)})
+    vae({"a": torch.zeros(2, 3)})
+    assert seen == [False, True]
+    assert vae.training
+    assert not frozen.training
+
+
+def test_predict_passes_the_temperature_on():
+    model, x = make(hierarchical), batch()
+    with pytest.warns(UncalibratedWarning):
+        cold = model.predict(x, OBSERVED, samples=4, temperature=0.0)["us"].components.mean
+    assert torch.equal(cold[0], cold[3])
+    with pytest.warns(UncalibratedWarning):
+        warm = model.predict(x, OBSERVED, samples=4)["us"].components.mean
+    assert not torch.equal(warm[0], warm[3])
+
+
+def test_subsets_that_no_row_uses_are_not_run():
+    model, calls = make(flat), []
+    model.decoders["us"].register_forward_hook(lambda _, args, __: calls.append(args[0].shape[0]))
+    x, rows = batch(), OBSERVED.clone()
+    rows[:, 1:] = False
+    mixture_elbo(model, x, rows)
+    assert calls == [1]  # of 7
+
+
+def test_learned_scales_learn():
+    fixed, learned = Normal(nn.Identity(), 0.1), Laplace(nn.Identity(), 0.1, learn_scale=True)
+    assert list(fixed.parameters()) == []
+    assert fixed.double()(torch.zeros(1, 1, dtype=torch.float64)).base_dist.scale.item() == 0.1
+    (parameter,) = learned.parameters()
+    learned(torch.zeros(2, 3)).log_prob(torch.ones(2, 3)).sum().backward()
+    # d/d(log b) of -(|x| / b + log 2b), six times
+    assert parameter.grad.item() == pytest.approx(6 * (1 / 0.1 - 1), rel=1e-5)
+
+
+def test_bounds_of_half_precision_models_are_computed_in_float32():
+    model = make(hierarchical).bfloat16()
+    x = {m: v.bfloat16() for m, v in batch().items()}
+    output = model(x, OBSERVED)
+    bound = mmpoe.elbo(output, x, OBSERVED)
+    assert bound.dtype == torch.float32
+    assert output.likelihoods["us"].mean.dtype == torch.float32
+    for q, p in zip(output.posteriors, output.priors, strict=True):
+        assert torch.equal(q.loc[0], p.loc[0])  # row 0 is given nothing
+        assert torch.equal(q.log_scale[0], p.log_scale[0])
+
+
+def test_autocast_mixes_dtypes():
+    model, x = make(hierarchical), batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        bound = mixture_elbo(model, x, OBSERVED)
+    assert bound.dtype == torch.float32
+    reference = torch.stack([mixture_elbo(model, x, OBSERVED) for _ in range(20)]).mean(dim=0)
+    torch.testing.assert_close(bound, reference, rtol=0.3, atol=3.0)
 
 
 def test_bad_parts_are_named():
@@ -403,14 +527,36 @@ def test_bad_parts_are_named():
         mmpoe.MVAE({}, {})
     with pytest.raises(ValueError, match="'groups' should hold at least one"):
         mmpoe.MMHVAE({"a": encoder}, [], {"a": decoder})
-    with pytest.raises(ValueError, match=r"expert of 'a' .* returns shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"encoder of 'a' .* returns shape \(1, 3\)"):
         mmpoe.MVAE({"a": nn.Linear(3, 3)}, {"a": decoder})({"a": torch.zeros(1, 3)})
     wrong = mmpoe.MVAE({"a": encoder}, {"a": decoder}, latent_dim=3)
-    with pytest.raises(ValueError, match=r"expert of 'a' .* event shape \(6,\), .* \(4,\)"):
+    with pytest.raises(ValueError, match=r"encoder of 'a' .* event shape \(6,\), .* \(4,\)"):
         wrong({"a": torch.zeros(1, 3)})
     group = LatentGroup((2,), nn.Identity())
     two = mmpoe.MMHVAE({"a": encoder}, [group, group], {"a": decoder})
     with pytest.raises(ValueError, match=r"encoder of 'a' .* per latent group \(2\)"):
         two({"a": torch.zeros(1, 3)})
+    with pytest.raises(
+        ValueError, match="'groups' should start with a group whose 'prior' is None"
+    ):
+        mmpoe.MMHVAE(
+            {"a": encoder}, [LatentGroup((2,), encoder, prior=nn.Linear(2, 4))], {"a": decoder}
+        )
+    with pytest.raises(ValueError, match=r"'groups\[0\]' .* has none for b"):
+        mmpoe.MMHVAE(
+            {"a": encoder, "b": encoder},
+            [LatentGroup((2,), {"a": encoder})],
+            {"a": decoder, "b": decoder},
+        )
+    for shape in ((), 5, (0,)):
+        with pytest.raises(ValueError, match="'shape' should be a sequence of positive numbers"):
+            LatentGroup(shape, encoder)
+    with pytest.raises(ValueError, match="'clamp' should be positive or None"):
+        PoE(clamp=-1.0)
+    tensor = mmpoe.MVAE({"a": encoder}, {"a": nn.Linear(2, 3)})
+    with pytest.raises(
+        ValueError, match=r"decoder of 'a' should return a distribution, .* a Tensor"
+    ):
+        tensor({"a": torch.zeros(1, 3)})
     with pytest.raises(ValueError, match="'scale' should be positive and finite, but is 0"):
         Normal(nn.Identity(), scale=0)

@@ -6,7 +6,7 @@ __all__ = ["BACKENDS", "last_backend", "resolve", "status", "use_backend"]
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 BACKENDS = ("cuda", "cpu", "eager")
@@ -31,8 +31,7 @@ def last_backend() -> str | None:
     return _last.get()
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str) -> AbstractContextManager[None]:
     """Forces a backend inside a ``with`` block.
 
     Arguments:
@@ -41,8 +40,17 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: If no backend has that name.
         RuntimeError: If the backend cannot run here.
+
+    Example:
+        >>> with use_backend("eager"):
+        ...     pass
     """
-    token = _forced.set(_available(name, source="name"))
+    return _force(_available(name, source="name"))
+
+
+@contextmanager
+def _force(name: str) -> Iterator[None]:
+    token = _forced.set(name)
     try:
         yield
     finally:

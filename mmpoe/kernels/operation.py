@@ -144,6 +144,8 @@ def _check(
         )
 
     first = loc[0]
+    if not first.is_floating_point():
+        raise ValueError(f"'loc' should be floating-point, but has dtype {first.dtype}.")
     if first.dim() == 0 or first.shape[0] != given.shape[-2]:
         raise ValueError(
             f"'loc' should hold one row per row of 'given' ({given.shape[-2]}), "

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmpoe.gaussian import exp_minus_tangent, sample, soft_clamp, widen
+from mmpoe.gaussian import exp_minus_tangent, sample, soft_clamp, standardise, widen
 
 
 def gaussian_poe(
@@ -67,7 +67,7 @@ def gaussian_poe(
     fused_loc = prior_loc + shift
     fused_log_scale = prior_log_scale - delta / power
 
-    distance = shift * torch.exp(-prior_log_scale)
+    distance = standardise(shift, prior_log_scale)
     kl = (exp_minus_tangent(-2 * delta / power) + distance.square()) / 2
     kl = kl.flatten(2).sum(dim=2) if event_dim else kl  # (S, B)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 __all__ = ["MultimodalVAE", "Output", "UncalibratedWarning"]
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +16,11 @@ from torch.distributions import Distribution
 
 from mmpoe.distributions import DiagNormal, Draws
 from mmpoe.hierarchy import Encodings, Inference, LatentGroup, top_down
-from mmpoe.missing import as_mask, check_finite, check_names, collate
+from mmpoe.likelihoods import Likelihood
+from mmpoe.missing import check_names, check_observed, collate
 from mmpoe.nn import ModalityDict
+
+from .inputs import check_entries, check_noise, given_mask
 
 
 class UncalibratedWarning(UserWarning):
@@ -83,6 +88,19 @@ class MultimodalVAE(nn.Module):
             )
         if not groups:
             raise ValueError("'groups' should hold at least one latent group.")
+        if groups[0].prior is not None:
+            raise ValueError(
+                "'groups' should start with a group whose 'prior' is None, the standard normal: "
+                "there is no state above it."
+            )
+        for level, group in enumerate(groups):
+            if isinstance(group.expert, ModalityDict):
+                absent = [m for m in encoders if m not in group.expert]
+                if absent:
+                    raise ValueError(
+                        f"'groups[{level}]' should have an expert for each modality, but has none "
+                        f"for {', '.join(absent)}."
+                    )
         self.modalities = list(encoders)
         self.encoders = ModalityDict(encoders)
         self.trunk = trunk
@@ -142,7 +160,9 @@ class MultimodalVAE(nn.Module):
         temperature: float = 1.0,
         samples: int = 1,
     ) -> dict[str, Distribution | Draws]:
-        r"""Predicts modalities from those that are given, without gradients.
+        r"""Predicts modalities from those that are given.
+
+        Nothing is recorded for gradients, and the model is in evaluation mode meanwhile.
 
         Arguments:
             x: The batch, as for :meth:`forward`.
@@ -160,17 +180,18 @@ class MultimodalVAE(nn.Module):
 
         Raises:
             ValueError: As :meth:`forward`, and if a target is unknown or `samples` is not
-            positive.
+                positive.
         """
-        targets = self.modalities if targets is None else list(targets)
+        targets = self.modalities if targets is None else targets
         check_names(targets, self.modalities, argument="targets")
-        if samples < 1:
-            raise ValueError(f"'samples' should be at least 1, but is {samples}.")
+        if not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"'samples' should be an integer of at least 1, but is {samples!r}.")
+        mask = given_mask(x, given, self.modalities, self._like())
         if samples == 1:
-            h, _, shape = self._infer(x, given, None, temperature)
-            return {**self._decode(h, shape, targets)}
+            with self._evaluation():
+                h, _, shape = self._infer(x, mask, None, temperature)
+                return {**self._decode(h, shape, targets)}
 
-        mask = self._given(x, given)
         if mask.dim() != 2:
             raise ValueError(
                 f"'given' should have shape (B, M) to draw several samples, "
@@ -182,8 +203,10 @@ class MultimodalVAE(nn.Module):
             UncalibratedWarning,
             stacklevel=3,
         )
-        h, _, shape = self._infer(x, mask.expand(samples, *mask.shape), None, temperature)
-        return {m: Draws(p) for m, p in self._decode(h, shape, targets).items()}
+        repeated = mask.expand(samples, *mask.shape)
+        with self._evaluation():
+            h, _, shape = self._infer(x, repeated, None, temperature)
+            return {m: Draws(p) for m, p in self._decode(h, shape, targets).items()}
 
     def encode(self, x: Mapping[str, Tensor], observed: Tensor) -> Encodings:
         r"""Runs each encoder once, only on the rows in which its modality was observed.
@@ -193,16 +216,17 @@ class MultimodalVAE(nn.Module):
             observed: What was observed, boolean, with shape :math:`(B, M)`.
 
         Raises:
-            ValueError: If an observed entry is not finite, or an encoder returns too few features.
+            ValueError: If an observed entry is absent, of another dtype than the model or not
+                finite, or an encoder does not return one tensor per group.
         """
+        check_observed(observed, self.modalities)
         rows: dict[str, Tensor] = {}
         outputs: dict[str, Tensor | Sequence[Tensor]] = {}
         for column, m in enumerate(self.modalities):
             present = observed[:, column].nonzero()[:, 0]
             if len(present) == 0:
                 continue
-            if self.validate:
-                check_finite(x[m], observed[:, column], m)
+            check_entries(x, m, observed[:, column], self._dtype(m), finite=self.validate)
             rows[m], outputs[m] = present, self.encoders[m](x[m][present])
 
         if not outputs and x and self.groups[0].shape is None:
@@ -211,9 +235,28 @@ class MultimodalVAE(nn.Module):
             outputs[m] = self.encoders[m](x[m][:0])
 
         features = self._features(outputs)
-        like = next((p for p in self.parameters()), torch.zeros(()))
-        like = like.detach().new_zeros((), device=observed.device)
+        like = self._like().new_zeros((), device=observed.device)
         return Encodings(self.modalities, len(observed), rows, features, like)
+
+    def _like(self) -> Tensor:
+        """A tensor with the dtype and device of the model."""
+        return next((p.detach() for p in self.parameters()), torch.zeros(()))
+
+    def _dtype(self, modality: str) -> torch.dtype | None:
+        """The dtype of what an encoder takes, None if any will do."""
+        parameter = next(self.encoders[modality].parameters(), None)
+        return None if parameter is None else parameter.dtype
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Puts all modules in evaluation mode, and back in the mode that each was in."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _features(self, outputs: dict[str, Tensor | Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """The features of each modality, one tensor per group, from the outputs of encoders."""
@@ -241,17 +284,17 @@ class MultimodalVAE(nn.Module):
         noise: Sequence[Tensor] | None,
         temperature: float,
     ) -> tuple[Tensor, list[Inference], tuple[int, ...]]:
-        mask = self._given(x, given)
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(
+                f"'temperature' should be finite and at least 0, but is {temperature!r}."
+            )
+        mask = given_mask(x, given, self.modalities, self._like())
         needed = mask if mask.dim() == 2 else mask.any(dim=0)
         rows = mask.flatten(0, -2)  # (R, M)
         shape = tuple(mask.shape[:-1])  # (B) or (S, B)
 
         if noise is not None:
-            if len(noise) != len(self.groups):
-                raise ValueError(
-                    f"'noise' should hold one tensor per latent group ({len(self.groups)}), "
-                    f"but holds {len(noise)}."
-                )
+            check_noise(noise, len(self.groups), shape)
             noise = [n.flatten(0, len(shape) - 1) for n in noise]
 
         h, steps = top_down(
@@ -267,28 +310,25 @@ class MultimodalVAE(nn.Module):
     def _decode(
         self, h: Tensor, shape: tuple[int, ...], targets: Sequence[str]
     ) -> dict[str, Distribution]:
-        if len(shape) == 1:
-            return {m: self.decoders[m](h) for m in targets}
-        h = h.unflatten(0, shape)
-        return {m: self.decoders[m](h, batch_dims=len(shape)) for m in targets}
-
-    def _given(self, x: Mapping[str, Tensor], given: Tensor | Sequence[str] | None) -> Tensor:
-        """Checks the arguments of a call; returns the mask of what is given, ([S,] B, M)."""
-        check_names(list(x), self.modalities, argument="x")
-        sizes = {m: len(v) for m, v in x.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"'x' should hold one batch size, but holds {sizes}.")
-        size = next(iter(sizes.values()), None)
-
-        if given is None:
-            given = list(x)
-        mask = as_mask(given, self.modalities, size)
-        if mask.dim() == 1:
-            mask = mask.unsqueeze(0)
-        if x:
-            mask = mask.to(next(iter(x.values())).device)
-        present = torch.tensor([m in x for m in self.modalities], device=mask.device)
-        return mask & present
+        decoded = {}
+        for m in targets:
+            decoder = self.decoders[m]
+            if len(shape) == 1:
+                p = decoder(h)
+            elif isinstance(decoder, Likelihood):
+                p = decoder(h.unflatten(0, shape), batch_dims=len(shape))
+            else:
+                raise ValueError(
+                    f"The decoder of {m!r} should be a mmpoe.likelihoods.Likelihood to decode "
+                    f"several subsets at once, but is a {type(decoder).__name__}."
+                )
+            if not isinstance(p, Distribution):
+                raise ValueError(
+                    f"The decoder of {m!r} should return a distribution, as the modules in "
+                    f"mmpoe.likelihoods do, but returns a {type(p).__name__}."
+                )
+            decoded[m] = p
+        return decoded
 
 
 def _unflatten(q: DiagNormal, shape: tuple[int, ...]) -> DiagNormal:

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmpoe.hierarchy import LatentGroup
 from mmpoe.likelihoods import Laplace
+from mmpoe.missing import check_modalities
 from mmpoe.nn import BottomUp, GaussianHead, ImageHead, Patchify, TopDown
 from mmpoe.posteriors import PoE
 
@@ -48,25 +49,28 @@ def image_mmhvae(
         clamp: The limit of the soft clamp on the parameters of experts and priors.
 
     Raises:
-        ValueError: If `widths` and `latents` differ in length, or `size` cannot be halved as often
-            as there are levels.
+        ValueError: If `widths` and `latents` differ in length, `size` cannot be halved as often as
+            there are levels, or names are not distinct.
 
     Example:
         >>> vae = image_mmhvae(["us", "t2"], 16, widths=[8, 4], latents=[3, 2])
         >>> vae({"us": torch.zeros(5, 1, 16, 16)}).likelihoods["t2"].mean.shape
         torch.Size([5, 1, 16, 16])
     """
+    check_modalities(modalities)
     if len(widths) != len(latents) or not widths:
         raise ValueError(
             "'widths' and 'latents' should have one entry per latent group, "
             f"but are {list(widths)} and {list(latents)}."
         )
+    if patch < 1:
+        raise ValueError(f"'patch' should be at least 1, but is {patch}.")
     levels = len(widths)
     unit = patch * 2 ** (levels - 1)
-    if size < unit or size % unit:
+    if size < 2 * unit or size % unit:
         raise ValueError(
-            f"'size' should be a multiple of {unit} for {levels} levels of patches of {patch} "
-            f"pixels, but is {size}."
+            f"'size' should be a multiple of {unit}, and at least {2 * unit}, for {levels} levels "
+            f"of patches of {patch} pixels, but is {size}."
         )
 
     groups = []
