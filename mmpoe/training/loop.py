@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -24,7 +26,8 @@ class History:
     """What happened during training."""
 
     bounds: list[float] = field(default_factory=list)
-    """The mean bound of the batch at each step, in the units of the objective."""
+    """The mean bound of the batch at each step, in the units of the objective; one entry per step,
+    skipped ones included, so that it can be NaN or infinite there."""
     skipped: int = 0
     """The number of steps that were skipped because a gradient was not finite."""
     seconds: float = 0.0
@@ -62,26 +65,33 @@ def fit(
             steps and time is further on. None sets no limit.
         lr: The highest learning rate; it ends at 2 % of that.
         weight_decay: The weight decay.
-        warmup: The number of steps in which the learning rate rises linearly.
-        clip: The largest norm of the gradient; longer ones are scaled down to it.
-        average: The decay of the exponential moving average of the weights, smaller during the
-            first steps.
+        warmup: The number of steps in which the learning rate rises linearly; 0 for none.
+        clip: The largest norm of the gradient; longer ones are scaled down to it. Infinity for
+            any norm.
+        average: The decay of the exponential moving average of the weights, in [0, 1), smaller
+            during the first steps; 0 keeps the last weights.
         progress: Whether to show a progress bar.
 
     Returns:
         The history of the training.
 
     Raises:
-        ValueError: If `steps` or `minutes` is not positive, or there is no batch.
+        ValueError: If a number is outside its range, or `batches` has no batch or can be iterated
+            only once (and is too short for all steps).
 
     References:
         | Decoupled Weight Decay Regularization (Loshchilov & Hutter, 2019)
         | https://arxiv.org/abs/1711.05101
     """
-    if steps < 1:
-        raise ValueError(f"'steps' should be at least 1, but is {steps}.")
-    if minutes is not None and not minutes > 0:
-        raise ValueError(f"'minutes' should be positive or None, but is {minutes}.")
+    _check("steps", steps, "an integer of at least 1", isinstance(steps, Integral) and steps >= 1)
+    _check("minutes", minutes, "positive or None", minutes is None or minutes > 0)
+    _check("lr", lr, "positive and finite", 0 < lr < math.inf)
+    _check("weight_decay", weight_decay, "at least 0 and finite", 0 <= weight_decay < math.inf)
+    _check(
+        "warmup", warmup, "an integer of at least 0", isinstance(warmup, Integral) and warmup >= 0
+    )
+    _check("clip", clip, "positive", clip > 0)
+    _check("average", average, "in [0, 1)", 0 <= average < 1)
 
     # imported here, so that importing mmpoe stays cheap
     from lightning_fabric import Fabric
@@ -107,7 +117,7 @@ def fit(
             if done >= 1 or interrupted.is_set():
                 break
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1, (step + 1) / warmup) * _cosine(done)
+                group["lr"] = lr * min(1, (step + 1) / max(warmup, 1)) * _cosine(done)
 
             bound = objective(wrapped, fabric.to_device(next(stream)), done).mean()
             fabric.backward(-bound)
@@ -132,6 +142,11 @@ def fit(
     return history
 
 
+def _check(name: str, value: object, wanted: str, holds: bool) -> None:
+    if not holds:
+        raise ValueError(f"'{name}' should be {wanted}, but is {value!r}.")
+
+
 def _cosine(done: float, last: float = 0.02) -> float:
     return last + (1 - last) * (1 + math.cos(math.pi * done)) / 2
 
@@ -149,13 +164,18 @@ def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def _repeat(batches: Iterable[Any]) -> Iterator[Any]:
-    while True:
+    for turn in count():
         empty = True
         for batch in batches:
             empty = False
             yield batch
-        if empty:
+        if empty and turn == 0:
             raise ValueError("'batches' should hold at least one batch, but is empty.")
+        if empty:
+            raise ValueError(
+                "'batches' should be iterable again and again, as a list or a DataLoader is, "
+                f"but is a {type(batches).__name__} that has nothing left."
+            )
 
 
 @contextmanager
