@@ -1,8 +1,9 @@
 r"""How close synthesised images are to the truth, by scikit-image (extra ``mmpoe[metrics]``).
 
 Images are the last two dimensions; leading dimensions index images, and each image gets its own
-score. Numbers from different definitions are not comparable: a range, a mask or an average over
-another unit moves them by several dB.
+score. Tensors may be on any device, and their gradients are left behind. Numbers from different
+definitions are not comparable: a range, a mask or an average over another unit moves them by
+several dB.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 __all__ = ["psnr", "ssim"]
 
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +84,8 @@ def ssim(
         One number per image, with shape :math:`(*)`; NaN where no pixel counts.
 
     Raises:
-        ValueError: If the shapes do not agree, or `data_range` is not positive.
+        ValueError: If the shapes do not agree, an image is smaller than the window, or
+            `data_range` is not positive.
 
     References:
         | Image Quality Assessment: From Error Visibility to Structural Similarity
@@ -111,22 +115,27 @@ def ssim(
         similarity = np.asarray(result[1])
         return float(similarity[inside].mean())
 
-    return _per_image(score, prediction, target, mask, data_range)
+    return _per_image(score, prediction, target, mask, data_range, smallest=11)
 
 
-def _per_image(score, prediction, target, mask, data_range) -> np.ndarray:  # noqa: ANN001
+def _per_image(score, prediction, target, mask, data_range, smallest=0) -> np.ndarray:  # noqa: ANN001
     import numpy as np
 
-    image = np.asarray(prediction, dtype=np.float64)
-    truth = np.asarray(target, dtype=np.float64)
+    image = _array(prediction).astype(np.float64)
+    truth = _array(target).astype(np.float64)
     if image.shape != truth.shape or image.ndim < 2:
         raise ValueError(
             "'prediction' and 'target' should have the same shape (*, H, W), "
             f"but have shapes {image.shape} and {truth.shape}."
         )
+    if min(image.shape[-2:]) < smallest:
+        raise ValueError(
+            f"'prediction' and 'target' should be at least {smallest} pixels wide and high, "
+            f"but have shape {image.shape}."
+        )
     if not data_range > 0:
         raise ValueError(f"'data_range' should be positive, but is {data_range!r}.")
-    inside = np.ones((), dtype=bool) if mask is None else np.asarray(mask)
+    inside = np.ones((), dtype=bool) if mask is None else _array(mask)
     if inside.dtype != bool:
         raise ValueError(f"'mask' should be boolean, but has dtype {inside.dtype}.")
     try:
@@ -141,3 +150,12 @@ def _per_image(score, prediction, target, mask, data_range) -> np.ndarray:  # no
     for index in np.ndindex(scores.shape):
         scores[index] = score(image[index], truth[index], inside[index])
     return scores
+
+
+def _array(values: ArrayLike | Tensor) -> np.ndarray:
+    import numpy as np
+
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values  # bfloat16 too
+    return np.asarray(values)

@@ -1,7 +1,9 @@
 r"""The same networks as a Pyro model and guide.
 
 The evidence lower bound that Pyro's :class:`~pyro.infer.TraceMeanField_ELBO` computes for the pair
-is the one of :func:`mmpoe.elbo <mmpoe.objectives.elbo>`, with everything observed given.
+is the one of :func:`mmpoe.elbo <mmpoe.objectives.elbo>`, with everything observed given, and they
+raise the same errors. The parameters of a model stand in Pyro's store under ``mmpoe``, or, if
+another model does, under ``mmpoe_2`` and so on.
 """
 
 from __future__ import annotations
@@ -9,15 +11,18 @@ from __future__ import annotations
 __all__ = ["guide", "model"]
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import TYPE_CHECKING, cast
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.params.param_store import param_with_module_name
 from torch import Tensor
 
 from .distributions import DiagNormal
-from .missing import check_observed, fill
+from .missing import check_names, check_observed, fill
+from .models.inputs import check_entries
 
 if TYPE_CHECKING:
     from .hierarchy import LatentGroup
@@ -41,7 +46,11 @@ def model(vae: MultimodalVAE) -> Program:
 
     def program(x: Mapping[str, Tensor], observed: Tensor) -> None:
         check_observed(observed, vae.modalities)
-        pyro.module("mmpoe", vae)
+        check_names(list(x), vae.modalities, argument="x")
+        for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
+            if m in x or bool(seen.any()):
+                check_entries(x, m, seen, None, finite=vae.validate)
+        _register(vae)
         like = next(vae.parameters()).detach()
         h = None
         with pyro.plate("batch", len(observed), dim=-1):
@@ -50,9 +59,17 @@ def model(vae: MultimodalVAE) -> Program:
                 prior = group.prior_distribution(raw, len(observed), like)
                 h = group.merge(h, _sample(vae, level, prior))
             for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
-                if m in x:
-                    with poutine.mask(mask=cast("torch.BoolTensor", seen)):
-                        pyro.sample(f"x_{m}", vae.decoders[m](h), obs=fill(x[m], seen))
+                if m not in x:
+                    continue
+                p = vae.decoders[m](h)
+                shape = (len(observed), *p.event_shape)
+                if x[m].shape != shape:
+                    raise ValueError(
+                        "'x' should have one row per row of 'observed' and the shape of what is "
+                        f"decoded, {shape}, but {m!r} has shape {tuple(x[m].shape)}."
+                    )
+                with poutine.mask(mask=cast("torch.BoolTensor", seen)):
+                    pyro.sample(f"x_{m}", p, obs=fill(x[m], seen))
 
     return program
 
@@ -68,9 +85,9 @@ def guide(vae: MultimodalVAE) -> Program:
     """
 
     def program(x: Mapping[str, Tensor], observed: Tensor) -> None:
-        check_observed(observed, vae.modalities)
-        pyro.module("mmpoe", vae)
-        encodings = vae.encode(x, observed)
+        check_names(list(x), vae.modalities, argument="x")
+        _register(vae)
+        encodings = vae.encode(x, observed)  # checks the rest
         h = None
         with pyro.plate("batch", len(observed), dim=-1):
             for level, group in enumerate(_groups(vae)):
@@ -78,6 +95,25 @@ def guide(vae: MultimodalVAE) -> Program:
                 h = group.merge(h, _sample(vae, level, step.posterior))
 
     return program
+
+
+def _register(vae: MultimodalVAE) -> None:
+    """Registers the parameters under the first name that no other model has in Pyro's store."""
+    store = pyro.get_param_store()
+    parameters = {name: p for name, p in vae.named_parameters() if p.requires_grad}
+    for name, p in parameters.items():
+        if not p.is_contiguous():
+            raise ValueError(
+                "'vae' should have contiguous parameters, since Pyro trains copies of others, "
+                f"but {name!r} has strides {p.stride()}."
+            )
+
+    for number in count(1):
+        prefix = "mmpoe" if number == 1 else f"mmpoe_{number}"
+        names = {param_with_module_name(prefix, name): p for name, p in parameters.items()}
+        if all(name not in store or store[name] is p for name, p in names.items()):
+            pyro.module(prefix, vae)
+            return
 
 
 def _sample(vae: MultimodalVAE, level: int, distribution: DiagNormal) -> Tensor:

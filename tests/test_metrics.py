@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from skimage.metrics import structural_similarity
 
 from mmpoe.metrics import psnr, ssim
@@ -61,3 +62,23 @@ def test_bad_input_is_named(metric):
         metric(IMAGE, TRUTH, mask=MASK.astype(float))
     with pytest.raises(ValueError, match=r"'mask' should broadcast .* \(3, 24, 20\)"):
         metric(IMAGE, TRUTH, mask=MASK[:5])
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_tensors_are_taken_with_their_gradients_left_behind(metric):
+    image = torch.from_numpy(IMAGE).requires_grad_()
+    found = metric(image, torch.from_numpy(TRUTH), mask=torch.from_numpy(MASK))
+    np.testing.assert_array_equal(found, metric(IMAGE, TRUTH, mask=MASK))
+    coarse = image.bfloat16()
+    expected = metric(coarse.detach().double().numpy(), TRUTH)
+    np.testing.assert_array_equal(metric(coarse, TRUTH), expected)
+    if torch.cuda.is_available():
+        np.testing.assert_array_equal(
+            metric(image.cuda(), torch.from_numpy(TRUTH).cuda()), metric(IMAGE, TRUTH)
+        )
+
+
+def test_images_smaller_than_the_window_are_named():
+    with pytest.raises(ValueError, match=r"'prediction' and 'target' .* 11 .* \(24, 10\)"):
+        ssim(IMAGE[0, :, :10], TRUTH[0, :, :10])
+    assert ssim(IMAGE[0, :11, :11], TRUTH[0, :11, :11]).shape == ()

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
 import mmpoe
+from benchmarks import bench_import
 
 SCRIPT = """
 import sys, threading
@@ -22,6 +25,18 @@ def test_import_loads_nothing_else():
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "mmpoe"
+
+
+def test_import_benchmark_fails_beyond_its_limit(monkeypatch):
+    cost = {"import torch, pyro": 1.0, "import mmpoe": 1.04}
+    monkeypatch.setattr(bench_import, "seconds", cost.__getitem__)
+    monkeypatch.setattr(sys, "argv", ["bench_import"])
+    bench_import.main()
+    cost["import mmpoe"] = 1.06
+    with pytest.raises(SystemExit, match=r"at most 1\.05, but is 1\.060"):
+        bench_import.main()
+    monkeypatch.setattr(sys, "argv", ["bench_import", "--smoke"])  # measures too little to tell
+    bench_import.main()
 
 
 def test_public_names_exist():

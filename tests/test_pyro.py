@@ -52,21 +52,94 @@ def test_bound_is_the_one_of_pyro_with_the_same_noise():
 
 
 def test_training_with_svi_improves_the_bound():
-    vae = make(flat)
-    x = batch()
+    losses = train(make(flat), steps=60)
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def train(vae, steps=1):
     svi = SVI(
         mmpoe.pyro.model(vae),
         mmpoe.pyro.guide(vae),
         pyro.optim.Adam({"lr": 1e-2}),
         TraceMeanField_ELBO(),
     )
-    losses = [svi.step(x, OBSERVED) for _ in range(60)]
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    before = [p.clone() for p in vae.parameters()]
+    losses = [svi.step(batch(), OBSERVED) for _ in range(steps)]
+    pairs = zip(before, vae.parameters(), strict=True)
+    assert not any(torch.equal(old, new) for old, new in pairs)
+    return losses
 
 
-def test_bad_mask_is_named():
+def registered():
+    return {name.split("$$$")[0] for name in pyro.get_param_store()}
+
+
+def test_each_of_several_models_is_trained():
+    first, second = make(flat), make(flat)
+    train(first)
+    assert registered() == {"mmpoe"}
+    frozen = [p.clone() for p in first.parameters()]
+    train(second)
+    train(second)
+    assert registered() == {"mmpoe", "mmpoe_2"}
+    assert all(map(torch.equal, frozen, first.parameters()))
+    train(first)
+    train(make(hierarchical))
+    pyro.clear_param_store()
+    train(second)
+    assert registered() == {"mmpoe"}
+
+
+def test_parameters_that_pyro_would_copy_are_named():
     vae = make(flat)
-    with pytest.raises(ValueError, match="'observed' should have one column per modality"):
-        mmpoe.pyro.model(vae)(batch(), OBSERVED[:, :2])
-    with pytest.raises(ValueError, match="'observed' should be boolean"):
-        mmpoe.pyro.guide(vae)(batch(), OBSERVED.float())
+    weight = vae.encoders["us"].get_parameter("0.weight")
+    weight.data = weight.data.T.contiguous().T
+    with pytest.raises(ValueError, match=r"'vae' .* contiguous .* 'encoders.us.0.weight'"):
+        mmpoe.pyro.guide(vae)(batch(), OBSERVED)
+
+
+def bound(vae):
+    return lambda x, observed: mmpoe.elbo(vae(batch(), OBSERVED), x, observed)
+
+
+def without(*names):
+    return {m: v for m, v in batch().items() if m not in names}
+
+
+@pytest.mark.parametrize(
+    ("x", "observed", "message"),
+    [
+        (batch(), OBSERVED[:, :2], "'observed' should have one column per modality"),
+        (batch(), OBSERVED.float(), "'observed' should be boolean"),
+        ({**batch(), "flair": batch()["us"]}, OBSERVED, "'x' should hold modalities .* 'flair'"),
+        (without("us"), OBSERVED, "'x' should hold 'us', which 'observed' says was observed"),
+        ({**batch(), "us": batch()["us"][:5]}, OBSERVED, "'x' should have one row per row"),
+        (batch(math.nan), OBSERVED | True, "'x' should be finite .* 'us'"),
+    ],
+    ids=["columns", "dtype", "unknown", "absent", "rows", "NaN"],
+)
+@pytest.mark.parametrize("program", [mmpoe.pyro.model, mmpoe.pyro.guide, bound])
+def test_bad_batches_are_named_as_by_the_bound(program, x, observed, message):
+    vae = make(flat)
+    vae(batch(), OBSERVED)  # tells the model the shape of its latents
+    with pytest.raises(ValueError, match=message):
+        program(vae)(x, observed)
+
+
+def test_entries_of_another_shape_are_named():
+    """One that would be broadcast is no exception."""
+    x = {**batch(), "us": batch()["us"][:, :1]}
+    vae = make(flat)
+    vae(batch(), OBSERVED)
+    for program in (mmpoe.pyro.model, bound):
+        with pytest.raises(ValueError, match=r"shape of what is decoded, \(8, 5\), but 'us'"):
+            program(vae)(x, OBSERVED)
+
+
+def test_modalities_that_were_never_observed_may_be_absent():
+    observed = OBSERVED & torch.tensor([False, True, True])
+    x, vae = without("us"), make(flat)
+    trace = poutine.trace(mmpoe.pyro.guide(vae)).get_trace(x, observed)
+    replayed = poutine.trace(poutine.replay(mmpoe.pyro.model(vae), trace)).get_trace(x, observed)
+    assert "x_us" not in replayed.nodes
+    assert "x_type" in replayed.nodes
