@@ -13,9 +13,12 @@ help:  ## List the targets
 
 setup: $(READY)  ## Create .venv and install mmpoe with everything it needs
 
+# the second way is for a Python without ensurepip, as Debian's is without python3-venv
 $(READY): pyproject.toml
 	@echo "Setting up $(VENV): PyTorch and friends are a few GB, this takes some minutes once."
-	$(PYTHON) -m venv $(VENV) || ($(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV))
+	$(PYTHON) -m venv $(VENV) || ( \
+		$(PYTHON) -m pip install --quiet --target $(VENV)/bootstrap virtualenv && \
+		PYTHONPATH=$(VENV)/bootstrap $(PYTHON) -m virtualenv $(VENV))
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $(READY)
