@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,7 +15,10 @@ from .phantom import make_dataset
 
 @dataclass(frozen=True)
 class Phantom:
-    """Make a data set of phantom patients: NIfTI files and index.csv."""
+    """Make a data set of phantom patients: NIfTI files and index.csv.
+
+    The same arguments give the same patients. A run that was stopped goes on where it was.
+    """
 
     out: Path
     """The folder to write."""
@@ -27,8 +30,8 @@ class Phantom:
     """The height and width of the slices, in pixels over 96 mm."""
     slices: int = 8
     """The number of slices, 2 mm apart."""
-    missingness: str = "remind-files"
-    """Which modalities are missing: remind-files or paper-87."""
+    missingness: Literal["remind-files", "paper-87"] = "remind-files"
+    """How modalities go missing: as in the files of ReMIND, or in 87 % of patients."""
     seed: int = 0
     """What the patients are drawn from."""
     workers: int = 2
@@ -41,10 +44,18 @@ Verb = (
 )
 
 
+PROGRAM = "python -m examples.medical_mri_us"
+
+DESCRIPTION = f"""Synthesis of missing brain MRI and intra-operative ultrasound from what there is.
+
+Start with: {PROGRAM} demo
+"""
+
+
 def main() -> int:
     """Runs the verb that the command line asks for, and returns the exit code."""
-    verb: Demo | Phantom = tyro.cli(Verb, prog="python -m examples.medical_mri_us")  # pyright: ignore
     try:
+        verb: Demo | Phantom = tyro.cli(Verb, prog=PROGRAM, description=DESCRIPTION)  # pyright: ignore
         if isinstance(verb, Demo):
             return run(verb)
         index = make_dataset(

@@ -6,6 +6,7 @@ __all__ = ["Case", "CaseError", "Slices", "Subject", "load_subjects", "normalise
 
 import csv
 import gzip
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,29 +86,29 @@ def read_index(path: str | Path) -> list[Case]:
         path: The CSV file.
 
     Raises:
-        ValueError: If a column is missing or unknown, a case stands twice or has no modality, or a
-            file lies outside the folder of the index. The message names the line.
+        ValueError: If the file is not text in UTF-8, a column is missing or unknown, a case stands
+            twice or has no modality, or a file lies outside the folder of the index. The message
+            names the file and the line.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"'path' should be an index file, but there is none at {path}.")
     known = ["case", "split", *MODALITIES, "fov", "label"]
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = list(reader.fieldnames or [])
-        wrong = [column for column in header if column not in known]
-        lacking = [column for column in ("case", "split", "fov") if column not in header]
-        if wrong or lacking:
-            raise ValueError(
-                f"{path} should have columns among {', '.join(known)}, with case, split and fov, "
-                f"but has {', '.join(header)}."
-            )
-        cases: dict[str, Case] = {}
-        for row in reader:
-            case = _case(row, path, reader.line_num)
-            if case.name in cases:
-                raise ValueError(f"{path}, line {reader.line_num}: case {case.name} stands twice.")
-            cases[case.name] = case
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    header = list(reader.fieldnames or [])
+    wrong = [column for column in header if column not in known]
+    lacking = [column for column in ("case", "split", "fov") if column not in header]
+    if wrong or lacking:
+        raise ValueError(
+            f"{path} should have columns among {', '.join(known)}, with case, split and fov, "
+            f"but has {', '.join(header)}."
+        )
+    cases: dict[str, Case] = {}
+    for row in reader:
+        case = _case(row, path, reader.line_num)
+        if case.name in cases:
+            raise ValueError(f"{path}, line {reader.line_num}: case {case.name} stands twice.")
+        cases[case.name] = case
     return list(cases.values())
 
 
@@ -141,16 +142,28 @@ def normalise(image: Volume, fov: Mask, modality: str) -> Volume:
     percentile follows vessels, rims and fluid and makes the gain of a volume unpredictable.
 
     Arguments:
-        image: The intensities, non-negative.
+        image: The intensities, non-negative in view.
         fov: The field of view, with the same shape.
         modality: The name of the modality.
+
+    Raises:
+        ValueError: If intensities in view are negative, or too faint to be scaled.
     """
+    inside = image[fov]
+    if not (inside >= 0).all():
+        raise ValueError(
+            f"'image' should not be negative in view, but its minimum is {inside.min():.4g}."
+        )
     if modality == "us":
         unit = image / 255
     else:
-        inside = image[fov]
         tissue = inside[inside > 0.02 * np.percentile(inside, 99.5)]
-        unit = image * (MEDIANS[modality] / np.median(tissue))
+        median = np.median(tissue) if tissue.size else 0.0
+        if median < np.finfo(np.float32).tiny:
+            raise ValueError(
+                f"'image' should show tissue in view, but the median there is {median:.4g}."
+            )
+        unit = image * (MEDIANS[modality] / median)
     return np.where(fov, 2 * np.clip(unit, 0, 1) - 1, -1).astype(np.float32)
 
 
@@ -205,6 +218,17 @@ def batch_slices(
     return x, observed, torch.stack([fov for _, fov in slices])
 
 
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"{path}, line {line}: the index should be text in UTF-8, but is not ({error.reason})."
+        ) from error
+
+
 def _case(row: dict[str, str], path: Path, line: int) -> Case:
     root = path.parent.resolve()
 
@@ -244,7 +268,10 @@ def _load(case: Case) -> Subject:
             raise CaseError(
                 f"case {case.name}: {path} is constant in view; leave its cell empty if missing."
             )
-        images[m] = _slices_first(normalise(image, inside, m))
+        try:
+            images[m] = _slices_first(normalise(image, inside, m))
+        except ValueError as error:
+            raise CaseError(f"case {case.name}: {path} cannot be used: {error}") from error
 
     label = None
     if case.label is not None:

@@ -15,13 +15,14 @@ import torch
 
 import mmpoe
 
+from .checks import check_integer
 from .data import Subject, load_subjects, read_index
 from .evaluate import cross_modal_gain, evaluate
 from .modalities import LABELS, MODALITIES
 from .panel import draw_panel, draw_training
 from .phantom import CREDIT, cached_dataset
 from .report import MR, Facts, write_report
-from .train import Settings, save_model, train
+from .train import Settings, build_model, save_model, train
 
 PANEL = (["us"], ["t2", "cet1"], ["us", "t2"])
 """The subsets that the panel shows."""
@@ -29,25 +30,44 @@ PANEL = (["us"], ["t2", "cet1"], ["us", "t2"])
 
 @dataclass(frozen=True)
 class Demo:
-    """Make phantom patients, train a small MMHVAE on what they have, synthesise what they lack."""
+    """Make phantom patients, train a small MMHVAE on what they have, synthesise what they lack.
+
+    Open report.html at the end. Patients are kept for the next run, in ~/.cache/mmpoe or the
+    folder that MMPOE_CACHE names. Ctrl-C ends the training and keeps the model.
+    """
 
     out: Path = Path("runs/demo")
     """The folder for metrics.json, panel.png, report.html and model/."""
     patients: int = 200
     """The number of training patients, with modalities missing as in ReMIND."""
     held_out: int = 20
-    """The number of held-out patients, complete."""
+    """The number of held-out patients, complete, that the model is scored on."""
     size: int = 64
-    """The height and width of the slices, in pixels over 96 mm."""
+    """The height and width of the slices, in pixels over 96 mm: a multiple of 8."""
     workers: int = 2
     """The number of processes that make patients."""
     train: Settings = field(default_factory=Settings)
-    """How to train."""
+    """How the model is trained."""
+
+    def check(self) -> None:
+        """Raises a ValueError that names the argument, if there is one that cannot be used."""
+        check_integer("patients", self.patients, 1)
+        check_integer("held_out", self.held_out, 1)
+        check_integer("size", self.size, 16)
+        check_integer("workers", self.workers, 1)
+        build_model(self.size)
+        self.train.check()
 
 
 def run(demo: Demo) -> int:
-    """Runs the demo and returns its exit code: 0, or 130 if training was interrupted."""
+    """Runs the demo and returns its exit code: 0, or 130 if training was interrupted.
+
+    Raises:
+        ValueError: If an argument cannot be used, before any patient is made, or no patient can,
+            before any training.
+    """
     start = time.monotonic()
+    demo.check()
     demo.out.mkdir(parents=True, exist_ok=True)
 
     index = cached_dataset(
@@ -56,6 +76,12 @@ def run(demo: Demo) -> int:
     cases = read_index(index)
     subjects, problems = load_subjects([c for c in cases if c.split == "train"])
     held_out, more = load_subjects([c for c in cases if c.split == "test"])
+    for split, usable in (("train", subjects), ("test", held_out)):
+        if not usable:
+            raise ValueError(
+                f"{index} should list at least one usable case of the split '{split}', "
+                "but all were left out."
+            )
     held = {m: sum(m in s.images for s in subjects) for m in MODALITIES}
     print(
         f"{len(subjects)} training patients with "
@@ -64,6 +90,8 @@ def run(demo: Demo) -> int:
     )
 
     model, history = train(subjects, demo.train)
+    for name in ("metrics.json", "panel.png", "report.html"):  # of an earlier run's model
+        (demo.out / name).unlink(missing_ok=True)
     save_model(demo.out / "model", model, demo.size, demo.train, history)
     backend = mmpoe.kernels.last_backend()
     print(f"Model saved in {demo.out / 'model'}; products of experts ran on '{backend}'.")
@@ -74,9 +102,8 @@ def run(demo: Demo) -> int:
     cells = evaluate(model, subjects, held_out)
     (demo.out / "metrics.json").write_text(json.dumps(cells, indent=1) + "\n")
 
-    panel, curve = demo.out / "panel.png", demo.out / "model" / "training.png"
-    draw_panel(model, _typical(held_out), PANEL, panel)
-    draw_training(history.bounds, curve)
+    panel = draw_panel(model, _typical(held_out), PANEL)
+    (demo.out / "panel.png").write_bytes(panel)
     minutes = (time.monotonic() - start) / 60
     facts = Facts(
         train=subjects,
@@ -97,6 +124,7 @@ def run(demo: Demo) -> int:
         },
         credit=CREDIT,
     )
+    curve = draw_training(history.bounds)
     write_report(demo.out / "report.html", cells, panel, curve, facts)
 
     print(

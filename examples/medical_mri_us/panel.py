@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = ["draw_panel", "draw_training"]
 
+import io
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -28,12 +28,7 @@ ERROR_LIMIT, SPREAD_LIMIT = 0.4, 0.05
 """Where the colour scales of errors and of standard deviations end; images run from 0 to 1."""
 
 
-def draw_panel(
-    model: MMHVAE,
-    subject: Subject,
-    subsets: Sequence[Sequence[str]],
-    path: Path,
-) -> None:
+def draw_panel(model: MMHVAE, subject: Subject, subsets: Sequence[Sequence[str]]) -> bytes:
     """Draws one slice of a subject, the one with the largest tumour.
 
     The first row is the truth. Then come, for each subset, what the model makes of it at the mean,
@@ -43,7 +38,9 @@ def draw_panel(
         model: The trained model.
         subject: A complete subject.
         subsets: The subsets to condition on.
-        path: The PNG file to write.
+
+    Returns:
+        The picture, a PNG.
     """
     k = _slice_with_most_tumour(subject)
     fov = subject.fov[k]
@@ -96,28 +93,39 @@ def draw_panel(
         fontsize=9,
         ha="center",
     )
-    figure.savefig(path, dpi=110)
+    return _png(figure)
 
 
-def draw_training(bounds: Sequence[float], path: Path) -> None:
+def draw_training(bounds: Sequence[float]) -> bytes:
     """Draws the bound over the training, with its moving average.
 
     Arguments:
-        bounds: The bound of each step, nats per pixel in view.
-        path: The PNG file to write.
+        bounds: The bound of each step, nats per pixel in view; not finite where it was skipped.
+
+    Returns:
+        The picture, a PNG.
     """
     values = np.asarray(bounds)
+    steps = np.flatnonzero(np.isfinite(values))
+    values = values[steps]
     window = max(1, len(values) // 50)
-    smooth = np.convolve(values, np.ones(window) / window, mode="valid")
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(7, 2.4), layout="constrained")
         ax = figure.subplots()
-        ax.plot(values, color="0.8", linewidth=0.5)
-        ax.plot(np.arange(len(smooth)) + window // 2, smooth, color="C0")
-        ax.set_ylim(np.quantile(values, 0.02), values.max())
+        if len(values) > 1:
+            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+            ax.plot(steps, values, color="0.8", linewidth=0.5)
+            ax.plot(steps[window // 2 :][: len(smooth)], smooth, color="C0")
+            ax.set_ylim(float(np.quantile(values, 0.02)), float(values.max()))
         ax.set_xlabel("step")
         ax.set_ylabel("bound, nats per pixel")
-        figure.savefig(path, dpi=110)
+        return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
 
 
 def _spread(

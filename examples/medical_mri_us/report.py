@@ -35,15 +35,15 @@ class Facts:
 
 
 def write_report(
-    path: Path, cells: Sequence[Cell], panel: Path, training: Path, facts: Facts
+    path: Path, cells: Sequence[Cell], panel: bytes, training: bytes, facts: Facts
 ) -> None:
     """Writes the report, with its pictures inside.
 
     Arguments:
         path: The HTML file to write.
         cells: The scores, as of `evaluate`.
-        panel: The PNG of the panel.
-        training: The PNG of the training curve.
+        panel: The panel, a PNG.
+        training: The training curve, a PNG.
         facts: Everything else.
     """
     parts = [
@@ -175,8 +175,8 @@ def _facts(settings: dict[str, Any]) -> str:
     return f"<table class=facts><tbody>{rows}</tbody></table>"
 
 
-def _image(path: Path, text: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
+def _image(png: bytes, text: str) -> str:
+    data = base64.b64encode(png).decode()
     return f"<img alt='{html.escape(text)}' src='data:image/png;base64,{data}'>"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Settings", "load_model", "save_model", "train"]
+__all__ = ["ARCHITECTURE", "Settings", "bound", "build_model", "load_model", "save_model", "train"]
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +18,19 @@ from mmpoe.missing import random_subsets
 from mmpoe.models import MMHVAE, image_mmhvae
 from mmpoe.training import CheckpointError, History, fit, load_checkpoint, save_checkpoint
 
+from .checks import check_integer, check_number, check_positive
 from .data import Slices, Subject, batch_slices
 from .modalities import MODALITIES
+
+ARCHITECTURE: dict[str, Any] = {
+    "channels": 1,
+    "patch": 2,
+    "widths": [96, 64, 32],
+    "latents": [16, 16, 8],
+    "scale": 0.12,
+    "clamp": 5.0,
+}
+"""What `image_mmhvae` builds here, at any size; saved with every model."""
 
 Batch = tuple[dict[str, Tensor], Tensor, Tensor]
 
@@ -43,6 +54,42 @@ class Settings:
     seed: int = 0
     """What initial weights, batches, subsets and noise are drawn from."""
 
+    def check(self) -> None:
+        """Raises a ValueError that names the setting, if there is one that cannot be used."""
+        check_integer("steps", self.steps, 1)
+        if self.minutes is not None:
+            check_positive("minutes", self.minutes)
+        check_integer("batch", self.batch, 1)
+        check_positive("lr", self.lr)
+        check_number("beta", self.beta, 0)
+        check_number("rare", self.rare, 0, 1)
+        check_integer("seed", self.seed, 0)
+
+
+def build_model(size: int) -> MMHVAE:
+    """Builds the model, untrained, for slices of `size` times `size` pixels.
+
+    Raises:
+        ValueError: If the size cannot be halved as often as the architecture asks for.
+    """
+    return image_mmhvae(MODALITIES, size, **ARCHITECTURE)
+
+
+def bound(model: MMHVAE, batch: Batch, beta: float) -> Tensor:
+    """Returns the bound of each slice, conditioned on a random subset of what was observed.
+
+    It is in nats per pixel in view, so that small and large fields of view count alike.
+
+    Arguments:
+        model: The model.
+        batch: A batch, as of `batch_slices`.
+        beta: The weight of the divergence.
+    """
+    x, observed, fov = batch
+    output = model(x, random_subsets(observed)[0])
+    valid = dict.fromkeys(x, fov)
+    return mmpoe.elbo(output, x, observed, beta, valid=valid) / fov.flatten(1).sum(dim=1)
+
 
 def train(
     subjects: Sequence[Subject], settings: Settings, *, progress: bool = True
@@ -61,30 +108,26 @@ def train(
         The model, in evaluation mode, and the history of the training.
 
     Raises:
-        ValueError: If there is no subject, images are not square and of one size, or no subject
-            has some modality.
+        ValueError: If a setting cannot be used, there is no subject, images are not square and of
+            one size, or no subject has some modality.
     """
+    settings.check()
     size = _common_size(subjects)
     torch.manual_seed(settings.seed)
-    model = image_mmhvae(MODALITIES, size)
+    model = build_model(size)
 
     slices = Slices(subjects, flip=True)
     weights = slices.weights(settings.rare)
     draws = WeightedRandomSampler(weights, settings.steps * settings.batch, replacement=True)
     loader = DataLoader(slices, settings.batch, sampler=draws, collate_fn=batch_slices)
 
-    def bound(model: MMHVAE, batch: Batch, done: float) -> Tensor:
-        x, observed, fov = batch
-        output = model(x, random_subsets(observed)[0])
-        beta = settings.beta * min(1.0, 10 * done)
-        valid = dict.fromkeys(x, fov)
-        # nats per pixel in view, so that small and large fields of view count alike
-        return mmpoe.elbo(output, x, observed, beta, valid=valid) / fov.flatten(1).sum(dim=1)
+    def objective(model: MMHVAE, batch: Batch, done: float) -> Tensor:
+        return bound(model, batch, settings.beta * min(1.0, 10 * done))
 
     history = fit(
         model,
         loader,
-        bound,
+        objective,
         steps=settings.steps,
         minutes=settings.minutes,
         lr=settings.lr,
@@ -100,7 +143,7 @@ def save_model(
     description: dict[str, Any] = {
         "model": "image_mmhvae",
         "modalities": model.modalities,
-        "size": size,
+        "architecture": {"size": size, **ARCHITECTURE},
         "mmpoe": mmpoe.__version__,
         "torch": torch.__version__,
         "settings": asdict(settings),
@@ -124,8 +167,11 @@ def load_model(folder: Path) -> tuple[MMHVAE, dict[str, Any]]:
             f"{folder} should hold a model of {', '.join(MODALITIES)}, "
             f"but holds one of {description.get('modalities')}."
         )
-    model = image_mmhvae(MODALITIES, description["size"])
-    model.load_state_dict(state)
+    try:
+        model = image_mmhvae(MODALITIES, **description.get("architecture", {}))
+        model.load_state_dict(state)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} holds no model that can be built: {error}") from error
     return model.eval(), description
 
 

@@ -88,6 +88,31 @@ def test_mr_has_no_unit():
     assert normalise(np.full((1, 1, 1), 255, np.float32), fov[:1, :1, :1], "us").item() == 1.0
 
 
+def test_the_median_is_that_of_tissue_not_of_background():
+    image = np.full((10, 10, 1), 1, np.float32)  # mostly background in view
+    image[:4] = 100
+    image[0, :2] = [[200], [10]]
+    fov = np.ones(image.shape, bool)
+    fov[-1] = False
+    unit = (normalise(image, fov, "cet1") + 1) / 2
+    assert unit[1:4] == pytest.approx(MEDIANS["cet1"])
+    assert unit[0, 0] == pytest.approx(2 * MEDIANS["cet1"])
+    assert unit[4:-1] == pytest.approx(MEDIANS["cet1"] / 100, abs=1e-6)
+    assert (unit[-1] == 0).all()
+
+
+def test_intensities_without_a_scale_are_errors():
+    fov = np.array([True, True, False])
+    for modality in MODALITIES:
+        with pytest.raises(ValueError, match=r"'image' should not be negative .* is -2\.5"):
+            normalise(np.array([-2.5, 3, 1], np.float32), fov, modality)
+        inside = normalise(np.array([0, 3, -1], np.float32), fov, modality)  # -1 is out of view
+        assert np.isfinite(inside).all()
+    for level in (0, 1e-44):
+        with pytest.raises(ValueError, match="'image' should show tissue in view"):
+            normalise(np.array([0, level, 9], np.float32), fov, "t2")
+
+
 def test_batches_mix_patients_with_their_own_masks(index):
     slices = Slices(load(index)[0])
     assert len(slices) == 9
@@ -142,6 +167,12 @@ def damage(path, how):
         write(path, np.full(SHAPE, np.nan, np.float32))
     elif how == "constant":
         write(path, np.full(SHAPE, 7, np.int16))
+    elif how == "z-scored":
+        write(path, np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32))
+    elif how == "negative":
+        write(path, np.random.default_rng(0).integers(-200, -100, SHAPE).astype(np.int16))
+    elif how == "faint":
+        write(path, np.linspace(0, 1e-43, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE))
     elif how == "other grid":
         write(path, np.ones(SHAPE, np.int16), np.diag([1.5, 1.5, 2.5, 1.0]))
     elif how == "four dimensions":
@@ -150,8 +181,8 @@ def damage(path, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["truncated", "flipped", "empty", "text", "absent", "NaN", "constant", "other grid",
-     "four dimensions"],
+    ["truncated", "flipped", "empty", "text", "absent", "NaN", "constant", "z-scored", "negative",
+     "faint", "other grid", "four dimensions"],
 )  # fmt: skip
 def test_a_broken_case_is_named_and_the_rest_go_on(index, how, capsys):
     damage(index.parent / "b" / "t2.nii.gz", how)
@@ -187,6 +218,12 @@ def test_bad_indices_are_named(tmp_path):
     write_index(path, [["a", "train", "../../us.nii.gz", "", "", "", "a/fov.nii.gz", ""]])
     with pytest.raises(ValueError, match="lies outside the folder of the index"):
         read_index(path)
+
+
+def test_an_index_in_another_encoding_is_named(index):
+    index.write_bytes(index.read_bytes() + "Möller,train,,,,,,\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"index\.csv, line 5: .* should be text in UTF-8"):
+        read_index(index)
 
 
 def test_byte_order_marks_and_blank_cells_are_read(index):

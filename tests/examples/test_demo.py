@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from examples.medical_mri_us.data import load_subjects, read_index
+from examples.medical_mri_us import demo as demo_module
+from examples.medical_mri_us.__main__ import main
+from examples.medical_mri_us.data import Subject, load_subjects, read_index
 from examples.medical_mri_us.demo import Demo, run
 from examples.medical_mri_us.evaluate import (
     SUBSETS,
@@ -23,35 +25,27 @@ from examples.medical_mri_us.evaluate import (
     synthesise,
 )
 from examples.medical_mri_us.modalities import MODALITIES
-from examples.medical_mri_us.phantom import cached_dataset
+from examples.medical_mri_us.phantom import MISSINGNESS, cached_dataset, make_dataset
 from examples.medical_mri_us.train import Settings, load_model, train
 from mmpoe.metrics import psnr
 
 ROOT = Path(__file__).parents[2]
-PATIENTS = {"train": 8, "test": 2}
+SIZE = 32
+PATIENTS = {"train": 8, "test": 2, "size": SIZE, "workers": 1}
 SETTINGS = Settings(steps=30, minutes=None)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MMPOE_CACHE", str(folder))
-    yield folder
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
-def demo(cache, tmp_path_factory):
+def demo(brain, tmp_path_factory):
     """A demo that has run."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    demo = Demo(out=out, patients=8, held_out=2, workers=1, train=SETTINGS)
+    demo = Demo(out=out, patients=8, held_out=2, size=SIZE, workers=1, train=SETTINGS)
     assert run(demo) == 0
     return demo
 
 
 def subjects(split):
-    cases = read_index(cached_dataset(**PATIENTS, workers=1))
+    cases = read_index(cached_dataset(**PATIENTS))
     return load_subjects([c for c in cases if c.split == split], progress=False)[0]
 
 
@@ -63,6 +57,7 @@ def test_four_outputs(demo):
         "model",
     }
     assert (demo.out / "panel.png").stat().st_size > 50_000
+    assert {p.name for p in (demo.out / "model").iterdir()} == {"model.safetensors", "model.json"}
 
 
 def test_metrics_are_60_cells(demo):
@@ -116,9 +111,9 @@ def test_baseline_is_the_mean_training_image(demo):
     cell = next(c for c in cells if c["target"] == "t2")
     scores = [
         psnr(
-            np.broadcast_to(mean, s.fov.shape).reshape(-1, 64),
-            ((s.images["t2"] + 1) / 2).reshape(-1, 64),
-            mask=s.fov.reshape(-1, 64),
+            np.broadcast_to(mean, s.fov.shape).reshape(-1, SIZE),
+            ((s.images["t2"] + 1) / 2).reshape(-1, SIZE),
+            mask=s.fov.reshape(-1, SIZE),
         )
         for s in subjects("test")
     ]
@@ -172,6 +167,51 @@ def test_incomplete_or_absent_test_subjects_are_named(demo):
         train(without, SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"patients": 0}, "'patients' should be an integer of at least 1, but is 0"),
+        ({"held_out": 0}, "'held_out' should be an integer of at least 1, but is 0"),
+        ({"size": 20}, "'size' should be a multiple of 8.*, but is 20"),
+        ({"size": 8}, "'size' should be an integer of at least 16, but is 8"),
+        ({"workers": 0}, "'workers' should be an integer of at least 1, but is 0"),
+        ({"train": Settings(rare=2)}, "'rare' should be a number from 0 to 1, but is 2"),
+    ],
+)
+def test_bad_arguments_are_errors_before_patients_are_made(bad, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_module, "cached_dataset", lambda **_: pytest.fail("made patients"))
+    with pytest.raises(ValueError, match=message):
+        run(Demo(out=tmp_path / "out", **bad))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_that_cannot_be_used_is_an_error_before_training(
+    brain, split, tmp_path, monkeypatch
+):
+    index = make_dataset(
+        tmp_path / "data", train=2, test=2, size=16, slices=1, workers=1, progress=False
+    )
+    for case in index.parent.glob(f"{split}-*"):
+        (case / "fov.nii.gz").write_bytes(b"broken")
+    monkeypatch.setattr(demo_module, "cached_dataset", lambda **_: index)
+    monkeypatch.setattr(demo_module, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=f"usable case of the split '{split}'"):
+        run(Demo(out=tmp_path / "out"))
+
+
+def test_the_panel_shows_a_tumour_at_the_upper_quartile():
+    def subject(name, *cuts):
+        label = np.zeros((len(cuts), 4, 4), np.uint8)
+        for k, cut in enumerate(cuts):
+            label[k].flat[:cut] = 1
+        return Subject(name, {}, label == 0, label)
+
+    held_out = [subject("a", 5, 1), subject("b", 0, 2), subject("c", 3, 3), subject("d", 9, 0)]
+    assert demo_module._typical(held_out).name == "d"
+    assert demo_module._typical(held_out[:3]).name == "a"
+
+
 def command(*arguments, **environment):
     return {
         "args": [sys.executable, "-m", "examples.medical_mri_us", *arguments],
@@ -181,11 +221,13 @@ def command(*arguments, **environment):
     }
 
 
-def test_interrupt_leaves_a_usable_model(demo, cache, tmp_path):
+def test_interrupt_leaves_a_usable_model(demo, tmp_path):
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "metrics.json").write_text("of an earlier model")
     arguments = ["demo", "--out", str(out), "--patients", "8", "--held-out", "2"]
     process = subprocess.Popen(
-        **command(*arguments, "--train.steps", "100000"),
+        **command(*arguments, "--size", str(SIZE), "--train.steps", "100000"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -198,9 +240,10 @@ def test_interrupt_leaves_a_usable_model(demo, cache, tmp_path):
     assert process.returncode == 130, errors
     assert "the model can be used as it is" in printed
     assert "Traceback" not in errors
+    assert [p.name for p in out.iterdir()] == ["model"]
     model, description = load_model(out / "model")
     assert description["interrupted"]
-    assert synthesise(model, subjects("test")[0], ["us"])["t2"].shape == (8, 64, 64)
+    assert synthesise(model, subjects("test")[0], ["us"])["t2"].shape == (8, SIZE, SIZE)
 
 
 def test_unusable_cache_folder_is_an_error_in_words(tmp_path):
@@ -216,7 +259,29 @@ def test_unusable_cache_folder_is_an_error_in_words(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_phantom_verb_writes_an_index(demo, cache, tmp_path):
+def test_help_and_errors_of_the_command_line(capsys, monkeypatch):
+    def answer(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mri_us", *arguments])
+        try:
+            code = main()
+        except SystemExit as exit:
+            code = exit.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    code, text = answer("--help")
+    assert code == 0
+    assert "Start with: python -m examples.medical_mri_us demo" in text
+    code, text = answer("phantom", "--help")
+    assert code == 0
+    assert ",".join(MISSINGNESS) in text  # the choices
+    assert answer("demo", "--train.batch", "0") == (
+        2,
+        "Error: 'batch' should be an integer of at least 1, but is 0.\n",
+    )
+
+
+def test_phantom_verb_writes_an_index(brain, tmp_path):
     arguments = [
         "phantom",
         "--out",

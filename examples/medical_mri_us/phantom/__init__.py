@@ -2,7 +2,7 @@
 
 from .anatomy import TUMOUR_LABELS
 from .atlas import CREDIT, Atlas, load_atlas
-from .cache import GENERATOR_VERSION, cache_folder
+from .cache import GENERATOR_VERSION, CacheError, cache_folder
 from .dataset import INDEX_COLUMNS, cached_dataset, make_dataset
 from .missingness import MISSINGNESS, REMIND_FILES, draw_patterns, pattern_probabilities
 from .patient import Patient, render_patient
@@ -18,6 +18,7 @@ __all__ = [
     "TISSUE_NAMES",
     "TUMOUR_LABELS",
     "Atlas",
+    "CacheError",
     "Patient",
     "cache_folder",
     "cached_dataset",

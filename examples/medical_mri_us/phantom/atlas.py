@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import tempfile
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from .cache import GENERATOR_VERSION, cache_folder, ensure_writable, is_cached
+from .cache import GENERATOR_VERSION, cache_folder, ensure_writable
 from .tissues import Array
 
 __all__ = ["CREDIT", "Atlas", "build_atlas", "load_atlas"]
@@ -54,14 +56,16 @@ class Atlas:
 def load_atlas() -> Atlas:
     """Reads the atlas from the cache folder, where the first call puts it (some seconds).
 
+    A file that is damaged is replaced.
+
     Raises:
         ModuleNotFoundError: If nilearn, whose wheel brings the template, is not installed.
-        OSError: If the cache folder cannot be written.
+        CacheError: If the cache folder cannot be written.
     """
     file = cache_folder("phantom") / f"atlas-icbm152-2009a-v{GENERATOR_VERSION}.npz"
-    if is_cached(file):
-        with np.load(file) as stored:
-            return Atlas(**{name: stored[name] for name in stored.files})
+    stored = _read_stored(file)
+    if stored is not None:
+        return stored
     ensure_writable(file.parent)
     atlas = build_atlas()
     descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=".partial-", suffix=".npz")
@@ -72,6 +76,15 @@ def load_atlas() -> Atlas:
     finally:
         Path(partial).unlink(missing_ok=True)
     return atlas
+
+
+def _read_stored(file: Path) -> Atlas | None:
+    """Reads the atlas that a former call has left, None if there is none or it is damaged."""
+    try:
+        with file.open("rb") as stream, np.load(stream) as stored:
+            return Atlas(**{name: stored[name] for name in stored.files})
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def build_atlas() -> Atlas:

@@ -4,10 +4,14 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["GENERATOR_VERSION", "cache_folder", "ensure_writable", "is_cached"]
+__all__ = ["GENERATOR_VERSION", "CacheError", "cache_folder", "ensure_writable", "is_cached"]
 
 GENERATOR_VERSION = 1
 """Raised by one whenever the same seed would give different patients; caches are keyed on it."""
+
+
+class CacheError(OSError, ValueError):
+    """There is no usable cache folder: the message names it, and how to choose another."""
 
 
 def cache_folder(*parts: str) -> Path:
@@ -18,26 +22,29 @@ def cache_folder(*parts: str) -> Path:
 
     Returns:
         The path. Nothing is created: see `ensure_writable`.
+
+    Raises:
+        CacheError: If the root is in the home folder of a user who has none.
     """
     root = os.environ.get("MMPOE_CACHE") or "~/.cache/mmpoe"
-    return Path(root).expanduser().joinpath(*parts)
+    try:
+        return Path(root).expanduser().joinpath(*parts)
+    except RuntimeError as error:
+        raise _unusable(root, error) from error
 
 
 def ensure_writable(folder: Path) -> Path:
     """Creates a cache folder if needed and tries to write into it.
 
     Raises:
-        OSError: If that fails; the message names the folder and the way out.
+        CacheError: If that fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(
-            f"The cache folder '{folder}' cannot be written ({error.strerror or error}). Set the "
-            "environment variable MMPOE_CACHE to a folder that can."
-        ) from error
+        raise _unusable(folder, error.strerror or error) from error
     return folder
 
 
@@ -47,3 +54,10 @@ def is_cached(file: Path) -> bool:
         return file.is_file()
     except OSError:
         return False
+
+
+def _unusable(folder: str | Path, reason: object) -> CacheError:
+    return CacheError(
+        f"The cache folder '{folder}' cannot be written ({reason}). Set the environment variable "
+        "MMPOE_CACHE to a folder that can."
+    )

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from examples.medical_mri_us.checks import check_choice, check_integer
 from examples.medical_mri_us.modalities import MODALITIES
 
 from .atlas import Atlas, load_atlas
 from .cache import GENERATOR_VERSION, cache_folder, ensure_writable, is_cached
-from .checks import check_choice, check_integer
 from .missingness import MISSINGNESS, draw_patterns
 from .parallel import run_all
 from .patient import render_patient
@@ -143,7 +143,7 @@ def cached_dataset(
     `~/.cache/mmpoe`. The arguments are those of `make_dataset`.
 
     Raises:
-        OSError: If that folder cannot be written.
+        CacheError: If that folder cannot be written.
     """
     train, test, recipe = _check(train, test, size, slices, missingness, seed)
     key = json.dumps({"train": train, "test": test, **vars(recipe)}, sort_keys=True)

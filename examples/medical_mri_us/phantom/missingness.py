@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from .checks import check_choice, check_integer
+from examples.medical_mri_us.checks import check_choice, check_integer
 
 __all__ = ["MISSINGNESS", "REMIND_FILES", "draw_patterns", "pattern_probabilities"]
 

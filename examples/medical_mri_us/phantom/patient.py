@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from examples.medical_mri_us.checks import check_integer, check_positive
 from examples.medical_mri_us.modalities import MODALITIES
 
 from .anatomy import Anatomy, build_anatomy, random_lesion
 from .atlas import Atlas
-from .checks import check_integer, check_positive
 from .deformation import random_warp
 from .mri import render_mri
 from .probe import ProbeGrid, choose_pose, random_fan

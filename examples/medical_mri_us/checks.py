@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection
 from numbers import Integral, Real
 
-__all__ = ["check_choice", "check_integer", "check_positive"]
+__all__ = ["check_choice", "check_integer", "check_number", "check_positive"]
 
 
 def check_integer(name: str, value: object, minimum: int) -> int:
@@ -19,6 +19,15 @@ def check_positive(name: str, value: object) -> float:
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not 0 < number < math.inf:
         raise ValueError(f"'{name}' should be a positive number, but is {value!r}.")
+    return number
+
+
+def check_number(name: str, value: object, minimum: float, maximum: float | None = None) -> float:
+    """Returns `value` as a float, or says between which finite numbers it should be."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (minimum <= number < math.inf and (maximum is None or number <= maximum)):
+        limits = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise ValueError(f"'{name}' should be a number {limits}, but is {value!r}.")
     return number
 
 

@@ -1,0 +1,163 @@
+"""Training and its pictures on tiny subjects: what is given, what is scored, what is kept."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Independent, Laplace
+
+from examples.medical_mri_us import train as train_module
+from examples.medical_mri_us.data import Slices, Subject, batch_slices
+from examples.medical_mri_us.evaluate import synthesise
+from examples.medical_mri_us.modalities import MODALITIES
+from examples.medical_mri_us.panel import _slice_with_most_tumour, draw_panel, draw_training
+from examples.medical_mri_us.train import (
+    Settings,
+    bound,
+    build_model,
+    load_model,
+    save_model,
+    train,
+)
+from mmpoe.training import CheckpointError
+
+PNG = b"\x89PNG"
+SIDE = 16
+
+
+def subject(seed, modalities=MODALITIES):
+    """A subject of noise, in view but for its upper rows."""
+    rng = np.random.default_rng(seed)
+    fov = np.ones((3, SIDE, SIDE), bool)
+    fov[:, : 2 + seed % 3] = False
+    noise = {m: rng.uniform(-1, 1, fov.shape).astype(np.float32) for m in modalities}
+    images = {m: np.where(fov, image, -1).astype(np.float32) for m, image in noise.items()}
+    return Subject(str(seed), images, fov, label=None)
+
+
+def batch(*subjects):
+    return batch_slices(list(Slices(subjects)))
+
+
+class Deaf:
+    """A model that keeps what it is given and always predicts 0, at a divergence of 3 nats."""
+
+    def __call__(self, x, given):
+        self.given = given
+        zero = torch.zeros(len(given), 1, SIDE, SIDE)
+        return SimpleNamespace(
+            likelihoods={m: Independent(Laplace(zero, 0.5), 3) for m in MODALITIES},
+            kl=[torch.ones(len(given)), 2 * torch.ones(len(given))],
+        )
+
+
+def test_slices_are_conditioned_on_random_subsets_of_what_was_observed():
+    model, (x, observed, fov) = Deaf(), batch(*map(subject, range(8)), subject(8, MODALITIES[1:]))
+    torch.manual_seed(0)
+    bound(model, (x, observed, fov), 1.0)
+    assert model.given.shape == observed.shape
+    assert model.given.any(dim=1).all()
+    assert not (model.given & ~observed).any()
+    assert len(model.given.unique(dim=0)) > 5  # rows are given different subsets
+    assert (model.given != observed).any(dim=1).float().mean() > 0.5
+
+
+def test_bound_is_per_pixel_in_view_and_ignores_the_others():
+    x, observed, fov = batch(subject(0), subject(1, ("us", "flair")), subject(2, ("cet1",)))
+    found = bound(Deaf(), (x, observed, fov), 0.1)
+    for row, entry in enumerate(found):
+        inside = fov[row]
+        scores = [
+            Laplace(0.0, 0.5).log_prob(x[m][row][inside]).sum()
+            for column, m in enumerate(MODALITIES)
+            if observed[row, column]
+        ]
+        expected = (sum(scores) - 0.1 * 3) / inside.sum()
+        torch.testing.assert_close(entry, expected)
+    elsewhere = {m: torch.where(fov, image, 0.7) for m, image in x.items()}
+    assert torch.equal(bound(Deaf(), (elsewhere, observed, fov), 0.1), found)
+    inside = {m: torch.where(fov, 0.7, image) for m, image in x.items()}
+    assert not torch.isclose(bound(Deaf(), (inside, observed, fov), 0.1), found).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("steps", 2.5),
+        ("minutes", -1),
+        ("minutes", float("nan")),
+        ("batch", 0),
+        ("lr", 0.0),
+        ("beta", -0.1),
+        ("beta", float("inf")),
+        ("rare", 2),
+        ("rare", -0.5),
+        ("seed", -1),
+    ],
+)
+def test_bad_settings_are_named(name, value):
+    with pytest.raises(ValueError, match=f"'{name}' should be .*, but is {value!r}"):
+        train([subject(0)], Settings(**{name: value}), progress=False)
+
+
+def test_a_model_is_built_again_from_its_own_description(tmp_path, monkeypatch):
+    settings = Settings(steps=2, minutes=None, batch=2)
+    small = {**train_module.ARCHITECTURE, "patch": 4, "widths": [16, 8], "latents": [3, 2]}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "ARCHITECTURE", small)
+        model, history = train([subject(0), subject(1)], settings, progress=False)
+        save_model(tmp_path, model, SIDE, settings, history)
+    again, description = load_model(tmp_path)
+    assert description["architecture"] == {"size": SIDE, **small}
+    want, have = (synthesise(m, subject(2), ["us"])["t2"] for m in (model.cpu(), again))
+    assert np.array_equal(want, have)
+
+    file = tmp_path / "model.json"
+    whole = json.loads(file.read_text())
+    for broken in ({}, {"size": SIDE}, {**description["architecture"], "depth": 3}):
+        file.write_text(json.dumps({**whole, "architecture": broken}))
+        with pytest.raises(CheckpointError, match="holds no model that can be built"):
+            load_model(tmp_path)
+
+
+def test_synthesis_is_at_the_mean():
+    torch.manual_seed(0)
+    model = build_model(SIDE)
+    first, second = (synthesise(model, subject(0), ["us", "t2"]) for _ in range(2))
+    for m in MODALITIES:
+        assert np.array_equal(first[m], second[m])
+    x = {m: torch.from_numpy(subject(0).images[m])[:, None] for m in ("us", "t2")}
+    drawn = [model.predict(x)["flair"].mean for _ in range(2)]
+    assert not torch.equal(*drawn)  # there is noise to be left out
+
+
+def test_the_panel_shows_the_slice_with_most_tumour():
+    label = np.zeros((5, SIDE, SIDE), np.uint8)
+    label[1, :2] = 1
+    label[3, :4] = 1
+    label[4, :3] = 4
+    noise = subject(0)
+    fov = np.ones(label.shape, bool)
+    for labels, expected in ((label, 3), (0 * label, 2), (None, 2)):
+        assert _slice_with_most_tumour(Subject("a", noise.images, fov, labels)) == expected
+
+
+def test_the_panel_is_drawn():
+    assert draw_panel(build_model(SIDE), subject(0), [["us"]]).startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        [],
+        [1.0],
+        [float("nan")] * 3,
+        [-3.0, float("nan"), -2.0, float("inf"), -1.5],
+        [float("nan"), *np.linspace(-3, 1, 200), float("-inf")],
+    ],
+)
+def test_training_is_drawn_whatever_was_skipped(bounds):
+    assert draw_training(bounds).startswith(PNG)
