@@ -4,100 +4,24 @@ import math
 
 import pytest
 import torch
+from example_models import (
+    NAMES,
+    OBSERVED,
+    SIZES,
+    batch,
+    every_model,
+    flat,
+    hierarchical,
+    make,
+    noise_for,
+)
 from torch import nn
 
 import mmpoe
-from mmpoe.hierarchy import LatentGroup
-from mmpoe.likelihoods import Bernoulli, Laplace, Normal
+from mmpoe.likelihoods import Laplace, Normal
 from mmpoe.missing import as_mask
 from mmpoe.models import UncalibratedWarning
-from mmpoe.nn import MLP
 from mmpoe.objectives import mixture_elbo
-from mmpoe.posteriors import PoE
-
-NAMES = ["us", "t2.space", "type"]
-SIZES = dict(zip(NAMES, [5, 4, 3], strict=True))
-
-
-def flat():
-    return mmpoe.MVAE(
-        {m: MLP(SIZES[m], 8, hidden=[16]) for m in NAMES},
-        {m: Normal(MLP(4, SIZES[m], hidden=[16])) for m in NAMES},
-    )
-
-
-class Features(nn.Module):
-    """Features of a vector for two groups, coarse to fine."""
-
-    def __init__(self, size):
-        super().__init__()
-        self.fine, self.coarse = nn.Linear(size, 6), nn.Linear(6, 6)
-
-    def forward(self, x):
-        fine = self.fine(x).tanh()
-        return [self.coarse(fine), fine]
-
-
-class Merge(nn.Module):
-    def __init__(self, latent):
-        super().__init__()
-        self.network = nn.Linear(latent, 7)
-
-    def forward(self, h, z):
-        return self.network(z).tanh() + (0 if h is None else h)
-
-
-def hierarchical(expert_sees_state=True, shared=True, power=2):
-    def expert(features, latent):
-        if shared:
-            return nn.Linear(features, 2 * latent)
-        return {m: nn.Linear(features, 2 * latent) for m in NAMES}
-
-    seen = 6 + 7 * expert_sees_state
-    options = {"expert_sees_state": expert_sees_state, "posterior": PoE(power=power, clamp=5.0)}
-    groups = [
-        LatentGroup((3,), expert(6, 3), Merge(3), **options),
-        LatentGroup((2,), expert(seen, 2), Merge(2), prior=nn.Linear(7, 4), **options),
-    ]
-    decoders = {
-        "us": Laplace(nn.Linear(7, 5), scale=0.5, learn_scale=True),
-        "t2.space": Normal(nn.Linear(7, 4)),
-        "type": Bernoulli(nn.Linear(7, 3)),
-    }
-    return mmpoe.MMHVAE({m: Features(SIZES[m]) for m in NAMES}, groups, decoders)
-
-
-MODELS = {
-    "flat": flat,
-    "hierarchical": hierarchical,
-    "free experts": lambda: hierarchical(expert_sees_state=False),
-    "own experts": lambda: hierarchical(shared=False),
-    "published rule": lambda: hierarchical(power=1),
-}
-every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
-
-# every pattern of three modalities, the empty one included
-OBSERVED = torch.tensor([[b >> m & 1 for m in range(3)] for b in range(8)]).bool()
-
-
-def batch(filler=0.0, rows=OBSERVED, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = {}
-    for column, (m, size) in enumerate(SIZES.items()):
-        values = torch.rand(len(OBSERVED), size, generator=generator).round()
-        x[m] = torch.where(rows[:, column, None], values, filler)
-    return x
-
-
-def make(build):
-    torch.manual_seed(1)
-    return build()
-
-
-def noise_for(model, rows=8, subsets=()):
-    generator = torch.Generator().manual_seed(2)
-    shapes = [z.shape[1:] for z in model(batch(), OBSERVED).z]
-    return [torch.randn(*subsets, rows, *shape, generator=generator) for shape in shapes]
 
 
 @every_model
@@ -317,43 +241,6 @@ def test_valid_elements_alone_are_scored():
     torch.testing.assert_close(run(0.0) + outside, mmpoe.elbo(output, x, OBSERVED))
 
 
-def test_bad_calls_are_named():
-    model = make(flat)
-    x = batch()
-    with pytest.raises(ValueError, match=r"'x' .* among us, t2\.space, type, but holds 'flair'"):
-        model({"flair": x["us"]})
-    with pytest.raises(ValueError, match=r"'given' should have one column .*\(3\), .* \(8, 4\)"):
-        model(x, torch.ones(8, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"'given' should be boolean, .*float32"):
-        model(x, torch.ones(8, 3))
-    with pytest.raises(ValueError, match=r"'given' should have one row per sample \(8\)"):
-        model(x, torch.ones(7, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="'x' should hold one batch size"):
-        model({**x, "us": x["us"][:3]})
-    with pytest.raises(ValueError, match=r"'noise' should hold one tensor per latent group \(1\)"):
-        model(x, noise=[])
-    with pytest.raises(ValueError, match="'targets' should hold modalities"):
-        model.predict(x, targets=["flair"])
-    with pytest.raises(ValueError, match="'targets' should be a list of names"):
-        model.predict(x, targets="us")
-    for samples in (0, 2.5):
-        with pytest.raises(ValueError, match="'samples' should be an integer of at least 1"):
-            model.predict(x, samples=samples)
-    for temperature in (-1.0, math.nan):
-        with pytest.raises(ValueError, match="'temperature' should be finite and at least 0"):
-            model(x, temperature=temperature)
-    with pytest.raises(ValueError, match=r"the dtype of the model, torch.float32, but 'us' has"):
-        model({**x, "us": x["us"].double()})
-    with pytest.raises(ValueError, match=r"'x' should hold tensors .* but 'us' is a ndarray"):
-        model({"us": x["us"].numpy()})
-    with pytest.raises(ValueError, match=r"'x' should hold tensors .* but 'us' is a scalar"):
-        model({"us": torch.tensor(1.0)})
-    with pytest.raises(ValueError, match=r"'noise\[0\]' should have .* \(2, 8\), .* \(8, 2, 4\)"):
-        model(x, OBSERVED.expand(2, 8, 3), noise=[torch.zeros(8, 2, 4)])
-    with pytest.raises(ValueError, match="'x' should hold 'us', which 'observed' says"):
-        model.encode({}, OBSERVED)
-
-
 def test_models_collate_in_their_own_order():
     model = make(flat)
     x, observed = model.collate([{"type": torch.zeros(3)}, {"us": torch.ones(5)}])
@@ -361,95 +248,11 @@ def test_models_collate_in_their_own_order():
     assert mmpoe.elbo(model(x, observed), x, observed).isfinite().all()
 
 
-def test_names_on_an_incomplete_batch_are_an_error_not_a_wrong_answer():
-    x, observed = mmpoe.missing.collate(
-        [{"us": torch.ones(5)}, {"t2.space": torch.ones(4)}], NAMES
-    )
-    model = make(flat)
-    assert model(x, observed).z[0].isfinite().all()
-    with pytest.raises(ValueError, match=r"'us' holds NaN or infinity in rows \[1\]"):
-        model.predict(x, ["us"])
-
-
-def test_nan_where_it_is_given_is_an_error():
-    model = make(flat)
-    x = batch(math.nan)
-    with pytest.raises(ValueError, match=r"'x' should be finite .* 'us' .* rows \[0, 2, 4, 6\]"):
-        model(x)
-    model.validate = False
-    assert model(x).z[0].isnan().any()
-
-
-def test_nan_where_it_is_scored_is_an_error():
-    model, x = make(flat), batch()
-    output = model(x, OBSERVED)
-    x["us"][3, 1] = math.inf  # observed in rows 1, 3, 5, 7
-    x["us"][2, 0] = math.nan
-    with pytest.raises(ValueError, match=r"'us' holds NaN or infinity in rows \[3\]"):
-        mmpoe.elbo(output, x, OBSERVED)
-    assert not mmpoe.elbo(output, x, OBSERVED, validate=False)[3].isfinite()
-    valid = {"us": torch.tensor([True, False, True, True, True])}
-    assert mmpoe.elbo(output, x, OBSERVED, valid=valid).isfinite().all()
-
-
-def test_bad_objectives_are_named():
-    model, x = make(flat), batch()
-    output = model(x, OBSERVED)
-    with pytest.raises(ValueError, match=r"'observed' .* shape \(B, 3\), .* \(8, 2\)"):
-        mmpoe.elbo(output, x, OBSERVED[:, :2])
-    with pytest.raises(ValueError, match="'observed' should be boolean"):
-        mmpoe.elbo(output, x, OBSERVED.float())
-    with pytest.raises(ValueError, match="'x' should hold 'us', which 'observed' says"):
-        mmpoe.elbo(output, {m: x[m] for m in NAMES[1:]}, OBSERVED)
-    with pytest.raises(
-        ValueError, match=r"'x' should have one row .* \(8, 5\), but 'us' has .* \(2, 5\)"
-    ):
-        mmpoe.elbo(output, {**x, "us": x["us"][:2]}, OBSERVED)
-    with pytest.raises(ValueError, match="'valid' should hold modalities"):
-        mmpoe.elbo(output, x, OBSERVED, valid={"flair": OBSERVED})
-    with pytest.raises(ValueError, match="'valid' should be boolean"):
-        mmpoe.elbo(output, x, OBSERVED, valid={"us": x["us"]})
-    with pytest.raises(ValueError, match="'special' should hold modalities"):
-        mixture_elbo(model, x, OBSERVED, special="flair")
-
-
-class Plain(nn.Module):
-    """A decoder that is not one of the library."""
-
-    def forward(self, z):
-        return torch.distributions.Independent(torch.distributions.Normal(z, 1.0), 1)
-
-
-def test_any_module_that_returns_a_distribution_decodes():
-    vae = mmpoe.MVAE({"a": nn.Linear(3, 6)}, {"a": Plain()})
-    x, observed = {"a": torch.randn(5, 3)}, torch.ones(5, 1, dtype=torch.bool)
-    assert mmpoe.elbo(vae(x, observed), x, observed).shape == (5,)
-    with pytest.raises(ValueError, match=r"decoder of 'a' should be a .*Likelihood .* is a Plain"):
-        vae(x, observed.expand(2, 5, 1))
-
-
-def test_shapes_of_targets_are_compared():
-    vae = mmpoe.MVAE({"a": nn.Linear(1, 4)}, {"a": Normal(nn.Linear(2, 1))})
-    x, observed = {"a": torch.randn(5, 1)}, torch.ones(5, 1, dtype=torch.bool)
-    output = vae(x, observed)
-    for wrong in (torch.randn(5), torch.randn(5, 3)):
-        with pytest.raises(ValueError, match=r"shape of what is decoded, \(5, 1\), but 'a' has"):
-            mmpoe.elbo(output, {"a": wrong}, observed)
-    with pytest.raises(ValueError, match=r"'valid' should broadcast .* \(5, 1\), .* \(4, 1\)"):
-        mmpoe.elbo(output, x, observed, valid={"a": torch.ones(4, 1, dtype=torch.bool)})
-
-
 def test_beta_weighs_the_divergence():
     model, x = make(hierarchical), batch()
     output = model(x, OBSERVED)
     difference = mmpoe.elbo(output, x, OBSERVED, beta=3.0) - mmpoe.elbo(output, x, OBSERVED, 1.0)
     torch.testing.assert_close(difference, -2 * sum(output.kl))
-
-
-def test_names_must_be_in_the_batch():
-    model = make(flat)
-    with pytest.raises(ValueError, match=r"'x' holds \(us\), but names type"):
-        model.predict({"us": batch()["us"]}, ["type"])
 
 
 def test_predict_uses_evaluation_mode_and_puts_modes_back():
@@ -517,46 +320,3 @@ def test_autocast_mixes_dtypes():
     assert bound.dtype == torch.float32
     reference = torch.stack([mixture_elbo(model, x, OBSERVED) for _ in range(20)]).mean(dim=0)
     torch.testing.assert_close(bound, reference, rtol=0.3, atol=3.0)
-
-
-def test_bad_parts_are_named():
-    encoder, decoder = nn.Linear(3, 4), Normal(nn.Linear(2, 3))
-    with pytest.raises(ValueError, match=r"same keys, but have \['a'\] and \['b'\]"):
-        mmpoe.MVAE({"a": encoder}, {"b": decoder})
-    with pytest.raises(ValueError, match="'encoders' should have at least one modality"):
-        mmpoe.MVAE({}, {})
-    with pytest.raises(ValueError, match="'groups' should hold at least one"):
-        mmpoe.MMHVAE({"a": encoder}, [], {"a": decoder})
-    with pytest.raises(ValueError, match=r"encoder of 'a' .* returns shape \(1, 3\)"):
-        mmpoe.MVAE({"a": nn.Linear(3, 3)}, {"a": decoder})({"a": torch.zeros(1, 3)})
-    wrong = mmpoe.MVAE({"a": encoder}, {"a": decoder}, latent_dim=3)
-    with pytest.raises(ValueError, match=r"encoder of 'a' .* event shape \(6,\), .* \(4,\)"):
-        wrong({"a": torch.zeros(1, 3)})
-    group = LatentGroup((2,), nn.Identity())
-    two = mmpoe.MMHVAE({"a": encoder}, [group, group], {"a": decoder})
-    with pytest.raises(ValueError, match=r"encoder of 'a' .* per latent group \(2\)"):
-        two({"a": torch.zeros(1, 3)})
-    with pytest.raises(
-        ValueError, match="'groups' should start with a group whose 'prior' is None"
-    ):
-        mmpoe.MMHVAE(
-            {"a": encoder}, [LatentGroup((2,), encoder, prior=nn.Linear(2, 4))], {"a": decoder}
-        )
-    with pytest.raises(ValueError, match=r"'groups\[0\]' .* has none for b"):
-        mmpoe.MMHVAE(
-            {"a": encoder, "b": encoder},
-            [LatentGroup((2,), {"a": encoder})],
-            {"a": decoder, "b": decoder},
-        )
-    for shape in ((), 5, (0,)):
-        with pytest.raises(ValueError, match="'shape' should be a sequence of positive numbers"):
-            LatentGroup(shape, encoder)
-    with pytest.raises(ValueError, match="'clamp' should be positive or None"):
-        PoE(clamp=-1.0)
-    tensor = mmpoe.MVAE({"a": encoder}, {"a": nn.Linear(2, 3)})
-    with pytest.raises(
-        ValueError, match=r"decoder of 'a' should return a distribution, .* a Tensor"
-    ):
-        tensor({"a": torch.zeros(1, 3)})
-    with pytest.raises(ValueError, match="'scale' should be positive and finite, but is 0"):
-        Normal(nn.Identity(), scale=0)

@@ -5,9 +5,9 @@ import math
 import pyro
 import pytest
 import torch
+from example_models import NAMES, OBSERVED, batch, flat, hierarchical, make
 from pyro import poutine
 from pyro.infer import SVI, TraceMeanField_ELBO
-from test_models import NAMES, OBSERVED, batch, flat, hierarchical, make
 
 import mmpoe
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_models import NAMES, OBSERVED, batch, flat, make
+from example_models import NAMES, OBSERVED, batch, flat, make
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 

@@ -54,7 +54,7 @@ def write_report(
         "<h2>Panel</h2>",
         "<p>A held-out subject. Framed images were given to the model; all others were "
         "synthesised. The standard deviation is that of the predicted mean over latent samples; "
-        "it is <b>not calibrated</b> and much smaller than the error.</p>",
+        "it is <b>not calibrated</b>: compare its scale with that of the error.</p>",
         _image(panel, "Truth, synthesis from several subsets, error and standard deviation"),
         "<h2>Cross-modal synthesis</h2>",
         "<p>The target was not given. PSNR in dB with its gain over the mean image of the "

@@ -1,0 +1,95 @@
+"""Small models of vectors, and batches with every pattern of missing modalities."""
+
+import pytest
+import torch
+from torch import nn
+
+import mmpoe
+from mmpoe.hierarchy import LatentGroup
+from mmpoe.likelihoods import Bernoulli, Laplace, Normal
+from mmpoe.nn import MLP
+from mmpoe.posteriors import PoE
+
+NAMES = ["us", "t2.space", "type"]
+SIZES = dict(zip(NAMES, [5, 4, 3], strict=True))
+
+
+def flat():
+    return mmpoe.MVAE(
+        {m: MLP(SIZES[m], 8, hidden=[16]) for m in NAMES},
+        {m: Normal(MLP(4, SIZES[m], hidden=[16])) for m in NAMES},
+    )
+
+
+class Features(nn.Module):
+    """Features of a vector for two groups, coarse to fine."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.fine, self.coarse = nn.Linear(size, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        fine = self.fine(x).tanh()
+        return [self.coarse(fine), fine]
+
+
+class Merge(nn.Module):
+    def __init__(self, latent):
+        super().__init__()
+        self.network = nn.Linear(latent, 7)
+
+    def forward(self, h, z):
+        return self.network(z).tanh() + (0 if h is None else h)
+
+
+def hierarchical(expert_sees_state=True, shared=True, power=2):
+    def expert(features, latent):
+        if shared:
+            return nn.Linear(features, 2 * latent)
+        return {m: nn.Linear(features, 2 * latent) for m in NAMES}
+
+    seen = 6 + 7 * expert_sees_state
+    options = {"expert_sees_state": expert_sees_state, "posterior": PoE(power=power, clamp=5.0)}
+    groups = [
+        LatentGroup((3,), expert(6, 3), Merge(3), **options),
+        LatentGroup((2,), expert(seen, 2), Merge(2), prior=nn.Linear(7, 4), **options),
+    ]
+    decoders = {
+        "us": Laplace(nn.Linear(7, 5), scale=0.5, learn_scale=True),
+        "t2.space": Normal(nn.Linear(7, 4)),
+        "type": Bernoulli(nn.Linear(7, 3)),
+    }
+    return mmpoe.MMHVAE({m: Features(SIZES[m]) for m in NAMES}, groups, decoders)
+
+
+MODELS = {
+    "flat": flat,
+    "hierarchical": hierarchical,
+    "free experts": lambda: hierarchical(expert_sees_state=False),
+    "own experts": lambda: hierarchical(shared=False),
+    "published rule": lambda: hierarchical(power=1),
+}
+every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
+
+# every pattern of three modalities, the empty one included
+OBSERVED = torch.tensor([[b >> m & 1 for m in range(3)] for b in range(8)]).bool()
+
+
+def batch(filler=0.0, rows=OBSERVED, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = {}
+    for column, (m, size) in enumerate(SIZES.items()):
+        values = torch.rand(len(OBSERVED), size, generator=generator).round()
+        x[m] = torch.where(rows[:, column, None], values, filler)
+    return x
+
+
+def make(build):
+    torch.manual_seed(1)
+    return build()
+
+
+def noise_for(model, rows=8, subsets=()):
+    generator = torch.Generator().manual_seed(2)
+    shapes = [z.shape[1:] for z in model(batch(), OBSERVED).z]
+    return [torch.randn(*subsets, rows, *shape, generator=generator) for shape in shapes]
