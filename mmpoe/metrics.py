@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .extras import needs
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike
@@ -49,7 +51,9 @@ def psnr(
         np.float64(20.0)
     """
     import numpy as np
-    from skimage.metrics import peak_signal_noise_ratio
+
+    with needs("metrics"):
+        from skimage.metrics import peak_signal_noise_ratio
 
     def score(image: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
         if not inside.any():
@@ -98,7 +102,9 @@ def ssim(
         1.0
     """
     import numpy as np
-    from skimage.metrics import structural_similarity
+
+    with needs("metrics"):
+        from skimage.metrics import structural_similarity
 
     def score(image: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
         if not inside.any():

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+from mmpoe.extras import needs
 
-from .demo import Demo, run
-from .phantom import make_dataset
+with needs("medical"):
+    import tyro
+
+    from .demo import Demo, run
+    from .phantom import make_dataset
 
 
 @dataclass(frozen=True)

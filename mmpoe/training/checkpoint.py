@@ -14,6 +14,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from mmpoe.extras import needs
+
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -40,7 +42,8 @@ def save_checkpoint(
         ValueError: If `description` holds ``previous``.
         OSError: If the folder cannot be written to.
     """
-    from safetensors.torch import save
+    with needs("train"):
+        from safetensors.torch import save
 
     if "previous" in description:
         raise ValueError(
@@ -93,7 +96,8 @@ def load_checkpoint(
     Raises:
         CheckpointError: If a file is missing, truncated or altered, or does not describe weights.
     """
-    from safetensors.torch import load
+    with needs("train"):
+        from safetensors.torch import load
 
     folder = Path(folder)
     try:

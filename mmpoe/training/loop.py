@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmpoe.extras import needs
+
 Objective = Callable[[Any, Any, float], Tensor]
 
 
@@ -94,9 +96,11 @@ def fit(
     _check("average", average, "in [0, 1)", 0 <= average < 1)
 
     # imported here, so that importing mmpoe stays cheap
-    from lightning_fabric import Fabric
     from torch.optim.swa_utils import AveragedModel
-    from tqdm.auto import tqdm
+
+    with needs("train"):
+        from lightning_fabric import Fabric
+        from tqdm.auto import tqdm
 
     fabric = Fabric(accelerator="auto", devices=1)
     optimizer = torch.optim.AdamW(
