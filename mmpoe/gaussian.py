@@ -65,7 +65,8 @@ def product_of_experts(
 
     log_precision = -power * log_scale  # (M, *)
     if mask is not None:
-        log_precision = torch.where(_broadcast_mask(mask, loc), log_precision, -torch.inf)
+        _check_mask(mask, loc)
+        log_precision = torch.where(mask, log_precision, -torch.inf)
 
     absent = log_precision == -torch.inf
     loc = torch.where(absent, 0, loc)
@@ -245,15 +246,15 @@ def _check_floating(**inputs: Tensor) -> None:
             raise ValueError(f"'{name}' should be a floating-point tensor, but is {kind}.")
 
 
-def _broadcast_mask(mask: Tensor, like: Tensor) -> Tensor:
+def _check_mask(mask: Tensor, like: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise ValueError(f"'mask' should be boolean, but has dtype {mask.dtype}.")
-    try:
-        if mask.dim() != like.dim():  # which of its dimensions are experts would be a guess
-            raise RuntimeError
-        return mask.broadcast_to(like.shape)
-    except RuntimeError:
+    # with fewer dimensions than 'loc', which of them are experts would be a guess
+    fits = mask.dim() == like.dim() and all(
+        size in (1, wanted) for size, wanted in zip(mask.shape, like.shape, strict=True)
+    )
+    if not fits:
         raise ValueError(
             f"'mask' should broadcast to the shape of 'loc', {tuple(like.shape)}, "
             f"but has shape {tuple(mask.shape)}."
-        ) from None
+        )

@@ -60,6 +60,9 @@ class LatentGroup(nn.Module):
             computed once for all subsets. The first group has no state to see.
         posterior: The rule that fuses prior and experts, a plain :class:`~mmpoe.posteriors.PoE` by
             default.
+
+    Raises:
+        ValueError: If `shape` is not a sequence of positive numbers.
     """
 
     def __init__(

@@ -233,7 +233,8 @@ def random_subsets(
         nothing.
 
     Raises:
-        ValueError: If `observed` is not a boolean matrix, or has over 62 columns.
+        ValueError: If `observed` is not a boolean matrix or has over 62 columns, or `samples` is
+            not positive.
 
     Example:
         >>> random_subsets(torch.tensor([[True, False, True]]), proper=True).sum(dim=-1)
@@ -302,6 +303,21 @@ def check_observed(observed: Tensor, modalities: Sequence[str] | None = None) ->
         )
 
 
+def check_finite(x: Tensor, observed: Tensor, modality: str, valid: Tensor | None = None) -> None:
+    """Raises a ValueError that names the rows in which an observed entry is not finite."""
+    if not x.is_floating_point():
+        return
+    bad = ~x.isfinite() if valid is None else ~x.isfinite() & valid
+    bad = observed & (bad.flatten(1).any(dim=1) if bad.dim() > 1 else bad)
+    if bool(bad.any()):
+        rows = bad.nonzero()[:, 0].tolist()
+        more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
+        raise ValueError(
+            f"'x' should be finite wherever it is given or observed, but {modality!r} holds NaN "
+            f"or infinity in rows {rows[:10]}{more}. Mark them as missing, or clean them."
+        )
+
+
 def _within(members: Tensor, observed: Tensor) -> Tensor:
     """The members (S, M) that are subsets of what a row observed, else nothing: (S, B, M)."""
     members = members.to(observed.device)[:, None]
@@ -316,21 +332,6 @@ def _merge(given: Tensor, weight: Tensor) -> None:
         following = same & (same.cumsum(dim=0) == 1)
         weight[s + 1 :] += following * weight[s]
         weight[s] = torch.where(again, 0, weight[s])
-
-
-def check_finite(x: Tensor, observed: Tensor, modality: str, valid: Tensor | None = None) -> None:
-    """Raises a ValueError that names the rows in which an observed entry is not finite."""
-    if not x.is_floating_point():
-        return
-    bad = ~x.isfinite() if valid is None else ~x.isfinite() & valid
-    bad = observed & (bad.flatten(1).any(dim=1) if bad.dim() > 1 else bad)
-    if bool(bad.any()):
-        rows = bad.nonzero()[:, 0].tolist()
-        more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
-        raise ValueError(
-            f"'x' should be finite wherever it is given or observed, but {modality!r} holds NaN "
-            f"or infinity in rows {rows[:10]}{more}. Mark them as missing, or clean them."
-        )
 
 
 def _entry(value: Any, modality: str) -> Tensor:  # noqa: ANN401
