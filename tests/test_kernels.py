@@ -226,3 +226,65 @@ def test_mixed_dtypes_are_named():
     log_scale[2] = log_scale[2].double()
     with pytest.raises(ValueError, match=r"'log_scale\[2\]' should be like .*float64"):
         gaussian_poe(loc, log_scale, given, prior)
+
+
+def test_common_noise_of_zero_is_the_plain_product_to_the_bit():
+    loc, log_scale, given, prior, noise = random_case(experts=3, event=(3,), dtype=torch.float32)
+    plain = gaussian_poe(loc, log_scale, given, prior, noise=noise)
+    shared = gaussian_poe(loc, log_scale, given, prior, noise=noise, common_noise=torch.zeros(3))
+    assert all(torch.equal(a, b) for a, b in zip(plain, shared, strict=True))
+
+
+def test_common_noise_discounts_the_sum_of_precisions():
+    loc, log_scale, given, prior, noise = random_case(experts=3, event=(3,))
+    gamma = torch.tensor([0.1, 1.0, 7.0], dtype=torch.float64)
+    fused = gaussian_poe(loc, log_scale, given, prior, noise=noise, common_noise=gamma)
+
+    prior_precision = (-2 * prior[1]).exp()
+    present = given[..., None].to(torch.float64)  # (B, M, 1)
+    precision = present * torch.stack(log_scale, dim=1).mul(-2).exp()  # (B, M, C)
+    total = precision.sum(dim=1)
+    message = total / (1 + gamma * total / prior_precision)
+    evidence = (precision * torch.stack(loc, dim=1)).sum(dim=1) / total.clamp(min=1e-300)
+    expected = prior_precision + message
+    mean = (prior_precision * prior[0] + message * evidence) / expected
+    torch.testing.assert_close(fused.log_scale, -expected.log() / 2, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(fused.loc, mean, rtol=1e-12, atol=1e-12)
+    kl = gaussian.kl_divergence(fused.loc, fused.log_scale, *prior).sum(dim=1)
+    torch.testing.assert_close(fused.kl, kl, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, -15.0, -30.0, -50.0])
+def test_common_noise_never_overflows(shift):
+    # experts sharper by e^shift: the sum of precisions leaves the range of float32 at -45
+    loc, log_scale, given, prior, noise = random_case(experts=3, event=(3,), dtype=torch.float32)
+    log_scale = [(v + shift).requires_grad_() for v in log_scale]
+    gamma = torch.tensor([0.0, 1e-3, 1e3]).requires_grad_()
+    fused = gaussian_poe(loc, log_scale, given, prior, noise=noise, common_noise=gamma)
+    gradients = torch.autograd.grad(fused.kl.sum() + fused.z.sum(), [gamma, *log_scale])
+    assert all(t.isfinite().all() for t in (*fused, *gradients[1:]))
+    ratio = 2 * (
+        prior[1] - fused.log_scale
+    )  # log(1 + R / (1 + gamma R)), at most log(1 + 1 / gamma)
+    assert (ratio[:, 1:] <= torch.log1p(1 / gamma[1:]) + 1e-4).all()
+
+
+def test_gradients_of_common_noise():
+    loc, log_scale, given, prior, noise = random_case(experts=3, event=(3,))
+    leaves = [*loc, *log_scale, torch.tensor([0.01, 0.5, 3.0], dtype=torch.float64)]
+
+    def fuse(*values):
+        fused = gaussian_poe(
+            values[:3], values[3:6], given, prior, noise=noise, common_noise=values[6]
+        )
+        return fused.z, fused.log_scale, fused.kl
+
+    assert torch.autograd.gradcheck(fuse, [v.requires_grad_() for v in leaves])
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2), torch.zeros(3, 1), torch.zeros(3).long()])
+def test_common_noise_needs_one_number_per_channel(wrong):
+    loc, log_scale, given, prior, _ = random_case(experts=3, event=(3,))
+    message = r"'common_noise' should be floating-point, with one number per channel \(3\)"
+    with pytest.raises(ValueError, match=message):
+        gaussian_poe(loc, log_scale, given, prior, common_noise=wrong)

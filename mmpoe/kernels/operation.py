@@ -41,6 +41,7 @@ def gaussian_poe(
     temperature: float = 1.0,
     power: int = 2,
     clamp: float | None = None,
+    common_noise: Tensor | None = None,
     backend: str | None = None,
 ) -> PoE:
     r"""Multiplies a Gaussian prior by the given experts, samples, and measures what was learned.
@@ -70,6 +71,10 @@ def gaussian_poe(
             :func:`mmpoe.gaussian.product_of_experts`.
         clamp: The limit :math:`c` of a soft clamp :math:`c \tanh(v / c)` on every `loc` and
             `log_scale`, those of the prior included; None leaves them alone.
+        common_noise: How much noise the experts have in common, :math:`\gamma \ge 0`, relative to
+            the prior variance, with one number per channel (the first event dimension): the sum
+            :math:`R = \sum_m \sigma_p^2 / \sigma_m^2` counts as :math:`R / (1 + \gamma R)`. None, or
+            0, is the plain product.
         backend: The backend to run (``"cuda"``, ``"cpu"``, ``"eager"``); chosen if None.
 
     Returns:
@@ -93,6 +98,8 @@ def gaussian_poe(
     """
     loc, log_scale = list(loc), list(log_scale)
     _check(loc, log_scale, given, prior, noise, power, clamp)
+    if common_noise is not None:
+        _check_common_noise(common_noise, loc[0])
     resolve(backend)
 
     stacked = given if given.dim() == 3 else given.unsqueeze(0)  # (S, B, M)
@@ -114,6 +121,7 @@ def gaussian_poe(
         power=power,
         clamp=clamp,
         temperature=temperature,
+        common_noise=common_noise,
     )
     return PoE(*fused) if given.dim() == 3 else PoE(*(t.squeeze(0) for t in fused))
 
@@ -165,6 +173,15 @@ def _check(
     if noise is not None and noise.shape != shape:
         raise ValueError(
             f"'noise' should have the shape of z, {shape}, but has shape {tuple(noise.shape)}."
+        )
+
+
+def _check_common_noise(common_noise: Tensor, like: Tensor) -> None:
+    channels = like.shape[1] if like.dim() > 1 else 1
+    if common_noise.shape != (channels,) or not common_noise.is_floating_point():
+        raise ValueError(
+            f"'common_noise' should be floating-point, with one number per channel ({channels}), "
+            f"but is {_describe(common_noise)}."
         )
 
 

@@ -22,6 +22,7 @@ def gaussian_poe(
     power: int,
     clamp: float | None,
     temperature: float,
+    common_noise: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""Computes prior x experts, one reparameterised sample and the divergence from the prior.
 
@@ -33,9 +34,10 @@ def gaussian_poe(
         \mu = \mu_p + \sum_m w_m (\mu_m - \mu_p), \quad
         \log \sigma = \log \sigma_p - \delta / p
 
-    so that an empty product is the prior to the bit, with a divergence of exactly zero. Arguments
-    are those of :func:`mmpoe.kernels.gaussian_poe`, already validated; `given` has shape (S, B,
-    M).
+    so that an empty product is the prior to the bit, with a divergence of exactly zero. Common
+    noise :math:`\gamma` adds :math:`\log k = -\log(1 + \gamma \sum_m r_m e^{x_m - x_p})` to every
+    :math:`x_m`. Arguments are those of :func:`mmpoe.kernels.gaussian_poe`, already validated;
+    `given` has shape (S, B, M).
     """
     dtype, event_dim = loc[0].dtype, loc[0].dim() - 1
 
@@ -59,6 +61,9 @@ def gaussian_poe(
         offsets.append(torch.where(present, expert_loc - prior_loc, 0))
 
     log_ratios = torch.stack(log_ratios)  # (M, S, B, *event)
+    if common_noise is not None:
+        gamma = widen(common_noise).reshape(-1, *(1,) * (event_dim - 1))  # (C, 1...)
+        log_ratios = log_ratios + _log_discount(log_ratios, gamma)
     itself = torch.zeros_like(log_ratios[:1])  # the prior, in proportion to itself
     delta = torch.logsumexp(torch.cat([itself, log_ratios]), dim=0)  # (S, B, *event)
     weights = torch.exp(log_ratios - delta)
@@ -74,3 +79,19 @@ def gaussian_poe(
     z = fused_loc if noise is None else sample(fused_loc, fused_log_scale, noise, temperature)
 
     return z.to(dtype), fused_loc.to(dtype), fused_log_scale.to(dtype), kl
+
+
+def _log_discount(log_ratios: Tensor, gamma: Tensor) -> Tensor:
+    r"""Returns :math:`-\log(1 + \gamma R)` with :math:`R = \sum_m e^{x_m - x_p}`, for any R."""
+    absent = log_ratios.isneginf().all(dim=0)
+    log_total = torch.logsumexp(torch.where(absent, 0, log_ratios), dim=0)  # log R
+
+    # each branch is evaluated at 0 or 1 where it is not taken: its gradient stays finite there
+    is_large = log_total > 40
+    moderate = torch.log1p(gamma * torch.where(is_large, 0, log_total).exp())
+    log_gamma = torch.where(gamma > 0, gamma, 1).log()
+    exponent = torch.where(is_large & (gamma > 0), log_gamma + log_total, -torch.inf)
+    large = torch.nn.functional.softplus(torch.where(is_large, exponent, 0))
+
+    discount = -torch.where(is_large, large, moderate)
+    return torch.where(absent, 0, discount)
