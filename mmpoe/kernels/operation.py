@@ -73,8 +73,8 @@ def gaussian_poe(
             `log_scale`, those of the prior included; None leaves them alone.
         common_noise: How much noise the experts have in common, :math:`\gamma \ge 0`, relative to
             the prior variance, with one number per channel (the first event dimension): the sum
-            :math:`R = \sum_m \sigma_p^2 / \sigma_m^2` counts as :math:`R / (1 + \gamma R)`. None, or
-            0, is the plain product.
+            :math:`R = \sum_m \sigma_p^2 / \sigma_m^2` counts as :math:`R / (1 + \gamma R)`. None
+            is the plain product, as is 0.
         backend: The backend to run (``"cuda"``, ``"cpu"``, ``"eager"``); chosen if None.
 
     Returns:
