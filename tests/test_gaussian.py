@@ -249,7 +249,11 @@ def test_k2_divergence_is_that_of_torch(q):
     close(kl_divergence(loc[0], log_scale[0], loc[1], log_scale[1]), expected, 1e-9)
 
 
-@given(experts(minimum=2, maximum=2), st.floats(-1e-3, 1e-3))
+# a step whose square underflows moves the scale and not the divergence
+NUDGES = st.floats(-1e-3, 1e-3).filter(lambda nudge: nudge == 0 or abs(nudge) > 1e-150)
+
+
+@given(experts(minimum=2, maximum=2), NUDGES)
 def test_k1_divergence_is_positive_and_zero_only_for_equals(q, nudge):
     loc, log_scale = q
     kl = kl_divergence(loc[0], log_scale[0], loc[1], log_scale[1])
