@@ -1,14 +1,13 @@
-"""Collation, masks and subsets."""
+"""Collation, masks and what other libraries hold."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from mmpoe.missing import as_mask, collate, fill, random_subsets, subsets
-
-PATTERNS = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=6)
+from mmpoe.missing import as_mask, collate, fill, from_multivae
 
 
 def test_collate_keeps_what_is_there():
@@ -77,112 +76,95 @@ def test_as_mask():
         as_mask("us", names)
 
 
-def mixture(observed, family, **options):
-    """For each row, the weight of each distinct subset, as the two tensors say it."""
-    given_, weight = subsets(torch.tensor(observed), family, **options)
-    rows = []
-    for b in range(len(observed)):
-        weights = {}
-        for s in range(len(given_)):
-            if weight[s, b] > 0:
-                key = tuple(given_[s, b].tolist())
-                assert key not in weights  # coinciding subsets were merged
-                weights[key] = weight[s, b].item()
-        rows.append(weights)
-    return rows
-
-
-@pytest.mark.parametrize("family", ["full", "singletons", "powerset", "groups"])
-@given(patterns=PATTERNS)
-def test_weights_form_a_mixture_over_what_was_observed(family, patterns):
-    for row, weights in zip(patterns, mixture(patterns, family), strict=True):
-        assert sum(weights.values()) == pytest.approx(1.0 if any(row) else 0.0)
-        for subset in weights:
-            assert any(subset)
-            assert all(r or not s for s, r in zip(subset, row, strict=True))
-        if family == "powerset" and any(row):
-            assert len(weights) == 2 ** sum(row) - 1
-            assert max(weights.values()) == pytest.approx(min(weights.values()))
-
-
-def test_published_groups():
-    full, only_us, no_us, us_t2 = mixture(
-        [
-            [True] * 4,
-            [True, False, False, False],
-            [False, True, True, False],
-            [True, True, False, False],
-        ],
-        "groups",
-    )
-    assert full[True, True, True, True] == pytest.approx(1 / 3)
-    assert full[True, False, False, False] == pytest.approx(1 / 3)
-    assert full[False, True, False, True] == pytest.approx(1 / 3 / 7)
-    assert len(full) == 1 + 1 + 7
-    assert only_us == {(True, False, False, False): pytest.approx(1.0)}  # both groups merge
-    assert no_us[False, True, True, False] == pytest.approx(1 / 2 + 1 / 2 / 3)  # {us} is empty
-    assert no_us[False, True, False, False] == pytest.approx(1 / 2 / 3)
-    assert us_t2 == {
-        (True, True, False, False): pytest.approx(1 / 3),
-        (True, False, False, False): pytest.approx(1 / 3),
-        (False, True, False, False): pytest.approx(1 / 3),
-    }
-
-
-def test_special_modality_is_any_column():
-    first, last = mixture([[True] * 3], "groups"), mixture([[True] * 3], "groups", special=2)
-    flipped = {key[::-1]: value for key, value in first[0].items()}
-    assert flipped == pytest.approx(last[0])
-
-
-def test_subsets_name_what_is_wrong():
-    observed = torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"'family' should be one of .* but is 'all'"):
-        subsets(observed, "all")
-    with pytest.raises(ValueError, match="'special' should be a column of 'observed', 0 to 2"):
-        subsets(observed, "groups", special=3)
-    with pytest.raises(ValueError, match="'observed' should be boolean"):
-        subsets(observed.float())
-    with pytest.raises(ValueError, match="'observed' should have at most 12 columns"):
-        subsets(torch.ones(1, 13, dtype=torch.bool))
-
-
-@pytest.mark.parametrize("proper", [False, True])
-def test_random_subsets_are_uniform(proper):
-    generator = torch.Generator().manual_seed(0)
-    observed = torch.tensor([[True, False, True, True], [True, False, False, False], [False] * 4])
-    given_ = random_subsets(observed, samples=14_000, proper=proper, generator=generator)
-    assert given_.shape == (14_000, 3, 4)
-    assert not (given_ & ~observed).any()
-    codes = (given_[:, 0].int() * torch.tensor([1, 0, 2, 4])).sum(dim=1)
-    counts = torch.bincount(codes, minlength=8)
-    expected = 14_000 / (6 if proper else 7)
-    possible = counts[1:-1] if proper else counts[1:]
-    assert counts[0] == 0
-    assert ((possible - expected).abs() < 5 * expected**0.5).all()
-    if proper:
-        assert counts[-1] == 0
-    assert given_[:, 1, 0].all()  # the only non-empty subset, proper or not
-    assert not given_[:, 2].any()
-
-
-def test_random_subsets_name_what_is_wrong():
-    with pytest.raises(ValueError, match="'observed' should have one column per modality"):
-        random_subsets(torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="at most 62 columns"):
-        random_subsets(torch.ones(1, 63, dtype=torch.bool))
-    with pytest.raises(ValueError, match="'samples' should be at least 1"):
-        random_subsets(torch.ones(1, 2, dtype=torch.bool), samples=0)
-    with pytest.raises(ValueError, match="'observed' should be boolean, but is list"):
-        subsets([[True]])
-
-
-def test_random_subsets_of_many_modalities():
-    observed = torch.ones(1, 62, dtype=torch.bool)
-    share = random_subsets(observed, samples=2000).float().mean(dim=(0, 1))
-    assert ((share - 0.5).abs() < 0.1).all()
-
-
 def test_fill_selects():
     x = torch.tensor([[1.0, 2.0], [float("nan"), 3.0]])
     assert fill(x, torch.tensor([True, False])).tolist() == [[1, 2], [0, 0]]
+
+
+class Items:
+    """Like MultiVae's datasets: items that hold the data, the masks and the label of a sample."""
+
+    def __init__(self, data, masks=None, labels=None):
+        self.data, self.masks, self.labels = data, masks, labels
+
+    def __len__(self):
+        return len(next(iter(self.data.values())))
+
+    def __getitem__(self, i):
+        item = {"data": {m: v[i] for m, v in self.data.items()}}
+        if self.masks is not None:
+            item["masks"] = {m: v[i] for m, v in self.masks.items()}
+        if self.labels is not None:
+            item["labels"] = self.labels[i]
+        return item
+
+
+DATA = {"a": torch.arange(6.0).reshape(3, 2), "b": torch.arange(3.0), "c": torch.ones(3, 1)}
+MASKS = {
+    "a": torch.tensor([True, False, True]),
+    "b": torch.tensor([False, False, True]),
+    "c": torch.tensor([True, True, True]),
+}
+LABELS = torch.arange(3)
+
+
+@pytest.mark.parametrize("kind", [Items, SimpleNamespace])
+def test_multivae_masks_become_absent_entries(kind):
+    samples = from_multivae(kind(data=DATA, masks=MASKS, labels=LABELS))
+    assert [list(sample) for sample in samples] == [["a", "c"], ["c"], ["a", "b", "c"]]
+    x, observed = collate(samples, ["a", "b", "c"])
+    for column, m in enumerate("abc"):
+        assert observed[:, column].equal(MASKS[m])
+        assert x[m][MASKS[m]].equal(DATA[m][MASKS[m]])
+        assert x[m][~MASKS[m]].isnan().all()  # the filler is gone
+
+
+@pytest.mark.parametrize("kind", [Items, SimpleNamespace])
+def test_multivae_data_without_masks_are_complete(kind):
+    samples = from_multivae(kind(data=DATA, masks=None, labels=None), ["c", "a"])
+    x, observed = collate(samples, ["c", "a"])
+    assert observed.all()
+    assert set(x) == {"a", "c"}
+    assert x["a"].equal(DATA["a"])
+
+
+def test_multivae_items_are_read_as_their_class_makes_them():
+    class Doubled(Items):
+        def __getitem__(self, i):
+            item = super().__getitem__(i)
+            item["data"]["a"] = 2 * item["data"]["a"]
+            return SimpleNamespace(**item)
+
+    assert from_multivae(Doubled(DATA, MASKS))[2]["a"].tolist() == [8, 10]
+
+
+def test_multivae_samples_load_in_batches():
+    loader = DataLoader(from_multivae(Items(DATA, MASKS)), batch_size=2, collate_fn=collate)
+    assert [len(observed) for _, observed in loader] == [2, 1]
+
+
+def test_multivae_datasets_of_the_library_itself():
+    datasets = pytest.importorskip("multivae.data.datasets")
+    incomplete = datasets.IncompleteDataset(data=DATA, masks=MASKS, labels=LABELS)
+    theirs, ours = from_multivae(incomplete), from_multivae(Items(DATA, MASKS))
+    assert [list(sample) for sample in theirs] == [list(sample) for sample in ours]
+    assert all(
+        one[m].equal(other[m]) for one, other in zip(theirs, ours, strict=True) for m in one
+    )
+    complete = from_multivae(datasets.MultimodalBaseDataset(data=DATA, labels=LABELS))
+    assert [list(sample) for sample in complete] == [["a", "b", "c"]] * 3
+
+
+def test_multivae_errors_name_what_is_wrong():
+    with pytest.raises(ValueError, match=r"'dataset' should hold 'data', .* holds a list and"):
+        from_multivae(SimpleNamespace(data=[1, 2]))
+    with pytest.raises(ValueError, match=r"'dataset' should hold 'data', .* a NoneType and"):
+        from_multivae([(1, 2)])
+    with pytest.raises(ValueError, match=r"a mask for each modality, but has none for \['b'\]"):
+        from_multivae(Items(DATA, {"a": MASKS["a"], "c": MASKS["c"]}))
+    with pytest.raises(ValueError, match=r"'modalities' should hold .* a, b, c, but holds 'd'"):
+        from_multivae(Items(DATA, MASKS), ["d"])
+    with pytest.raises(ValueError, match=r"one truth value per sample, .* 'a' .* shape \(2,\)"):
+        from_multivae(Items(DATA, {**MASKS, "a": torch.ones(3, 2, dtype=torch.bool)}))
+    with pytest.raises(ValueError, match=r"one truth value per sample, .* dtype torch.float32"):
+        from_multivae(Items(DATA, {**MASKS, "a": torch.ones(3)}))

@@ -1,0 +1,26 @@
+r"""Missing modalities: batches, masks, subsets and mechanisms. True always means observed."""
+
+__all__ = [
+    "as_mask",
+    "collate",
+    "fill",
+    "from_multivae",
+    "mar",
+    "mcar",
+    "mnar",
+    "pack",
+    "patterns",
+    "random_subsets",
+    "sample_subsets",
+    "subsets",
+]
+
+from .checks import check_finite as check_finite
+from .checks import check_modalities as check_modalities
+from .checks import check_names as check_names
+from .checks import check_observed as check_observed
+from .collate import collate, from_multivae
+from .masks import as_mask, fill
+from .mechanisms import mar, mcar, mnar, patterns
+from .sampling import random_subsets, sample_subsets
+from .subsets import pack, subsets
