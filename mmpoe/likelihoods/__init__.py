@@ -1,0 +1,43 @@
+r"""Likelihoods: modules that map a latent state to the distribution :math:`p(x_m \mid z)`.
+
+Each wraps a network and turns its output into a distribution over one modality, for PyTorch and
+for Pyro. The event is the whole entry: ``log_prob`` returns one number per sample.
+
+====================================  ===========================================================
+Data                                  Likelihood
+====================================  ===========================================================
+Real numbers                          :class:`Normal`; :class:`Laplace` for images;
+                                      :class:`StudentT` with outliers
+Yes or no, shares                     :class:`Bernoulli`
+Classes                               :class:`Categorical`
+Ordered levels (grades, ratings)      :class:`Ordinal`
+Counts                                :class:`Poisson`; :class:`NegativeBinomial` if they vary
+                                      more than their mean
+Counts with more zeros than that      :class:`ZeroInflatedPoisson`,
+                                      :class:`ZeroInflatedNegativeBinomial`
+====================================  ===========================================================
+
+A scale and its like is one number for all elements, or a tensor with one for each, broadcastable
+to the shape of an entry.
+"""
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Laplace",
+    "Likelihood",
+    "NegativeBinomial",
+    "Normal",
+    "OptimalScale",
+    "Ordinal",
+    "Poisson",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
+    "check_support",
+]
+
+from .base import Likelihood, check_support
+from .continuous import Laplace, Normal, OptimalScale, StudentT
+from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
+from .discrete import Bernoulli, Categorical, Ordinal

@@ -1,0 +1,222 @@
+r"""Distributions over single elements, for PyTorch and for Pyro.
+
+They replace those of PyTorch and Pyro where these lose digits, refuse integer data, or have
+moments that are undefined or cancel.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "NegativeBinomial",
+    "Ordinal",
+    "Poisson",
+    "StudentT",
+    "ZeroInflated",
+]
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid
+
+HALF_LOG_2PI = math.log(2 * math.pi) / 2
+
+
+class StudentT(dist.StudentT):
+    """Student's t, accurate for any degrees of freedom: the normal distribution is its limit."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-density, elementwise."""
+        df = self.df
+        distance = ((value - self.loc) / self.scale).square()
+        # the gamma functions grow with df and cancel: only what they leave is computed
+        left = stirling_error((df + 1) / 2) - stirling_error(df / 2) - 0.5 - HALF_LOG_2PI
+        left = left + df / 2 * torch.log1p(1 / df) - self.scale.log()
+        return left - (df + 1) / 2 * torch.log1p(distance / df)
+
+
+class Bernoulli(dist.Bernoulli):
+    """Bernoulli whose data may be booleans, integers, or shares between 0 and 1."""
+
+    support = constraints.unit_interval  # pyright: ignore[reportAssignmentType]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns minus the cross-entropy, elementwise."""
+        return super().log_prob(value.to(self.logits.dtype))
+
+
+class Categorical(dist.Categorical):
+    """Categorical whose moments are those of the indicators of the classes, (*, K)."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The probabilities of the classes, with a last dimension K."""
+        return self.probs
+
+    @property
+    def variance(self) -> Tensor:
+        """The variances of the indicators of the classes, with a last dimension K."""
+        return self.probs * (1 - self.probs)
+
+
+class Ordinal(dist.Categorical):
+    """Categorical whose moments are those of the number of the level."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the level."""
+        return (self.probs * self._levels()).sum(dim=-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of the level."""
+        offset = self._levels() - self.mean[..., None]
+        return (self.probs * offset.square()).sum(dim=-1)
+
+    def _levels(self) -> Tensor:
+        return torch.arange(self.probs.shape[-1], device=self.probs.device)
+
+
+class Poisson(dist.Poisson):
+    """Poisson that is built from the logarithm of its rate, and keeps it."""
+
+    def __init__(self, log_rate: Tensor) -> None:
+        self.log_rate = log_rate
+        super().__init__(log_rate.exp(), validate_args=False)
+
+    def expand(self, batch_shape: Size, _instance: Distribution | None = None) -> Poisson:
+        """Returns the same distribution with its batch expanded to `batch_shape`."""
+        return Poisson(self.log_rate.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-probability, elementwise."""
+        value = value.to(self.log_rate.dtype)
+        return value * self.log_rate - self.rate - torch.lgamma(value + 1)
+
+
+class NegativeBinomial(dist.NegativeBinomial):
+    r"""Negative binomial with mean :math:`\mu` and variance :math:`\mu + \mu^2 / r`.
+
+    It is accurate for any inverse dispersion :math:`r`: Poisson is its limit.
+    """
+
+    def __init__(self, log_mean: Tensor, log_inverse_dispersion: Tensor) -> None:
+        self.log_mean, self.log_inverse_dispersion = broadcast_all(
+            log_mean, log_inverse_dispersion
+        )
+        super().__init__(
+            self.log_inverse_dispersion.exp(),
+            logits=self.log_mean - self.log_inverse_dispersion,
+            validate_args=False,
+        )
+
+    def expand(self, batch_shape: Size, _instance: Distribution | None = None) -> NegativeBinomial:
+        """Returns the same distribution with its batch expanded to `batch_shape`."""
+        return NegativeBinomial(
+            self.log_mean.expand(batch_shape), self.log_inverse_dispersion.expand(batch_shape)
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance."""
+        return self.mean * (1 + self.logits.exp())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-probability, elementwise."""
+        value, log_r = value.to(self.log_mean.dtype), self.log_inverse_dispersion
+        r = log_r.exp()
+        zero = torch.zeros_like(log_r)
+        u = torch.logaddexp(zero, value.log() - log_r)  # log(1 + x / r)
+        v = torch.logaddexp(zero, self.log_mean - log_r)  # log(1 + mean / r)
+        # log Gamma(r + x) - log Gamma(r) grows with r and cancels: only what is left is computed
+        left = stirling_error(r + value) - stirling_error(r) - u / 2 - value
+        return value * (self.log_mean + u - v) + r * (u - v) + left - torch.lgamma(value + 1)
+
+
+class ZeroInflated(dist.TorchDistribution):
+    r"""Zero with probability :math:`\pi`, the gate, else a draw from a distribution of counts."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}  # pyright: ignore
+
+    def __init__(self, counts: dist.TorchDistribution, gate_logits: Tensor) -> None:
+        self.counts, self.gate_logits = counts, gate_logits
+        super().__init__(counts.batch_shape, validate_args=False)
+
+    def expand(self, batch_shape: Size, _instance: Distribution | None = None) -> ZeroInflated:
+        """Returns the same distribution with its batch expanded to `batch_shape`."""
+        return ZeroInflated(self.counts.expand(batch_shape), self.gate_logits.expand(batch_shape))
+
+    @property
+    def support(self) -> constraints.Constraint | None:
+        """The support, that of the counts."""
+        return self.counts.support
+
+    @property
+    def gate(self) -> Tensor:
+        """The probability of a zero that is not drawn."""
+        return self.gate_logits.sigmoid()
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return torch.sigmoid(-self.gate_logits) * self.counts.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance."""
+        spread = self.counts.variance + self.gate * self.counts.mean.square()
+        return torch.sigmoid(-self.gate_logits) * spread
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws samples."""
+        with torch.no_grad():
+            drawn = self.counts.sample(Size(sample_shape))
+            return torch.where(torch.bernoulli(self.gate.expand(drawn.shape)) == 1, 0, drawn)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-probability, elementwise."""
+        drawn = logsigmoid(-self.gate_logits) + self.counts.log_prob(value)
+        return torch.where(value == 0, torch.logaddexp(logsigmoid(self.gate_logits), drawn), drawn)
+
+
+def stirling_error(a: Tensor) -> Tensor:
+    r"""Returns :math:`\log \Gamma(a)` less the leading terms of Stirling's series.
+
+    .. math::
+        s(a) = \log \Gamma(a) - \left[ (a - \tfrac{1}{2}) \log a - a + \tfrac{1}{2} \log 2 \pi
+        \right] = \frac{1}{12 a} - \frac{1}{360 a^3} + \ldots
+
+    A difference of two log-gamma functions of large arguments is right to rounding when the
+    leading terms are subtracted on paper.
+
+    Arguments:
+        a: Positive numbers, with shape :math:`(*)`.
+
+    Example:
+        >>> stirling_error(torch.tensor([0.5, 1e6]))
+        tensor([1.5343e-01, 8.3333e-08])
+    """
+    is_large = a > 10
+    # each branch is evaluated at 10 where it is not taken, so that its gradient stays finite
+    small, large = torch.where(is_large, 10, a), torch.where(is_large, a, 10)
+
+    direct = torch.lgamma(small) - (small - 0.5) * small.log() + small - HALF_LOG_2PI
+
+    y, series = large**-2, torch.zeros_like(a)
+    for coefficient in (1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
+        series = coefficient + y * series
+
+    return torch.where(is_large, series / large, direct)
