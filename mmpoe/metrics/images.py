@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .extras import needs
+from mmpoe.extras import needs
 
 if TYPE_CHECKING:
     import numpy as np
