@@ -2,14 +2,15 @@ r"""Gaussian experts and their products as distributions, for PyTorch and for Py
 
 from __future__ import annotations
 
-__all__ = ["DiagNormal", "Draws", "product_of_experts"]
+__all__ = ["DiagNormal", "Draws", "MixtureOfProducts", "mixture_of_products", "product_of_experts"]
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
-from pyro.distributions import Independent, Normal
+from pyro.distributions import Independent, Normal, TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Distribution, register_kl
+from torch.distributions import Categorical, Distribution, constraints, kl_divergence, register_kl
 
 from . import gaussian
 
@@ -130,6 +131,200 @@ def product_of_experts(
     log_scale = torch.stack([prior.log_scale, *(q.log_scale for q in experts)])
 
     return DiagNormal(*gaussian.product_of_experts(loc, log_scale, mask), len(prior.event_shape))
+
+
+class MixtureOfProducts(TorchDistribution):
+    r"""Mixture of diagonal normal distributions, with weights of its own for every row.
+
+    .. math:: q(z) = \sum_s \alpha_s \, q_s(z)
+
+    Components are the products of experts of several subsets; one of weight 0 is never used.
+
+    Arguments:
+        components: The components :math:`q_s`, with batch shape :math:`(S, *)`.
+        weight: Their weights :math:`\alpha_s`, with shape :math:`(S, *)`; those of a row sum to 1.
+
+    Raises:
+        ValueError: If the shapes differ, or the weights are not positive somewhere in every row.
+
+    Example:
+        >>> loc, log_scale = torch.tensor([[[-1.0]], [[1.0]]]), torch.zeros(2, 1, 1)
+        >>> q = MixtureOfProducts(DiagNormal(loc, log_scale), weight=torch.full((2, 1), 0.5))
+        >>> q.batch_shape, q.event_shape, q.variance
+        (torch.Size([1]), torch.Size([1]), tensor([[2.]]))
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}  # pyright: ignore
+    has_rsample = False
+
+    def __init__(self, components: DiagNormal, weight: Tensor) -> None:
+        if not components.batch_shape or weight.shape != components.batch_shape:
+            raise ValueError(
+                "'weight' should have the batch shape of 'components', (S, *), "
+                f"but they have {tuple(weight.shape)} and {tuple(components.batch_shape)}."
+            )
+        if bool((weight < 0).any()) or not bool((weight.sum(dim=0) > 0).all()):
+            raise ValueError(
+                "'weight' should be at least 0 everywhere and positive for some component of "
+                f"every row, but is {weight.tolist()}."
+            )
+        # select before any arithmetic: what has no weight must not reach a gradient either
+        event_dim = len(components.event_shape)
+        used = (weight > 0).reshape(*weight.shape, *(1,) * event_dim)
+        loc, log_scale = components.loc, components.log_scale
+        self.components = DiagNormal(
+            torch.where(used, loc, 0), torch.where(used, log_scale, 0), event_dim
+        )
+        self.weight = weight / weight.sum(dim=0)
+        super().__init__(components.batch_shape[1:], components.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Vectors of real numbers."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, batch_shape: Size, _instance: Distribution | None = None
+    ) -> MixtureOfProducts:
+        """Returns the same distribution with its batch expanded to `batch_shape`."""
+        size = len(self.weight)
+        dims = len(batch_shape) - len(self.batch_shape)
+        components, weight = self.components, self.weight
+
+        def widen(v: Tensor, event: Size) -> Tensor:
+            v = v.reshape(size, *(1,) * dims, *v.shape[1:])
+            return v.expand(size, *batch_shape, *event)
+
+        loc, log_scale = (
+            widen(v, self.event_shape) for v in (components.loc, components.log_scale)
+        )
+        return MixtureOfProducts(
+            DiagNormal(loc, log_scale, len(self.event_shape)), widen(weight, Size())
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, with shape :math:`(*, *event)`."""
+        return self._average(self.components.loc)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance within components plus that of their means, shaped like the mean."""
+        between = (self.components.loc - self.mean).square()
+        return self._average(self.components.scale.square() + between)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Returns the exact density :math:`\log \sum_s \alpha_s \, q_s(z)`.
+
+        Arguments:
+            value: The points :math:`z`, with shape :math:`(N, *, *event)`, for any number of
+                leading dimensions N.
+
+        Returns:
+            The log-densities, with shape :math:`(N, *)`.
+        """
+        lead = value.dim() - len(self.batch_shape) - len(self.event_shape)
+        log_q = self.components.log_prob(value.unsqueeze(lead))  # (N, S, *)
+        return torch.logsumexp(log_q + self.weight.log(), dim=lead)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        r"""Draws a component by its weight, then from it: shape :math:`(N, *, *event)`."""
+        with torch.no_grad():
+            shape = Size(sample_shape)
+            chosen = Categorical(self.weight.movedim(0, -1)).sample(shape)  # (N, *)
+            draws = self.components.sample(shape)  # (N, S, *, *event)
+            index = chosen.unsqueeze(len(shape))
+            index = index.reshape(*index.shape, *(1,) * len(self.event_shape))
+            index = index.expand(
+                *index.shape[: len(shape) + 1 + len(self.batch_shape)], *self.event_shape
+            )
+            return draws.gather(len(shape), index).squeeze(len(shape))
+
+    def stratified(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        r"""Draws from every component, reparameterised, with shape :math:`(N, S, *, *event)`.
+
+        An expectation under the mixture is the mean of those under the components, weighted by
+        `weight`: no gradient through a discrete choice is needed, and the variance is smaller.
+        """
+        return self.components.rsample(Size(sample_shape))
+
+    def convex_kl(self, prior: Distribution) -> Tensor:
+        r"""Returns :math:`\sum_s \alpha_s \, \mathrm{KL}(q_s \| p) \ge \mathrm{KL}(q \| p)`.
+
+        The difference is the Jensen-Shannon divergence of the components.
+
+        Arguments:
+            prior: The prior, a :class:`DiagNormal` with the batch shape of the mixture.
+        """
+        kl = kl_divergence(self.components, prior)  # (S, *)
+        return (self.weight * kl).sum(dim=0)
+
+    def jensen_shannon(self, z: Tensor) -> Tensor:
+        r"""Estimates how far components are from their mixture, from one sample of each.
+
+        .. math:: \sum_s \alpha_s \, \big( \log q_s(z_s) - \log q(z_s) \big), \qquad z_s \sim q_s
+
+        In expectation this is the Jensen-Shannon divergence of the components, 0 if they are
+        equal; it is what the bound of the mixture gains over the average of the components'
+        bounds.
+
+        Arguments:
+            z: Stratified samples, with shape :math:`(N, S, *, *event)`.
+
+        Returns:
+            The estimates, with shape :math:`(N, *)`.
+        """
+        lead = z.dim() - len(self.batch_shape) - len(self.event_shape) - 1
+        own = self.components.log_prob(z)  # (N, S, *)
+        mixed = self.log_prob(z.movedim(lead, 0)).movedim(0, lead)
+        return (self.weight * (own - mixed)).sum(dim=lead)
+
+    def _average(self, values: Tensor) -> Tensor:
+        """The weighted average of (S, *, *event) over components."""
+        weight = self.weight.reshape(*self.weight.shape, *(1,) * len(self.event_shape))
+        return (weight * values).sum(dim=0)
+
+
+def mixture_of_products(
+    prior: DiagNormal,
+    experts: Sequence[DiagNormal],
+    given: Tensor,
+    weight: Tensor | None = None,
+) -> MixtureOfProducts:
+    r"""Returns the mixture of the products of several subsets of experts.
+
+    .. math::
+        q(z) = \sum_s \alpha_s \, q_s(z), \qquad
+        q_s(z) \propto p(z) \prod_{m \in s} \mathcal{N}(z; \mu_m, \sigma_m^2)
+
+    Arguments:
+        prior: The prior, part of every product, with batch shape :math:`(*)`.
+        experts: The :math:`M` experts, with the batch and event shapes of the prior.
+        given: Which experts take part in each component, boolean, with shape :math:`(S, *, M)`.
+        weight: The weights of the components, with shape :math:`(S, *)`; even if None.
+
+    Returns:
+        The mixture, with the batch and event shapes of the prior.
+
+    Raises:
+        ValueError: As :func:`product_of_experts` and :class:`MixtureOfProducts`.
+
+    References:
+        | Generalized Multimodal ELBO (Sutter et al., 2021)
+        | https://arxiv.org/abs/2105.02470
+    """
+    if given.dim() != len(prior.batch_shape) + 2:
+        raise ValueError(
+            f"'given' should have shape (S, *, M) = (S, {', '.join(map(str, prior.batch_shape))}, "
+            f"{len(experts)}), but has shape {tuple(given.shape)}."
+        )
+    shape = Size([len(given), *prior.batch_shape])
+    components = product_of_experts(
+        prior.expand(shape), [expert.expand(shape) for expert in experts], given
+    )
+    if weight is None:
+        weight = torch.full(shape, 1 / len(given)).to(prior.loc)
+    return MixtureOfProducts(components, weight)
 
 
 class Draws:

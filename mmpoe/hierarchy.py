@@ -7,7 +7,7 @@ to the next; the state after the last group is what decoders see.
 
 from __future__ import annotations
 
-__all__ = ["Encodings", "Inference", "LatentGroup", "top_down"]
+__all__ = ["Encodings", "Inference", "LatentGroup", "MatchedExperts", "top_down"]
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import kernels
 from .distributions import DiagNormal
 from .nn import ModalityDict
-from .posteriors import PoE
+from .posteriors import PoE, Posterior
 
 
 class Encodings(NamedTuple):
@@ -25,12 +26,24 @@ class Encodings(NamedTuple):
 
     modalities: list[str]
     batch_size: int
-    rows: dict[str, Tensor]
-    """The rows of the batch in which each modality was encoded, each of shape (n)."""
+    rows: dict[str, Tensor | None]
+    """The rows of the batch in which each modality was encoded, each of shape (n); None for all of
+    them, with zeros encoded where the modality is missing."""
     features: dict[str, list[Tensor]]
     """The features of those rows, one tensor per group, coarse to fine, each of shape (n, \\*)."""
     like: Tensor
     """A scalar with the dtype and device of the model."""
+
+    def of(self, level: int) -> list[tuple[str, Tensor | None]]:
+        """The features of every modality for one group, None where nothing was encoded."""
+        return [
+            (m, self.features[m][level] if m in self.features else None) for m in self.modalities
+        ]
+
+    def detach(self) -> Encodings:
+        """Returns the same encodings without their history."""
+        features = {m: [f.detach() for f in levels] for m, levels in self.features.items()}
+        return self._replace(features=features)
 
 
 class Inference(NamedTuple):
@@ -60,10 +73,24 @@ class LatentGroup(nn.Module):
             computed once for all subsets. The first group has no state to see.
         posterior: The rule that fuses prior and experts, a plain :class:`~mmpoe.posteriors.PoE` by
             default.
+        residual: Whether experts and their scales are relative to the prior,
+            :math:`\mu_m = \mu_p + \Delta \mu_m` and :math:`\sigma_m = \sigma_p \Delta \sigma_m`.
+
+    Attributes:
+        matched: A second set of experts, which learns what the first would say of complete data;
+            None if there is none, see :func:`mmpoe.calibrate`.
 
     Raises:
         ValueError: If `shape` is not a sequence of positive numbers.
+
+    References:
+        | Ladder Variational Autoencoders (Sønderby et al., 2016)
+        | https://arxiv.org/abs/1602.02282
+        | NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat & Kautz, 2020)
+        | https://arxiv.org/abs/2007.03898
     """
+
+    matched: MatchedExperts | None
 
     def __init__(
         self,
@@ -73,7 +100,8 @@ class LatentGroup(nn.Module):
         prior: nn.Module | None = None,
         *,
         expert_sees_state: bool = True,
-        posterior: PoE | None = None,
+        posterior: Posterior | None = None,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if shape is not None and not (isinstance(shape, Sequence) and shape and min(shape) > 0):
@@ -86,6 +114,8 @@ class LatentGroup(nn.Module):
         self.prior = prior
         self.expert_sees_state = expert_sees_state
         self.posterior = PoE() if posterior is None else posterior
+        self.residual = residual
+        self.register_module("matched", None)
 
     def forward(
         self,
@@ -93,25 +123,45 @@ class LatentGroup(nn.Module):
         level: int,
         encodings: Encodings,
         given: Tensor,
+        rows: Tensor | None = None,
         *,
         noise: Tensor | None = None,
+        z: Tensor | None = None,
         sample: bool = True,
         temperature: float = 1.0,
+        matched: bool = False,
     ) -> Inference:
-        r"""Infers :math:`q(z_l \mid z_{>l}, x_s)` for R rows: the batch, R / B times.
+        r"""Infers :math:`q(z_l \mid z_{>l}, x_s)` for R rows.
 
         Arguments:
             h: The state, with shape :math:`(R, *)`, or None above the first group.
             level: The index of this group, 0 for the coarsest.
             encodings: What the encoders made of the batch.
             given: What each row conditions on, boolean, with shape :math:`(R, M)`.
+            rows: The sample of the batch that each row is about, with shape :math:`(R)`. None is
+                the batch from first to last, R / B times.
             noise: Standard normal noise, with the shape of z; drawn if None.
+            z: The latent to return in place of a sample, with shape :math:`(R, *)`.
             sample: Whether to sample; if not, z is the mean.
             temperature: The temperature of the sample.
+            matched: Whether to use the matched experts. Gradients then reach those alone.
         """
-        outputs = self._experts(h, level, encodings, given)
+        expert, posterior = self.expert, self.posterior
         raw_prior = None if self.prior is None else self.prior(h)
+        if matched:
+            if self.matched is None:
+                raise ValueError(
+                    "'matched' should be False: this model has no matched experts. "
+                    "'mmpoe.calibrate' makes them."
+                )
+            expert, posterior = self.matched.expert, self.matched.posterior
+            raw_prior = None if raw_prior is None else raw_prior.detach()
+            h = None if h is None else h.detach()
+            encodings = encodings.detach()
 
+        # what depends on neither subset nor state is fused over all subsets at once
+        at_once = rows is None and self.prior is None and self._is_free(h)
+        outputs = self._experts(expert, h, level, encodings, given, rows, at_once=at_once)
         if self.shape is None:
             self.shape = self._shape_from(outputs, level, encodings)
         wanted = (2 * self.shape[0], *self.shape[1:])
@@ -120,31 +170,54 @@ class LatentGroup(nn.Module):
         for part in parts:
             dtype = torch.promote_types(dtype, part.dtype)
 
-        loc, log_scale = [], []
-        for m in encodings.modalities:
-            dense = encodings.like.new_zeros((len(given), *wanted), dtype=dtype)
-            if m in outputs:
-                rows, out = outputs[m]
-                _check_parameters(out, wanted, self._source(m))
-                dense = dense.index_copy(0, rows, out.to(dtype))
-            mean, deviation = dense.chunk(2, dim=1)
-            loc.append(mean)
-            log_scale.append(deviation)
-
         prior = None
         if raw_prior is not None:
             _check_parameters(raw_prior, wanted, "The prior")
             prior_loc, prior_log_scale = raw_prior.to(dtype).chunk(2, dim=1)
             prior = (prior_loc, prior_log_scale)
 
-        q = self.posterior(
-            loc, log_scale, given, prior, noise=noise, sample=sample, temperature=temperature
+        loc, log_scale = [], []
+        for m in encodings.modalities:
+            size = encodings.batch_size if at_once else given.shape[0]
+            if m not in outputs:
+                dense = encodings.like.new_zeros((size, *wanted), dtype=dtype)
+            else:
+                where, out = outputs[m]
+                _check_parameters(out, wanted, self._source(m))
+                dense = out.to(dtype)
+                if where is not None:
+                    blank = encodings.like.new_zeros((size, *wanted), dtype=dtype)
+                    dense = blank.index_copy(0, where, dense)
+            mean, deviation = dense.chunk(2, dim=1)
+            loc.append(mean)
+            log_scale.append(deviation)
+
+        if self.residual and prior is not None:
+            prior = (posterior.squash(prior[0]), posterior.squash(prior[1]))
+            loc = [prior[0] + posterior.squash(v) for v in loc]
+            log_scale = [prior[1] + posterior.squash(v) for v in log_scale]
+
+        grid = (given.shape[0],)
+        if at_once:
+            grid = (given.shape[0] // max(encodings.batch_size, 1), encodings.batch_size)
+        if noise is not None:
+            noise = noise.unflatten(0, grid)
+        q = posterior(
+            loc,
+            log_scale,
+            given.unflatten(0, grid),
+            prior,
+            noise=noise,
+            sample=sample and z is None,
+            temperature=temperature,
+            squashed=self.residual and prior is not None,
         )
-        event_dim = len(self.shape)
+        if at_once:
+            q = kernels.PoE(*(v.flatten(0, 1) for v in q))
         return Inference(
-            z=q.z,
-            posterior=DiagNormal(q.loc, q.log_scale, event_dim),
-            prior=self.prior_distribution(raw_prior, len(given), encodings.like.to(dtype)),
+            z=q.z if z is None else z,
+            posterior=DiagNormal(q.loc, q.log_scale, len(self.shape)),
+            prior=self.prior_distribution(raw_prior, given.shape[0], encodings.like.to(dtype)),
             kl=q.kl,
         )
 
@@ -171,31 +244,57 @@ class LatentGroup(nn.Module):
         squash = self.posterior.squash
         return DiagNormal(squash(loc), squash(log_scale), len(self.shape))
 
-    def _experts(
-        self, h: Tensor | None, level: int, encodings: Encodings, given: Tensor
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """The rows in which each expert takes part, and its parameters there."""
-        outputs = {}
-        for column, m in enumerate(encodings.modalities):
-            rows = given[:, column].nonzero()[:, 0]  # (k), among R
-            if len(rows) == 0:
-                continue
-            position = given.new_zeros(encodings.batch_size, dtype=torch.long)
-            encoded = encodings.rows[m]
-            position[encoded] = torch.arange(len(encoded), device=given.device)
-            source = position[rows % encodings.batch_size]  # (k), among the encoded rows
+    def _is_free(self, h: Tensor | None) -> bool:
+        """Whether experts depend on their modality alone."""
+        return h is None or not self.expert_sees_state
 
-            expert = self._module(m)
-            features = encodings.features[m][level]
+    def _experts(
+        self,
+        expert: nn.Module,
+        h: Tensor | None,
+        level: int,
+        encodings: Encodings,
+        given: Tensor,
+        rows: Tensor | None,
+        *,
+        at_once: bool,
+    ) -> dict[str, tuple[Tensor | None, Tensor]]:
+        """The parameters of each expert and where they belong, None for everywhere.
+
+        They belong to rows of `given`, or, if `at_once`, to samples of the batch.
+        """
+        outputs = {}
+        for column, (m, features) in enumerate(encodings.of(level)):
+            if features is None:
+                continue
+            network = expert[m] if isinstance(expert, ModalityDict) else expert
+            encoded = encodings.rows[m]  # (n), samples of the batch
+            if at_once:
+                outputs[m] = encoded, network(features)
+                continue
+
+            taking = None if encoded is None else given[:, column].nonzero()[:, 0]  # (k)
+            if taking is not None and len(taking) == 0:
+                continue
+            source = taking
+            if source is None:
+                source = torch.arange(given.shape[0], device=given.device)
+            source = source % encodings.batch_size if rows is None else rows[source]
+            if encoded is not None:  # from samples of the batch to those that were encoded
+                position = given.new_zeros(encodings.batch_size, dtype=torch.long)
+                position[encoded] = torch.arange(len(encoded), device=given.device)
+                source = position[source]
+
             if h is None or not self.expert_sees_state:
-                out = expert(features)[source]
+                out = network(features).index_select(0, source)
             else:
-                out = expert(torch.cat([h[rows], features[source]], dim=1))
-            outputs[m] = rows, out
+                state = h if taking is None else h.index_select(0, taking)
+                out = network(torch.cat([state, features.index_select(0, source)], dim=1))
+            outputs[m] = taking, out
         return outputs
 
     def _shape_from(
-        self, outputs: dict[str, tuple[Tensor, Tensor]], level: int, encodings: Encodings
+        self, outputs: dict[str, tuple[Tensor | None, Tensor]], level: int, encodings: Encodings
     ) -> tuple[int, ...]:
         found = {m: out for m, (_, out) in outputs.items()}
         if not found and level == 0:  # nothing is given: an expert of no rows shows the shape too
@@ -221,6 +320,20 @@ class LatentGroup(nn.Module):
         return self.expert[modality] if isinstance(self.expert, ModalityDict) else self.expert
 
 
+class MatchedExperts(nn.Module):
+    """A second set of experts of a latent group, with a rule of their own.
+
+    Arguments:
+        expert: One module that all modalities share, or one for each, as in :class:`LatentGroup`.
+        posterior: The rule that fuses them with the prior.
+    """
+
+    def __init__(self, expert: nn.Module | Mapping[str, nn.Module], posterior: Posterior) -> None:
+        super().__init__()
+        self.expert = expert if isinstance(expert, nn.Module) else ModalityDict(expert)
+        self.posterior = posterior
+
+
 class Replace(nn.Module):
     """The step down that forgets everything above: the next state is the sample."""
 
@@ -233,20 +346,28 @@ def top_down(
     groups: Sequence[LatentGroup],
     encodings: Encodings,
     given: Tensor,
+    rows: Tensor | None = None,
     *,
     noise: Sequence[Tensor] | None = None,
+    z: Sequence[Tensor] | None = None,
     sample: bool = True,
     temperature: float = 1.0,
+    matched: bool = False,
 ) -> tuple[Tensor, list[Inference]]:
     r"""Walks from the coarsest group to the finest.
 
     Arguments:
         groups: The groups, coarse to fine.
         encodings: What the encoders made of the batch of :math:`B` samples.
-        given: What each row conditions on, boolean, with shape :math:`(R, M)`, R a multiple of B.
+        given: What each row conditions on, boolean, with shape :math:`(R, M)`.
+        rows: The sample of the batch that each row is about, with shape :math:`(R)`. None is the
+            batch from first to last, R / B times.
         noise: Standard normal noise for each group; drawn if None.
+        z: The latents of each group to pass down in place of samples; each group then holds the
+            posterior and prior given those above.
         sample: Whether to sample; if not, means are passed down.
         temperature: The temperature of the samples.
+        matched: Whether to use the matched experts.
 
     Returns:
         The state after the last group, with shape :math:`(R, *)`, and the inference of each group.
@@ -258,9 +379,12 @@ def top_down(
             level,
             encodings,
             given,
+            rows,
             noise=None if noise is None else noise[level],
+            z=None if z is None else z[level],
             sample=sample,
             temperature=temperature,
+            matched=matched,
         )
         h = group.merge(h, step.z)
         steps.append(step)

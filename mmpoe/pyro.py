@@ -2,7 +2,8 @@ r"""The same networks as a Pyro model and guide.
 
 The evidence lower bound that Pyro's :class:`~pyro.infer.TraceMeanField_ELBO` computes for the pair
 is the one of :func:`mmpoe.elbo <mmpoe.objectives.elbo>`, with everything observed given, and they
-raise the same errors. The parameters of a model stand in Pyro's store under ``mmpoe``, or, if
+raise the same errors. If the posterior is a mixture, the guide draws one component for each row,
+as the model does. The parameters of a model stand in Pyro's store under ``mmpoe``, or, if
 another model does, under ``mmpoe_2`` and so on.
 """
 
@@ -10,25 +11,38 @@ from __future__ import annotations
 
 __all__ = ["guide", "model"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import count
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import TorchDistribution
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor
 
 from .distributions import DiagNormal
-from .missing import check_names, check_observed, fill
-from .models.inputs import check_entries
+from .likelihoods import OptimalScale, check_support
+from .missing import check_finite, check_names, check_observed, fill
+from .models.inputs import check_entries, draw_component
 
 if TYPE_CHECKING:
     from .hierarchy import LatentGroup
     from .models import MultimodalVAE
 
-Program = Callable[[Mapping[str, Tensor], Tensor], None]
+
+class Program(Protocol):
+    """A Pyro program of a batch, what was observed of it, and which elements count."""
+
+    def __call__(
+        self,
+        x: Mapping[str, Tensor],
+        observed: Tensor,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Runs the program."""
+        ...
 
 
 def model(vae: MultimodalVAE) -> Program:
@@ -41,15 +55,22 @@ def model(vae: MultimodalVAE) -> Program:
         vae: Any model of the library.
 
     Returns:
-        A Pyro program of the batch `x` and the boolean mask `observed` (B, M).
+        A Pyro program of the batch `x` and the boolean mask `observed` (B, M), and optionally of
+        `valid`, which elements inside an entry to score, see
+        :func:`mmpoe.elbo <mmpoe.objectives.elbo>`.
     """
 
-    def program(x: Mapping[str, Tensor], observed: Tensor) -> None:
+    def program(
+        x: Mapping[str, Tensor],
+        observed: Tensor,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> None:
         check_observed(observed, vae.modalities)
         check_names(list(x), vae.modalities, argument="x")
+        check_names(list(valid or {}), vae.modalities, argument="valid")
         for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
             if m in x or bool(seen.any()):
-                check_entries(x, m, seen, None, finite=vae.validate)
+                check_entries(x, m, seen, None, finite=False)
         _register(vae)
         like = next(vae.parameters()).detach()
         h = None
@@ -59,17 +80,11 @@ def model(vae: MultimodalVAE) -> Program:
                 prior = group.prior_distribution(raw, len(observed), like)
                 h = group.merge(h, _sample(vae, level, prior))
             for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
-                if m not in x:
-                    continue
-                p = vae.decoders[m](h)
-                shape = (len(observed), *p.event_shape)
-                if x[m].shape != shape:
-                    raise ValueError(
-                        "'x' should have one row per row of 'observed' and the shape of what is "
-                        f"decoded, {shape}, but {m!r} has shape {tuple(x[m].shape)}."
-                    )
-                with poutine.mask(mask=cast("torch.BoolTensor", seen)):
-                    pyro.sample(f"x_{m}", p, obs=fill(x[m], seen))
+                if m in x:
+                    inside = None if valid is None else valid.get(m)
+                    p, target = _scored(vae, m, h, x[m], seen, inside)
+                    with poutine.mask(mask=cast("torch.BoolTensor", seen)):
+                        pyro.sample(f"x_{m}", p, obs=target)
 
     return program
 
@@ -81,17 +96,22 @@ def guide(vae: MultimodalVAE) -> Program:
         vae: Any model of the library.
 
     Returns:
-        A Pyro program of the batch `x` and the boolean mask `observed` (B, M).
+        A Pyro program of the same arguments as that of :func:`model`; `valid` is not used.
     """
 
-    def program(x: Mapping[str, Tensor], observed: Tensor) -> None:
+    def program(
+        x: Mapping[str, Tensor],
+        observed: Tensor,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> None:
         check_names(list(x), vae.modalities, argument="x")
         _register(vae)
         encodings = vae.encode(x, observed)  # checks the rest
+        given = draw_component(observed, vae.family)
         h = None
         with pyro.plate("batch", len(observed), dim=-1):
             for level, group in enumerate(_groups(vae)):
-                step = group(h, level, encodings, observed, sample=False)
+                step = group(h, level, encodings, given, sample=False)
                 h = group.merge(h, _sample(vae, level, step.posterior))
 
     return program
@@ -114,6 +134,32 @@ def _register(vae: MultimodalVAE) -> None:
         if all(name not in store or store[name] is p for name, p in names.items()):
             pyro.module(prefix, vae)
             return
+
+
+def _scored(
+    vae: MultimodalVAE, m: str, h: Tensor | None, x: Tensor, seen: Tensor, valid: Tensor | None
+) -> tuple[TorchDistribution, Tensor]:
+    """The likelihood of a modality and what it should score, 0 wherever that is missing."""
+    p = vae.decoders[m](h)
+    shape = (len(seen), *p.event_shape)
+    if x.shape != shape:
+        raise ValueError(
+            "'x' should have one row per row of 'observed' and the shape of what is decoded, "
+            f"{shape}, but {m!r} has shape {tuple(x.shape)}."
+        )
+    if vae.validate:
+        check_finite(x, seen, m, valid)
+        check_support(p, x, seen, m, valid)
+
+    target = fill(x, seen)
+    scored = seen.reshape(-1, *(1,) * len(p.event_shape)).expand(shape)
+    if valid is not None:
+        target, scored = torch.where(valid, target, 0), scored & valid
+    if isinstance(p, OptimalScale):
+        p = p.fit(target, scored)
+    if valid is not None:
+        p = p.base_dist.mask(valid.expand(shape)).to_event(len(p.event_shape))
+    return p, target
 
 
 def _sample(vae: MultimodalVAE, level: int, distribution: DiagNormal) -> Tensor:

@@ -8,16 +8,17 @@ import mmpoe
 from mmpoe.hierarchy import LatentGroup
 from mmpoe.likelihoods import Bernoulli, Laplace, Normal
 from mmpoe.nn import MLP
-from mmpoe.posteriors import PoE
+from mmpoe.posteriors import CommonNoisePoE, GPoE, MoPoE, PoE
 
 NAMES = ["us", "t2.space", "type"]
 SIZES = dict(zip(NAMES, [5, 4, 3], strict=True))
 
 
-def flat():
-    return mmpoe.MVAE(
+def flat(kind=mmpoe.MVAE, **options):
+    return kind(
         {m: MLP(SIZES[m], 8, hidden=[16]) for m in NAMES},
         {m: Normal(MLP(4, SIZES[m], hidden=[16])) for m in NAMES},
+        **options,
     )
 
 
@@ -42,17 +43,23 @@ class Merge(nn.Module):
         return self.network(z).tanh() + (0 if h is None else h)
 
 
-def hierarchical(expert_sees_state=True, shared=True, power=2):
+def clamped(channels):
+    return PoE(clamp=5.0)
+
+
+def hierarchical(expert_sees_state=True, shared=True, rule=clamped, residual=False):
     def expert(features, latent):
         if shared:
             return nn.Linear(features, 2 * latent)
         return {m: nn.Linear(features, 2 * latent) for m in NAMES}
 
     seen = 6 + 7 * expert_sees_state
-    options = {"expert_sees_state": expert_sees_state, "posterior": PoE(power=power, clamp=5.0)}
+    options = {"expert_sees_state": expert_sees_state, "residual": residual}
     groups = [
-        LatentGroup((3,), expert(6, 3), Merge(3), **options),
-        LatentGroup((2,), expert(seen, 2), Merge(2), prior=nn.Linear(7, 4), **options),
+        LatentGroup((3,), expert(6, 3), Merge(3), posterior=rule(3), **options),
+        LatentGroup(
+            (2,), expert(seen, 2), Merge(2), prior=nn.Linear(7, 4), posterior=rule(2), **options
+        ),
     ]
     decoders = {
         "us": Laplace(nn.Linear(7, 5), scale=0.5, learn_scale=True),
@@ -67,7 +74,22 @@ MODELS = {
     "hierarchical": hierarchical,
     "free experts": lambda: hierarchical(expert_sees_state=False),
     "own experts": lambda: hierarchical(shared=False),
-    "published rule": lambda: hierarchical(power=1),
+    "published rule": lambda: hierarchical(rule=lambda channels: PoE(power=1, clamp=5.0)),
+    "mixture of experts": lambda: flat(mmpoe.MMVAE),
+    "mixture of products": lambda: flat(mmpoe.MoPoEVAE),
+    "published mixture of products": lambda: flat(mmpoe.MoPoEVAE, prior_in="full"),
+    "hierarchical mixture": lambda: hierarchical(rule=lambda channels: MoPoE(clamp=5.0)),
+    "even powers": lambda: flat(posterior=GPoE(3, powers="even")),
+    "learned powers": lambda: hierarchical(rule=lambda channels: GPoE(3, clamp=5.0)),
+    "common noise": lambda: flat(posterior=CommonNoisePoE(4)),
+    "hierarchical common noise": lambda: hierarchical(
+        rule=lambda channels: CommonNoisePoE(channels, gamma=0.5, clamp=5.0)
+    ),
+    "grouped common noise": lambda: hierarchical(
+        rule=lambda channels: CommonNoisePoE(channels, groups=[[0, 2], [1]], clamp=5.0)
+    ),
+    "residual": lambda: hierarchical(residual=True),
+    "free residual": lambda: hierarchical(residual=True, expert_sees_state=False),
 }
 every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
 

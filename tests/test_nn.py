@@ -1,4 +1,4 @@
-"""Building blocks: a dictionary of modules takes any names."""
+"""Building blocks: dictionaries with any names, pyramids in one, two and three dimensions."""
 
 import copy
 
@@ -8,8 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mmpoe.nn import ModalityDict
+from mmpoe.nn import (
+    BottomUp,
+    GaussianHead,
+    ImageHead,
+    MLPTopDown,
+    ModalityDict,
+    Patchify,
+    ResidualBlock,
+    TopDown,
+)
 from mmpoe.nn.containers import _RESERVED
+from mmpoe.nn.pyramid import Fold, InstanceNorm, Unfold
 
 ODD = ["us", "a.b", "a%2Eb", "%a%2Eb", "type", "%type", "", "%", "forward", "training", "_modules"]
 
@@ -70,3 +80,80 @@ def test_attributes_of_pytorch_are_reserved():
     """Should this fail with a new PyTorch: add what is new, which it refuses as a name anyway."""
     public = {name for name in dir(nn.ModuleDict()) if not name.startswith("_")}
     assert public <= _RESERVED
+
+
+every_dimension = pytest.mark.parametrize("dims", [1, 2, 3])
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3])
+def test_patches_of_images_fold_as_in_pytorch(patch):
+    x = torch.rand(2, 3, 6, 12)
+    assert torch.equal(Fold(patch)(x), nn.PixelUnshuffle(patch)(x))
+    y = torch.rand(2, 3 * patch**2, 2, 4)
+    assert torch.equal(Unfold(patch)(y), nn.PixelShuffle(patch)(y))
+
+
+@every_dimension
+@pytest.mark.parametrize("patch", [1, 2, 3])
+@pytest.mark.parametrize("rows", [0, 2])
+def test_folding_keeps_patches_together(dims, patch, rows):
+    x = torch.rand(rows, 3, *(6, 12, 18)[:dims])
+    folded = Fold(patch)(x)
+    assert folded.shape == (rows, 3 * patch**dims, *(s // patch for s in x.shape[2:]))
+    assert torch.equal(Unfold(patch)(folded), x)
+    inside = x[(slice(None), slice(None), *[slice(patch, 2 * patch)] * dims)]
+    assert torch.equal(folded[(slice(None), slice(None), *[1] * dims)], inside.flatten(1))
+
+
+@every_dimension
+def test_normalisation_is_that_of_pytorch(dims):
+    kind = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 1]
+    x = torch.rand(2, 3, *(4, 5, 6)[:dims])
+    torch.testing.assert_close(InstanceNorm()(x), kind(3)(x))
+
+
+@every_dimension
+def test_pyramids_of_every_dimension(dims):
+    x = torch.rand(2, 1, *(8, 16, 24)[:dims])
+    features = BottomUp([6, 4], dims)(Patchify(1, 4, 2, dims)(x))
+    sides = [(2, 4, 6)[:dims], (4, 8, 12)[:dims]]
+    assert [f.shape for f in features] == [(2, 6, *sides[0]), (2, 4, *sides[1])]
+    assert GaussianHead(6, 3, dims=dims)(features[0]).shape == (2, 6, *sides[0])
+    h = TopDown(3, 6, 4, size=sides[0], dims=dims)(None, torch.rand(2, 3, *sides[0]))
+    assert h.shape == (2, 4, *sides[1])
+    h = TopDown(2, 4, None, dims=dims)(h, torch.rand(2, 2, *sides[1]))
+    assert ImageHead(4, 1, 2, dims)(h).shape == x.shape
+
+
+@every_dimension
+def test_a_network_of_more_dimensions_does_to_constants_what_fewer_do(dims):
+    """Along an axis on which images and weights are constant, nothing changes."""
+    torch.manual_seed(0)
+    line, block = ResidualBlock(2, 1), ResidualBlock(2, dims)
+    for i in (2, 5):  # let one slice of the kernel act along the first axis, none elsewhere
+        with torch.no_grad():
+            kernel = block.layers[i].weight.zero_()
+            kernel[(slice(None), slice(None), slice(None), *[1] * (dims - 1))] = line.layers[
+                i
+            ].weight
+    x = torch.rand(2, 2, 8)
+    spread = x.reshape(2, 2, 8, *[1] * (dims - 1)).expand(2, 2, 8, *[4] * (dims - 1))
+    expected = line(x).reshape(2, 2, 8, *[1] * (dims - 1)).expand_as(spread)
+    torch.testing.assert_close(block(spread), expected)
+
+
+def test_markov_steps_forget_the_state():
+    torch.manual_seed(0)
+    images = TopDown(2, 4, None, markov=True), torch.rand(2, 4, 8, 8), torch.rand(2, 2, 8, 8)
+    vectors = MLPTopDown(2, 4, markov=True), torch.rand(2, 4), torch.rand(2, 2)
+    for step, h, z in (images, vectors):
+        forgets = step(h, z)
+        assert torch.equal(forgets, step(None, z))
+        step.markov = False
+        assert not torch.allclose(forgets, step(h, z))
+
+
+@pytest.mark.parametrize("dims", [0, 4])
+def test_other_dimensions_are_errors(dims):
+    with pytest.raises(ValueError, match=rf"'dims' should be 1, 2 or 3, but is {dims}"):
+        ResidualBlock(4, dims)

@@ -8,8 +8,10 @@ import torch
 from example_models import NAMES, OBSERVED, batch, flat, hierarchical, make
 from pyro import poutine
 from pyro.infer import SVI, TraceMeanField_ELBO
+from torch import nn
 
 import mmpoe
+from mmpoe.likelihoods import Normal, Poisson
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,69 @@ def test_bound_is_the_one_of_pyro_with_the_same_noise():
     output = vae(x, OBSERVED, noise=noise)
     bound = mmpoe.elbo(output, x, OBSERVED)
     torch.testing.assert_close(scored - sum(output.kl), bound)
+
+
+@pytest.mark.parametrize("kind", [mmpoe.MMVAE, mmpoe.MoPoEVAE])
+def test_bound_of_a_mixture_draws_its_components_too(kind):
+    vae, x, repeats = make(lambda: flat(kind)), batch(), 400
+    # many rows of each pattern: each draws a component of its own
+    x = {m: v.repeat(repeats, 1) for m, v in x.items()}
+    observed = OBSERVED.repeat(repeats, 1)
+    with torch.no_grad():
+        ours = mmpoe.elbo(vae(x, observed), x, observed).reshape(repeats, 8)
+        trace = poutine.trace(mmpoe.pyro.guide(vae)).get_trace(x, observed)
+        replayed = poutine.replay(mmpoe.pyro.model(vae), trace)
+        replayed = poutine.trace(replayed).get_trace(x, observed)
+        replayed.compute_log_prob()
+        trace.compute_log_prob()
+        log_q, log_p = trace.nodes["z_1"]["log_prob"], replayed.nodes["z_1"]["log_prob"]
+        scored = sum(replayed.nodes[f"x_{m}"]["log_prob"] for m in NAMES)
+    theirs = (scored + log_p - log_q).reshape(repeats, 8)
+    error = ((ours.var(dim=0) + theirs.var(dim=0)) / repeats).sqrt()
+    assert ((ours.mean(dim=0) - theirs.mean(dim=0)).abs() <= 4.5 * error).all()
+
+
+def test_elements_that_are_not_valid_are_not_scored():
+    vae, x = make(hierarchical), batch()
+    valid = {"us": torch.tensor([True, False, True, False, True])}
+    junk = {**x, "us": torch.where(valid["us"], x["us"], math.nan)}
+    trace = poutine.trace(mmpoe.pyro.guide(vae)).get_trace(x, OBSERVED, valid)
+    noise = [
+        (trace.nodes[s]["value"] - trace.nodes[s]["fn"].loc) / trace.nodes[s]["fn"].scale
+        for s in ("z_2", "z_1")
+    ]
+    program = poutine.replay(mmpoe.pyro.model(vae), trace)
+    replayed = poutine.trace(program).get_trace(junk, OBSERVED, valid)
+    replayed.compute_log_prob()
+    scored = sum(replayed.nodes[f"x_{m}"]["log_prob"] for m in NAMES)
+    output = vae(x, OBSERVED, noise=noise)
+    bound = mmpoe.elbo(output, x, OBSERVED, valid=valid)
+    torch.testing.assert_close(scored - sum(output.kl), bound)
+    with pytest.raises(ValueError, match=r"'x' should be finite .* 'us' holds NaN"):
+        mmpoe.pyro.model(vae)(junk, OBSERVED)
+
+
+def test_optimal_scales_are_fitted_and_supports_checked():
+    def build():
+        return mmpoe.MVAE(
+            {"a": nn.Linear(3, 4), "count": nn.Linear(2, 4)},
+            {"a": Normal(nn.Linear(2, 3), scale="optimal"), "count": Poisson(nn.Linear(2, 2))},
+            latent_dim=2,
+        )
+
+    vae, other = make(build), make(build)
+    x = {"a": torch.randn(8, 3), "count": torch.ones(8, 2)}
+    observed = OBSERVED[:, :2]
+    trace = poutine.trace(mmpoe.pyro.guide(vae)).get_trace(x, observed)
+    replayed = poutine.trace(poutine.replay(mmpoe.pyro.model(vae), trace)).get_trace(x, observed)
+    replayed.compute_log_prob()
+    z = trace.nodes["z_1"]["value"]
+    output = other(x, observed, z=[z])
+    scored = sum(replayed.nodes[f"x_{m}"]["log_prob"] for m in x)
+    bound = mmpoe.elbo(output, x, observed)
+    torch.testing.assert_close(scored - output.kl[0], bound)
+    with pytest.raises(ValueError, match=r"'x' should hold .*integers.* 'count' holds -1"):
+        mmpoe.pyro.model(vae)({**x, "count": -x["count"]}, observed)
 
 
 def test_training_with_svi_improves_the_bound():

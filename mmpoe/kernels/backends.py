@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
+import torch
+
 BACKENDS = ("cuda", "cpu", "eager")
 
 _forced: ContextVar[str | None] = ContextVar("mmpoe_backend", default=None)
@@ -67,7 +69,8 @@ def resolve(backend: str | None) -> str:
         choice = _available(environment, source="MMPOE_BACKEND")
     else:
         choice = "eager"
-    _last.set(choice)
+    if not torch.compiler.is_compiling():
+        _last.set(choice)
     return choice
 
 

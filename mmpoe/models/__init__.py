@@ -1,8 +1,23 @@
 """Multimodal variational auto-encoders: short constructors over the same top-down loop."""
 
-__all__ = ["MMHVAE", "MVAE", "MultimodalVAE", "Output", "UncalibratedWarning", "image_mmhvae"]
+__all__ = [
+    "MHVAE",
+    "MMHVAE",
+    "MMVAE",
+    "MVAE",
+    "MoPoEVAE",
+    "MultimodalVAE",
+    "Output",
+    "Predictor",
+    "UncalibratedWarning",
+    "image_mmhvae",
+    "sequence_mmhvae",
+    "vector_mmhvae",
+    "volume_mmhvae",
+]
 
 from .core import MultimodalVAE, Output, UncalibratedWarning
-from .images import image_mmhvae
-from .mmhvae import MMHVAE
-from .mvae import MVAE
+from .flat import MMVAE, MVAE, MoPoEVAE
+from .hierarchical import MHVAE, MMHVAE
+from .predictor import Predictor
+from .presets import image_mmhvae, sequence_mmhvae, vector_mmhvae, volume_mmhvae

@@ -17,10 +17,10 @@ from torch.distributions import Distribution
 from mmpoe.distributions import DiagNormal, Draws
 from mmpoe.hierarchy import Encodings, Inference, LatentGroup, top_down
 from mmpoe.likelihoods import Likelihood
-from mmpoe.missing import check_names, check_observed, collate
+from mmpoe.missing import check_names, check_observed, collate, fill
 from mmpoe.nn import ModalityDict
 
-from .inputs import check_entries, check_noise, given_mask
+from .inputs import check_entries, check_noise, draw_component, given_mask, given_rows
 
 
 class UncalibratedWarning(UserWarning):
@@ -64,11 +64,18 @@ class MultimodalVAE(nn.Module):
 
     Attributes:
         modalities: The names of the modalities, in the order of the columns of all masks.
+        family: The subsets of what is given that are components of the posterior, ``"full"`` for a
+            product; that of the groups' rules.
+        gather: Whether to encode only the rows in which a modality was observed. If not, missing
+            entries are encoded as zeros, which are then masked: shapes do not depend on the mask,
+            as compilation needs. None gathers unless compiled or exported. Results are the same,
+            but for layers that mix rows, as batch normalisation does.
         validate: Whether to reject NaN and infinity in entries that are given. The check waits for
-            the device; set it to False to save that time.
+            the device; set it to False to save that time. Nothing is checked when compiled.
 
     Raises:
-        ValueError: If `encoders` and `decoders` do not have the same keys, or there is no group.
+        ValueError: If `encoders` and `decoders` do not have the same keys, there is no group, or
+            groups have posteriors of different families.
     """
 
     def __init__(
@@ -106,6 +113,14 @@ class MultimodalVAE(nn.Module):
         self.trunk = trunk
         self.groups = nn.ModuleList(groups)
         self.decoders = ModalityDict({m: decoders[m] for m in self.modalities})
+        families = list(dict.fromkeys(group.posterior.family for group in groups))
+        if len(families) > 1:
+            raise ValueError(
+                "'groups' should have posteriors of one family, since one subset holds for all "
+                f"groups, but have {', '.join(families)}."
+            )
+        self.family = families[0]
+        self.gather: bool | None = None
         self.validate = True
 
     def forward(
@@ -113,10 +128,17 @@ class MultimodalVAE(nn.Module):
         x: Mapping[str, Tensor],
         given: Tensor | Sequence[str] | None = None,
         *,
+        rows: Tensor | None = None,
+        component: bool = False,
+        z: Sequence[Tensor] | None = None,
         noise: Sequence[Tensor] | None = None,
         temperature: float = 1.0,
+        matched: bool = False,
+        decode: Tensor | None = None,
     ) -> Output:
         r"""Infers the latents from what is given and decodes every modality.
+
+        If the posterior is a mixture, one component is drawn for each row.
 
         Arguments:
             x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`. Entries
@@ -124,18 +146,42 @@ class MultimodalVAE(nn.Module):
             given: What to condition on: a boolean mask of shape :math:`(B, M)`, or
                 :math:`(S, B, M)` for S subsets at once, or the names of some modalities, which
                 every row must then have. By default, all that `x` holds.
+            rows: The sample of the batch that each row of `given` is about, with shape
+                :math:`(R)`, for any pairs of sample and subset, see :func:`mmpoe.missing.pack`;
+                `given` then has shape :math:`(R, M)`, and so the batch shape of every output is R.
+            component: Whether `given` is itself the component to use, if the posterior is a
+                mixture, in place of what to draw one from.
+            z: The latents of each group, coarse to fine, to pass down in place of samples; they
+                are returned as they are, with the posteriors and priors of each group given them.
             noise: Standard normal noise for each group, coarse to fine, each with the shape of its
                 z; drawn if None.
             temperature: The temperature of the posterior samples; 0 passes means down. Divergences
                 are always those of temperature 1.
+            matched: Whether to infer with the matched experts, see :func:`mmpoe.calibrate`.
+            decode: Which rows to decode, for each modality, boolean, with the shape of `given`,
+                :math:`(B, M)` or :math:`(R, M)`; all if None. The likelihood of a modality then
+                has those rows alone, and there is none of a modality without rows.
 
         Raises:
             ValueError: If a modality is unknown, shapes do not agree, or a given entry is not
                 finite.
         """
-        h, steps, shape = self._infer(x, given, noise, temperature)
+        h, steps, shape = self._infer(
+            x,
+            given,
+            rows,
+            noise=noise,
+            z=z,
+            temperature=temperature,
+            component=component,
+            matched=matched,
+        )
+        if decode is None:
+            likelihoods = self._decode(h, shape, self.modalities)
+        else:
+            likelihoods = self._decode_rows(h, shape, decode)
         return Output(
-            likelihoods=self._decode(h, shape, self.modalities),
+            likelihoods=likelihoods,
             kl=[step.kl.unflatten(0, shape) for step in steps],
             z=[step.z.unflatten(0, shape) for step in steps],
             posteriors=[_unflatten(step.posterior, shape) for step in steps],
@@ -171,8 +217,9 @@ class MultimodalVAE(nn.Module):
             targets: The modalities to predict; by default, all of them. Only these are decoded.
             temperature: The temperature of the posterior samples; 0 is the prediction at the mean.
             samples: The number of latent samples K to draw for each row. With more than one, each
-                prediction is a mixture of K likelihoods. Its spread is not calibrated: posteriors
-                trained to reconstruct unseen modalities are too narrow.
+                prediction is a mixture of K likelihoods. They are drawn from the matched experts,
+                if the model has any; if not, the spread is not calibrated, since posteriors
+                trained to reconstruct unseen modalities are too narrow, and a warning says so.
 
         Returns:
             For each target, a distribution with ``mean`` and ``stddev`` of shape :math:`(B, *)`;
@@ -189,7 +236,7 @@ class MultimodalVAE(nn.Module):
         mask = given_mask(x, given, self.modalities, self._like())
         if samples == 1:
             with self._evaluation():
-                h, _, shape = self._infer(x, mask, None, temperature)
+                h, _, shape = self._infer(x, mask, temperature=temperature)
                 return {**self._decode(h, shape, targets)}
 
         if mask.dim() != 2:
@@ -197,16 +244,23 @@ class MultimodalVAE(nn.Module):
                 f"'given' should have shape (B, M) to draw several samples, "
                 f"but has shape {tuple(mask.shape)}."
             )
-        warnings.warn(
-            "The spread of these samples is not calibrated: it understates how far "
-            "predictions are from the truth.",
-            UncalibratedWarning,
-            stacklevel=3,
-        )
+        matched = self.is_matched
+        if not matched:
+            warnings.warn(
+                "The spread of these samples is not calibrated: it understates how far "
+                "predictions are from the truth. 'mmpoe.calibrate' makes it match.",
+                UncalibratedWarning,
+                stacklevel=3,
+            )
         repeated = mask.expand(samples, *mask.shape)
         with self._evaluation():
-            h, _, shape = self._infer(x, repeated, None, temperature)
+            h, _, shape = self._infer(x, repeated, temperature=temperature, matched=matched)
             return {m: Draws(p) for m, p in self._decode(h, shape, targets).items()}
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether every group has matched experts, see :func:`mmpoe.calibrate`."""
+        return all(group.matched is not None for group in self.groups)
 
     def encode(self, x: Mapping[str, Tensor], observed: Tensor) -> Encodings:
         r"""Runs each encoder once, only on the rows in which its modality was observed.
@@ -220,14 +274,19 @@ class MultimodalVAE(nn.Module):
                 finite, or an encoder does not return one tensor per group.
         """
         check_observed(observed, self.modalities)
-        rows: dict[str, Tensor] = {}
+        compiling = torch.compiler.is_compiling()
+        gather = not compiling if self.gather is None else self.gather
+        rows: dict[str, Tensor | None] = {}
         outputs: dict[str, Tensor | Sequence[Tensor]] = {}
         for column, m in enumerate(self.modalities):
-            present = observed[:, column].nonzero()[:, 0]
-            if len(present) == 0:
+            seen = observed[:, column]
+            present = seen.nonzero()[:, 0] if gather else None
+            if (m not in x and compiling) or (present is not None and len(present) == 0):
                 continue
-            check_entries(x, m, observed[:, column], self._dtype(m), finite=self.validate)
-            rows[m], outputs[m] = present, self.encoders[m](x[m][present])
+            finite = self.validate and not compiling
+            check_entries(x, m, seen, self._dtype(m), finite=finite)
+            entries = fill(x[m], seen) if present is None else x[m][present]
+            rows[m], outputs[m] = present, self.encoders[m](entries)
 
         if not outputs and x and self.groups[0].shape is None:
             m = next(iter(x))  # encode no rows of it, to learn the shape of the latents
@@ -236,7 +295,7 @@ class MultimodalVAE(nn.Module):
 
         features = self._features(outputs)
         like = self._like().new_zeros((), device=observed.device)
-        return Encodings(self.modalities, len(observed), rows, features, like)
+        return Encodings(self.modalities, observed.shape[0], rows, features, like)
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and device of the model."""
@@ -264,7 +323,7 @@ class MultimodalVAE(nn.Module):
             parts = list(outputs.values())
             joined = self.trunk(torch.cat(parts))  # pyright: ignore[reportArgumentType]
             joined = [joined] if isinstance(joined, Tensor) else list(joined)
-            split = [level.split([len(part) for part in parts]) for level in joined]
+            split = [level.split([part.shape[0] for part in parts]) for level in joined]
             outputs = dict(zip(outputs, zip(*split, strict=True), strict=True))
 
         features = {}
@@ -281,31 +340,63 @@ class MultimodalVAE(nn.Module):
         self,
         x: Mapping[str, Tensor],
         given: Tensor | Sequence[str] | None,
-        noise: Sequence[Tensor] | None,
-        temperature: float,
+        rows: Tensor | None = None,
+        *,
+        noise: Sequence[Tensor] | None = None,
+        z: Sequence[Tensor] | None = None,
+        temperature: float = 1.0,
+        component: bool = False,
+        matched: bool = False,
     ) -> tuple[Tensor, list[Inference], tuple[int, ...]]:
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ValueError(
                 f"'temperature' should be finite and at least 0, but is {temperature!r}."
             )
-        mask = given_mask(x, given, self.modalities, self._like())
-        needed = mask if mask.dim() == 2 else mask.any(dim=0)
-        rows = mask.flatten(0, -2)  # (R, M)
-        shape = tuple(mask.shape[:-1])  # (B) or (S, B)
+        if rows is None:
+            mask = given_mask(x, given, self.modalities, self._like())
+            needed = mask if mask.dim() == 2 else mask.any(dim=0)
+        else:
+            mask, needed = given_rows(x, given, rows, self.modalities)
+        shape = tuple(mask.shape[:-1])  # (B) or (S, B) or (R)
+        mask = mask.flatten(0, -2)
+        if not (component or matched):  # matched experts are one product
+            mask = draw_component(mask, self.family)
 
         if noise is not None:
             check_noise(noise, len(self.groups), shape)
             noise = [n.flatten(0, len(shape) - 1) for n in noise]
+        if z is not None:
+            check_noise(z, len(self.groups), shape, argument="z")
+            z = [v.flatten(0, len(shape) - 1) for v in z]
 
         h, steps = top_down(
             list(self.groups),  # pyright: ignore[reportArgumentType]
             self.encode(x, needed),
+            mask,
             rows,
             noise=noise,
+            z=z,
             sample=temperature != 0,
             temperature=temperature,
+            matched=matched,
         )
         return h, steps, shape
+
+    def _decode_rows(
+        self, h: Tensor, shape: tuple[int, ...], decode: Tensor
+    ) -> dict[str, Distribution]:
+        wanted = (*shape, len(self.modalities))
+        if decode.dtype != torch.bool or decode.shape != wanted or len(shape) > 1:
+            raise ValueError(
+                f"'decode' should be boolean and have the shape of 'given', {wanted}, of two "
+                f"dimensions, but has dtype {decode.dtype} and shape {tuple(decode.shape)}."
+            )
+        decoded = {}
+        for column, m in enumerate(self.modalities):
+            rows = decode[:, column].nonzero()[:, 0].to(h.device)  # (n)
+            if len(rows):
+                decoded |= self._decode(h.index_select(0, rows), (len(rows),), [m])
+        return decoded
 
     def _decode(
         self, h: Tensor, shape: tuple[int, ...], targets: Sequence[str]

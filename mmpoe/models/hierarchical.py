@@ -1,8 +1,8 @@
-r"""MMHVAE: the hierarchical model with mixture-of-products-of-experts posteriors."""
+r"""The hierarchical models: several latent groups, and a product for each subset."""
 
 from __future__ import annotations
 
-__all__ = ["MMHVAE"]
+__all__ = ["MHVAE", "MMHVAE"]
 
 from .core import MultimodalVAE
 
@@ -26,4 +26,21 @@ class MMHVAE(MultimodalVAE):
         | Unified Cross-Modal Medical Image Synthesis with Hierarchical Mixture of
           Product-of-Experts (Dorent et al., 2026)
         | https://doi.org/10.1109/TPAMI.2025.3616632
+    """
+
+
+class MHVAE(MultimodalVAE):
+    r"""Hierarchical multimodal VAE, trained on all that was observed and on single modalities.
+
+    .. math::
+        q(z_l \mid z_{>l}, x_s) \propto p(z_l \mid z_{>l}) \prod_{m \in s} e_m(z_l; x_m, z_{>l})
+
+    It is the network of :class:`MMHVAE`; what differs is the objective,
+    :func:`mmpoe.objectives.mhvae`. Arguments are those of
+    :class:`~mmpoe.models.core.MultimodalVAE`.
+
+    References:
+        | Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical Representations
+          (Dorent et al., 2023)
+        | https://arxiv.org/abs/2309.08747
     """

@@ -1,0 +1,65 @@
+r"""Predictions as a module from tensors to tensors, for what deploys models."""
+
+from __future__ import annotations
+
+__all__ = ["Predictor"]
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from mmpoe.missing import check_names
+
+from .core import MultimodalVAE
+
+
+class Predictor(nn.Module):
+    r"""The means that a model predicts at temperature 0, as a module to compile or to export.
+
+    It is what :meth:`MultimodalVAE.predict <mmpoe.models.core.MultimodalVAE.predict>` computes,
+    without what depends on the data in Python: one compiled or exported program serves any pattern
+    of missing modalities, whatever the missing entries hold. Nothing is checked inside such a
+    program: a NaN that is observed comes out as NaN.
+
+    Arguments:
+        model: The model, whose posterior is a product.
+        targets: The modalities to predict; by default, all of them.
+
+    Raises:
+        ValueError: If a target is unknown, or the posterior is a mixture, whose mean is not what
+            one of its components passes down.
+
+    Example:
+        >>> from mmpoe.models import vector_mmhvae
+        >>> predictor = Predictor(vector_mmhvae({"a": 3, "b": 2}), targets=["b"]).eval()
+        >>> batch = torch.export.Dim("batch")
+        >>> program = torch.export.export(
+        ...     predictor,
+        ...     ({"a": torch.zeros(4, 3)}, torch.ones(4, 2).bool()),
+        ...     dynamic_shapes=({"a": {0: batch}}, {0: batch}),
+        ... )
+        >>> program.module()({"a": torch.zeros(9, 3)}, torch.ones(9, 2).bool())["b"].shape
+        torch.Size([9, 2])
+    """
+
+    def __init__(self, model: MultimodalVAE, targets: Sequence[str] | None = None) -> None:
+        super().__init__()
+        if model.family != "full":
+            raise ValueError(
+                "'model' should have a product as its posterior, "
+                f"but has a mixture over {model.family}."
+            )
+        if targets is not None:
+            check_names(targets, model.modalities, argument="targets")
+        self.model = model
+        self.targets = list(model.modalities if targets is None else targets)
+
+    def forward(self, x: Mapping[str, Tensor], given: Tensor) -> dict[str, Tensor]:
+        r"""Returns the mean of each target.
+
+        Arguments:
+            x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`.
+            given: What to condition on, boolean, with shape :math:`(B, M)`.
+        """
+        output = self.model(x, given, temperature=0.0)
+        return {m: output.likelihoods[m].mean for m in self.targets}

@@ -1,0 +1,160 @@
+r"""Matched experts learn what the posterior of complete data would be, from a part of them."""
+
+from __future__ import annotations
+
+__all__ = ["posterior_matching", "teaching_rows"]
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from mmpoe.hierarchy import LatentGroup, top_down
+from mmpoe.missing import check_names, check_observed, random_subsets, sample_subsets
+from mmpoe.nn.modes import evaluation
+
+from .importance import Model, subset_mask
+
+TEACHERS = ("complete", "bootstrap", "all")
+
+
+def posterior_matching(
+    model: Model,
+    x: Mapping[str, Tensor],
+    observed: Tensor,
+    given: Tensor | Sequence[str] | None = None,
+    *,
+    teacher: str = "complete",
+) -> Tensor:
+    r"""Returns how far the matched experts are from the posterior of all that was observed.
+
+    .. math::
+        \mathcal{M}_s(x_r) = \sum_l \mathrm{KL}\big( q(z_l \mid z_{>l}, x_r) \,\|\,
+        r(z_l \mid z_{>l}, x_s) \big), \qquad z \sim q(z \mid x_r)
+
+    It is a loss: lower is better. The teacher :math:`q` is not trained by it. Gradients reach the
+    matched experts :math:`r` alone, so that adding it to another objective changes no other
+    gradient by a single bit. On average over data, its minimum is
+
+    .. math:: r(z \mid x_s) = \mathrm{E}\big[ q(z \mid x_r) \,\big|\, x_s \big],
+
+    the posterior of a random complete sample that has this :math:`x_s`: as wide as it should be to
+    draw what is missing. Up to a constant, the loss is :math:`-\mathrm{E}_q[\log r(z \mid x_s)]`
+    with the expectation over each group in closed form; if the posterior is a mixture, a component
+    is drawn as teacher, which changes the constant only.
+
+    All but the matched experts are in evaluation mode meanwhile.
+
+    Arguments:
+        model: The model, with matched experts, see
+            :func:`mmpoe.imputation.add_matched_experts`.
+        x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`. Missing
+            entries are never read.
+        observed: What was observed, :math:`r`, boolean, with shape :math:`(B, M)`.
+        given: The subset of it that the matched experts see, :math:`s`: a boolean mask of shape
+            :math:`(B, M)` or names. By default, one non-empty subset for each row is drawn
+            uniformly; of an incomplete row, a proper one.
+        teacher: Which rows teach, and what. The posterior of an incomplete row has itself been
+            trained to be too narrow if the model was trained across modalities, and must not teach
+            then:
+
+            - ``"complete"``: rows that observed all modalities;
+            - ``"bootstrap"``: these, and incomplete rows teach what the *matched* experts say of
+              all that they observed;
+            - ``"all"``: every row, by the posterior. Only if the model was trained to score
+              nothing but what it was given.
+
+    Returns:
+        The loss, in nats, with shape :math:`(B)`; 0 for rows that do not teach.
+
+    Raises:
+        ValueError: If the model has no matched experts, `teacher` is unknown, `given` is no subset
+            of `observed`, or an observed entry is absent or not finite.
+
+    References:
+        | Posterior Matching for Arbitrary Conditioning (Strauss & Oliva, 2022)
+        | https://arxiv.org/abs/2201.12414
+    """
+    check_observed(observed, model.modalities)
+    check_names(list(x), model.modalities, argument="x")
+    matched = _matched(model)
+    observed = observed.to(next(iter(x.values()), observed).device)
+    complete = observed.all(dim=1)
+    teaching = teaching_rows(observed, teacher)
+    if given is None:
+        given = random_subsets(observed)[0]
+        if teacher == "bootstrap":
+            proper = random_subsets(observed, proper=True)[0]
+            given = torch.where(complete[:, None], given, proper)
+    else:
+        given = subset_mask(given, model.modalities, len(observed)).to(observed.device)
+        if bool((given & ~observed).any()):
+            raise ValueError("'given' should hold nothing that 'observed' does not hold.")
+
+    dtype = torch.promote_types(next(matched.parameters()).dtype, torch.float32)
+    loss = torch.zeros(len(observed), dtype=dtype, device=observed.device)
+    loss.requires_grad_(torch.is_grad_enabled())  # so that backward works if no row teaches
+    by_matched = teaching & ~complete & (teacher == "bootstrap")
+    for where, itself in ((teaching & ~by_matched, False), (by_matched, True)):
+        rows = where.nonzero()[:, 0]
+        if len(rows):
+            part = {m: v[rows] for m, v in x.items()}
+            kl = _divergence(model, matched, part, observed[rows], given[rows], itself=itself)
+            loss = loss.index_add(0, rows, kl.to(dtype))
+    return loss
+
+
+def teaching_rows(observed: Tensor, teacher: str) -> Tensor:
+    """Returns which rows teach, boolean, with shape (B), see :func:`posterior_matching`.
+
+    Arguments:
+        observed: What was observed, boolean, with shape (B, M).
+        teacher: Which rows teach.
+    """
+    if teacher not in TEACHERS:
+        raise ValueError(f"'teacher' should be one of {', '.join(TEACHERS)}, but is {teacher!r}.")
+    if teacher == "all":
+        return observed.any(dim=1)
+    complete = observed.all(dim=1)
+    if teacher == "complete":
+        return complete
+    return complete | (observed.sum(dim=1) > 1)  # with one modality, there is no proper subset
+
+
+def _matched(model: Model) -> nn.ModuleList:
+    """The matched experts of all groups."""
+    found = [group.matched for group in _groups(model) if group.matched is not None]
+    if len(found) < len(model.groups):
+        raise ValueError(
+            "'model' should have matched experts in every latent group; "
+            "'mmpoe.imputation.add_matched_experts' makes them."
+        )
+    return nn.ModuleList(found)
+
+
+def _divergence(
+    model: Model,
+    matched: nn.ModuleList,
+    x: Mapping[str, Tensor],
+    observed: Tensor,
+    given: Tensor,
+    *,
+    itself: bool,
+) -> Tensor:
+    """The loss of rows that the posterior teaches, or the matched experts themselves."""
+    groups = _groups(model)
+    with evaluation(model.modules()), torch.no_grad():
+        encodings = model.encode(x, observed)
+        family = "full" if itself else model.family
+        shown = sample_subsets(observed, family, samples=1)[0][0]
+        _, teachers = top_down(groups, encodings, shown, matched=itself)
+    with evaluation(model.modules(), besides=matched.modules()):
+        z = [step.z for step in teachers]
+        _, learners = top_down(groups, encodings, given, z=z, matched=True)
+    pairs = zip(teachers, learners, strict=True)
+    return torch.stack([kl_divergence(q.posterior, r.posterior) for q, r in pairs]).sum(dim=0)
+
+
+def _groups(model: Model) -> list[LatentGroup]:
+    return list(model.groups)  # pyright: ignore[reportReturnType]

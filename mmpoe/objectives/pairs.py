@@ -1,0 +1,143 @@
+r"""Pairs of a sample and a subset of what it observed, one after the other."""
+
+from __future__ import annotations
+
+__all__ = ["Family", "Pairs", "choose", "choose_family", "full_and_singletons", "places"]
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmpoe.missing import check_names, check_observed, pack, random_subsets, subsets
+
+Family = str | Tensor | tuple[Tensor, Tensor]
+"""The name of a family or its patterns, see :func:`mmpoe.missing.subsets`; or subsets of each
+sample, (S, B, M), and their weights, (S, B)."""
+
+
+class Pairs(NamedTuple):
+    """Distinct pairs of a sample of a batch and a subset, in the order of the samples."""
+
+    given: Tensor
+    """The subsets, boolean, with shape (R, M)."""
+    rows: Tensor
+    """The sample that each subset belongs to, with shape (R)."""
+    weight: Tensor
+    """How much each pair counts, with shape (R)."""
+
+
+def choose_family(
+    x: Mapping[str, Tensor],
+    observed: Tensor,
+    modalities: Sequence[str],
+    family: Family,
+    special: str | None = None,
+) -> Pairs:
+    """Returns the distinct pairs of a batch for a family of subsets.
+
+    Arguments:
+        x: The batch.
+        observed: What was observed, boolean, with shape (B, M).
+        modalities: The names of the modalities.
+        family: The family.
+        special: The name of the special modality of the family ``"groups"``, the first if None.
+    """
+    check_observed(observed, modalities)
+    if special is not None:
+        check_names([special], modalities, argument="special")
+    observed = _beside(observed, x)
+    if not isinstance(family, tuple):
+        column = 0 if special is None else list(modalities).index(special)
+        return Pairs(*pack(*subsets(observed, family, special=column, dtype=_dtype(x))))
+
+    given, weight = (v.to(observed.device) for v in family)
+    if given.shape[1:] != observed.shape or given.dtype != torch.bool:
+        raise ValueError(
+            "'family' should hold boolean subsets with shape (S, B, M), where (B, M) is "
+            f"{tuple(observed.shape)}, but has dtype {given.dtype} and shape {tuple(given.shape)}."
+        )
+    if bool((given & ~observed).any()):
+        raise ValueError(
+            "'family' should hold subsets of what was observed, but holds "
+            f"{int((given & ~observed).any(dim=-1).sum())} that are not."
+        )
+    return Pairs(*pack(given, weight))
+
+
+def full_and_singletons(
+    x: Mapping[str, Tensor], observed: Tensor, modalities: Sequence[str], samples: int = 0
+) -> Pairs:
+    """Returns all that each sample observed, each of its modalities alone, and random subsets.
+
+    Each counts once, with weight 1, however often it occurs.
+
+    Arguments:
+        x: The batch.
+        observed: What was observed, boolean, with shape (B, M).
+        modalities: The names of the modalities.
+        samples: The number of random subsets to draw for each sample.
+    """
+    check_observed(observed, modalities)
+    if samples < 0:
+        raise ValueError(f"'samples' should be at least 0, but is {samples}.")
+    observed = _beside(observed, x)
+    parts = [observed[None], subsets(observed, "singletons")[0]]
+    if samples:
+        parts.append(random_subsets(observed, samples=samples))
+    given = torch.cat(parts)  # (S, B, M)
+    pairs = Pairs(*pack(given, given.new_ones(given.shape[:2], dtype=_dtype(x))))
+    return pairs._replace(weight=torch.ones_like(pairs.weight))
+
+
+def places(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns where pairs stand in a table with one row per sample, padded at its end.
+
+    Arguments:
+        rows: The sample of each pair, ascending, with shape (R).
+
+    Returns:
+        The N distinct samples, with shape (N), and the row and column of each pair, with shape
+        (R).
+    """
+    samples, row, counts = rows.unique_consecutive(return_inverse=True, return_counts=True)
+    start = counts.cumsum(dim=0) - counts
+    return samples, row, torch.arange(len(rows), device=rows.device) - start[row]
+
+
+def choose(pairs: Pairs, point: Tensor | None = None) -> Tensor:
+    r"""Draws one pair of each sample by its weight; it then counts for all of them.
+
+    Arguments:
+        pairs: The pairs, of N samples.
+        point: Numbers in [0, 1) that decide for each sample, with shape (N); drawn if None.
+
+    Returns:
+        How much each pair counts, with shape (R): the total weight of its sample, or 0. Its
+        expectation is the weight of the pair.
+    """
+    samples, row, column = places(pairs.rows)
+    if point is None:
+        point = torch.rand(len(samples), dtype=torch.float64, device=row.device)
+    edges = pairs.weight.double().cumsum(dim=0)  # (R)
+    total = torch.zeros_like(point).index_add(0, row, pairs.weight.double())  # (N)
+    first = (column == 0).nonzero()[:, 0]  # (N)
+    last = torch.cat([first[1:], first.new_tensor([len(row)])]) - 1
+    before = edges[first] - pairs.weight.double()[first]
+    drawn = torch.searchsorted(edges, before + point * total, right=True)
+    drawn = torch.minimum(torch.maximum(drawn, first), last)
+    counts = total.to(pairs.weight.dtype)
+    return torch.zeros_like(pairs.weight).index_put((drawn,), counts)
+
+
+def _beside(observed: Tensor, x: Mapping[str, Tensor]) -> Tensor:
+    """Moves a mask to the device of a batch."""
+    return observed.to(next((v.device for v in x.values()), observed.device))
+
+
+def _dtype(x: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of weights."""
+    floating = [v.dtype for v in x.values() if v.is_floating_point()]
+    return reduce(torch.promote_types, floating, torch.float32)

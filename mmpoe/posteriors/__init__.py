@@ -1,0 +1,13 @@
+r"""Posteriors: rules that fuse a prior and given experts into :math:`q(z \mid x_s)`.
+
+A *product* fuses all that is given. A *mixture* is an even mixture of products, one for each
+member of a family of subsets of what is given; its rule fuses one component, which the model
+draws once for all groups of a hierarchy.
+"""
+
+__all__ = ["CommonNoisePoE", "GPoE", "MoE", "MoPoE", "PoE", "Posterior"]
+
+from .base import Posterior
+from .common_noise import CommonNoisePoE
+from .mixtures import MoE, MoPoE
+from .products import GPoE, PoE

@@ -1,0 +1,167 @@
+"""Compiled and exported models: one graph for every pattern, the numbers of eager execution."""
+
+import shutil
+
+import pytest
+import torch
+from example_models import MODELS, NAMES, OBSERVED, batch, hierarchical, make, noise_for
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import mmpoe
+from mmpoe.likelihoods import Normal, StudentT
+from mmpoe.models import Predictor, image_mmhvae, vector_mmhvae
+from mmpoe.nn import MLP
+
+COMPILED = ["flat", "hierarchical", "learned powers", "common noise", "residual"]
+EXPORTED = ["flat", "hierarchical", "free residual"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def step(model, x, observed, noise):
+    return mmpoe.elbo(model(x, observed, noise=noise), x, observed)
+
+
+def gradients(model):
+    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def check_step(model, backend, rolls=(0, 3)):
+    """One graph computes what eager execution does, for several batches of patterns."""
+    noise = noise_for(model)  # also shows a flat model its latent dimension
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for roll in rolls:
+        observed = OBSERVED.roll(roll, dims=0)
+        results = []
+        for run in (compiled, step):
+            model.zero_grad()
+            x = batch(filler=torch.nan if run is compiled else 7.0, rows=observed)
+            bound = run(model, x, observed, noise)
+            bound.sum().backward()
+            results.append((bound.detach(), gradients(model)))
+        torch.testing.assert_close(*results)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_loss_step_is_one_graph_for_every_pattern(name):
+    check_step(make(MODELS[name]), "eager")
+
+
+def test_a_loss_step_and_its_gradient_are_one_graph():
+    check_step(make(hierarchical), "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the default compiler needs g++")
+def test_the_default_compiler_gives_the_same_bound():
+    torch.manual_seed(0)
+    model = mmpoe.MVAE(
+        {"a": nn.Linear(3, 4), "b": nn.Linear(2, 4)},
+        {"a": Normal(nn.Linear(2, 3)), "b": Normal(nn.Linear(2, 2))},
+        latent_dim=2,
+    )
+    x = {"a": torch.randn(4, 3), "b": torch.randn(4, 2)}
+    observed = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
+    noise = [torch.randn(4, 2)]
+    with torch.no_grad():
+        got = torch.compile(step, fullgraph=True)(model, x, observed, noise)
+        torch.testing.assert_close(got, step(model, x, observed, noise))
+
+
+def test_a_modality_that_is_absent_compiles():
+    model = make(MODELS["flat"])
+    noise = noise_for(model)
+    x = batch()
+    del x["us"]
+    observed = OBSERVED & torch.tensor([name != "us" for name in NAMES])
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    torch.testing.assert_close(
+        compiled(model, x, observed, noise), step(model, x, observed, noise)
+    )
+
+
+def test_an_optimal_scale_compiles_and_takes_up_what_it_fits():
+    torch.manual_seed(0)
+    model = mmpoe.MVAE(
+        {"a": MLP(3, 4), "b": MLP(2, 4)},
+        {"a": Normal(MLP(2, 3), "optimal"), "b": StudentT(MLP(2, 2), learn_df=True)},
+        latent_dim=2,
+    )
+    x = {"a": torch.randn(6, 3), "b": torch.randn(6, 2)}
+    observed = torch.tensor([[True, False], [False, True], [True, True]]).repeat(2, 1)
+    noise = [torch.randn(6, 2)]
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+
+    results = []
+    for run in (torch.compile(step, fullgraph=True, backend="eager"), step):
+        model.load_state_dict(start)
+        results.append((run(model, x, observed, noise), model.decoders["a"].scale))
+    torch.testing.assert_close(*results)
+    assert results[0][1] != 1  # where it starts
+
+
+def export(predictor, x, given):
+    size = torch.export.Dim("batch")
+    shapes = ({m: {0: size} for m in x}, {0: size})
+    return torch.export.export(predictor, (x, given), dynamic_shapes=shapes).module()
+
+
+def check_exported(predictor, x, given):
+    """A program exported for one batch serves others: size, pattern, filler of missing entries."""
+    program = export(predictor, x, given)
+    generator = torch.Generator().manual_seed(0)
+    for rows in (1, 3, 13):
+        other = torch.rand(rows, given.shape[1], generator=generator) < 0.5
+        values = {m: torch.rand(rows, *v.shape[1:], generator=generator) for m, v in x.items()}
+        holes = {m: v.clone() for m, v in values.items()}
+        for column, m in enumerate(x):
+            holes[m][~other[:, column]] = torch.nan
+        torch.testing.assert_close(program(holes, other), predictor(values, other))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_exported_program_predicts_as_the_model(name):
+    predictor = Predictor(make(MODELS[name])).eval()
+    check_exported(predictor, batch(), OBSERVED)
+
+
+def test_exported_images_share_a_trunk():
+    torch.manual_seed(0)
+    model = image_mmhvae(["us", "t2"], 16, widths=[8, 4], latents=[3, 2])
+    x = {m: torch.rand(4, 1, 16, 16) for m in model.modalities}
+    check_exported(Predictor(model, ["t2"]).eval(), x, torch.eye(2).bool().repeat(2, 1))
+
+
+def test_an_exported_program_is_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    predictor = Predictor(vector_mmhvae({"a": 3, "b": 2}, private=2)).eval()
+    x = {"a": torch.randn(4, 3), "b": torch.randn(4, 2)}
+    given = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
+    torch.export.save(torch.export.export(predictor, (x, given)), tmp_path / "program.pt2")
+    program = torch.export.load(tmp_path / "program.pt2").module()
+    torch.testing.assert_close(program(x, given), predictor(x, given))
+
+
+def test_a_predictor_returns_the_means_at_temperature_zero():
+    model = make(hierarchical)
+    x, given = batch(filler=torch.nan), OBSERVED
+    got = Predictor(model, ["type", "us"]).eval()(x, given)
+    want = model.predict(x, given, temperature=0)
+    assert list(got) == ["type", "us"]
+    for m, mean in got.items():
+        assert torch.equal(mean, want[m].mean)
+
+
+def test_a_predictor_rejects_what_it_cannot_predict():
+    with pytest.raises(ValueError, match=r"'targets' should hold modalities .* holds 'mri'"):
+        Predictor(make(hierarchical), ["mri"])
+    with pytest.raises(ValueError, match=r"'model' should have a product .* over powerset"):
+        Predictor(make(MODELS["mixture of products"]))

@@ -1,0 +1,267 @@
+"""Ways to run the same inference: packed, teacher-forced, masked, by component, matched."""
+
+import copy
+
+import pytest
+import torch
+from example_models import NAMES, OBSERVED, batch, every_model, flat, hierarchical, make, noise_for
+from torch import nn
+
+import mmpoe
+from mmpoe.hierarchy import LatentGroup, MatchedExperts
+from mmpoe.likelihoods import Normal
+from mmpoe.missing import pack, subsets
+from mmpoe.posteriors import MoE, PoE
+
+
+def outcome(output):
+    """Everything an output holds, as a flat list of tensors."""
+    parts = [*output.kl, *output.z]
+    for q in (*output.posteriors, *output.priors):
+        parts += [q.loc, q.log_scale]
+    return parts + [p.mean for p in output.likelihoods.values()]
+
+
+@every_model
+def test_packed_pairs_equal_the_grid_they_came_from(build):
+    model, x = make(build), batch()
+    given, weight = subsets(OBSERVED)  # (7, 8, 3)
+    noise = noise_for(model, subsets=(len(given),))
+    grid = model(x, given, noise=noise, component=True)
+
+    packed, rows, _ = pack(given, weight)
+    subset = [
+        (given[:, b] == g).all(dim=1).nonzero()[0, 0] for g, b in zip(packed, rows, strict=True)
+    ]
+    subset = torch.stack(subset)  # (R)
+    same = model(x, packed, rows=rows, noise=[n[subset, rows] for n in noise], component=True)
+    for a, b in zip(outcome(same), outcome(grid), strict=True):
+        torch.testing.assert_close(a, b[subset, rows])
+
+
+@every_model
+def test_masked_shapes_give_the_numbers_of_gathered_rows(build):
+    model = make(build)
+    noise = noise_for(model)
+
+    def run(gather, filler):
+        model.gather = gather
+        x = batch(filler)
+        output = model(x, OBSERVED, noise=noise, component=True)
+        bound = mmpoe.elbo(output, x, OBSERVED)
+        gradients = torch.autograd.grad(bound.sum(), list(model.parameters()))
+        return [*outcome(output), bound, *gradients]
+
+    for a, b in zip(run(gather=True, filler=0.0), run(gather=False, filler=0.0), strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(run(gather=False, filler=torch.nan), run(gather=False, filler=7), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_masked_shapes_encode_every_row():
+    model, calls = make(hierarchical), []
+    model.gather = False
+    for m in NAMES:
+        model.encoders[m].register_forward_hook(lambda _, x, __: calls.append(len(x[0])))
+    model(batch(), OBSERVED)
+    assert calls == [8, 8, 8]
+
+
+@every_model
+def test_gradients_reach_what_is_given_alone(build):
+    model = make(build)
+    x = {m: v.requires_grad_() for m, v in batch().items()}
+    output = model(x, OBSERVED, component=True)
+    (sum(kl.sum() for kl in output.kl) + output.z[-1].square().sum()).backward()
+    for column, m in enumerate(NAMES):
+        reached = x[m].grad.abs().sum(dim=1) > 0
+        assert torch.equal(reached, OBSERVED[:, column])
+
+
+@every_model
+def test_latents_that_are_passed_down_come_back_with_their_posteriors(build):
+    model, x = make(build), batch()
+    free = model(x, OBSERVED, noise=noise_for(model), component=True)
+    forced = model(x, OBSERVED, z=free.z, component=True)
+    for a, b in zip(outcome(forced), outcome(free), strict=True):
+        torch.testing.assert_close(a, b)
+
+    other = [torch.full_like(z, 0.5) for z in free.z]
+    moved = model(x, OBSERVED, z=other, component=True)
+    assert all(torch.equal(a, b) for a, b in zip(moved.z, other, strict=True))
+    assert torch.equal(moved.posteriors[0].loc, free.posteriors[0].loc)  # nothing is above it
+
+
+@pytest.mark.parametrize(
+    ("kind", "possible"),
+    [(mmpoe.MMVAE, [1, 2, 4]), (mmpoe.MoPoEVAE, [1, 2, 3, 4, 5, 6, 7])],
+)
+def test_a_mixture_draws_one_component_evenly(kind, possible):
+    torch.manual_seed(0)
+    model = flat(kind)
+    x = {m: v[-1:].expand(6000, -1) for m, v in batch().items()}
+    complete = torch.ones(6000, 3, dtype=torch.bool)
+    with torch.no_grad():
+        drawn = model(x, complete).posteriors[0].loc
+        patterns = OBSERVED[torch.tensor(possible)]
+        one = {m: v[:1] for m, v in x.items()}
+        means = model(one, patterns[:, None], component=True).posteriors[0].loc[:, 0]
+    distance = (drawn[:, None] - means).norm(dim=-1)  # (6000, S)
+    assert (distance.amin(dim=1) < 1e-5).all()
+    counts = torch.bincount(distance.argmin(dim=1), minlength=len(possible))
+    expected = 6000 / len(possible)
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < 24  # below the 99.9th percentile for 6 degrees of freedom
+
+
+def test_groups_share_one_family():
+    with pytest.raises(
+        ValueError, match=r"'groups' should have posteriors of one family.*full, sing"
+    ):
+        mmpoe.MMHVAE(
+            {"a": nn.Linear(2, 4)},
+            [
+                LatentGroup((2,), nn.Identity()),
+                LatentGroup((2,), nn.Identity(), prior=nn.Linear(2, 4), posterior=MoE()),
+            ],
+            {"a": Normal(nn.Linear(2, 2))},
+        )
+
+
+def add_matched(model):
+    """Matched experts that start as copies of the trained ones."""
+    for group in model.groups:
+        group.matched = MatchedExperts(copy.deepcopy(group.expert), copy.deepcopy(group.posterior))
+
+
+def test_matched_experts_are_a_second_set_that_alone_gets_gradients():
+    model, x = make(hierarchical), batch()
+    assert not model.is_matched
+    with pytest.raises(ValueError, match=r"'matched' should be False: this model has no matched"):
+        model(x, OBSERVED, matched=True)
+
+    noise = noise_for(model)
+    plain = outcome(model(x, OBSERVED, noise=noise))
+    add_matched(model)
+    assert model.is_matched
+    for a, b in zip(plain, outcome(model(x, OBSERVED, noise=noise)), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(plain, outcome(model(x, OBSERVED, noise=noise, matched=True)), strict=True):
+        assert torch.equal(a, b)
+
+    output = model(x, OBSERVED, z=[z.detach() for z in model(x, OBSERVED).z], matched=True)
+    sum(kl.sum() for kl in output.kl).backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached
+    assert all(".matched." in name for name in reached)
+
+
+def test_predictions_of_several_samples_come_from_matched_experts():
+    model, x = make(hierarchical), batch()
+    add_matched(model)
+    with torch.no_grad():
+        for group in model.groups:
+            group.matched.expert.bias[group.shape[0] :] = -4.0  # far more precise
+    spread = model.predict(x, OBSERVED, samples=200)["us"].components.mean.std(dim=0)
+    for group in model.groups:
+        group.matched = None
+    with pytest.warns(mmpoe.models.UncalibratedWarning):
+        wide = model.predict(x, OBSERVED, samples=200)["us"].components.mean.std(dim=0)
+    assert (spread[-1] < wide[-1]).all()
+
+
+@every_model
+def test_saved_models_say_the_same(build, tmp_path):
+    model, x = make(build), batch()
+    expected = model(x, OBSERVED, noise=noise_for(model), component=True)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    torch.manual_seed(5)
+    other = build()
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    again = other(x, OBSERVED, noise=noise_for(model), component=True)
+    for a, b in zip(outcome(again), outcome(expected), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_one_modality_is_enough():
+    model = mmpoe.MVAE({"a": nn.Linear(3, 4)}, {"a": Normal(nn.Linear(2, 3))})
+    x, observed = {"a": torch.randn(5, 3)}, torch.tensor([[1], [1], [0], [1], [0]]).bool()
+    assert mmpoe.elbo(model(x, observed), x, observed).isfinite().all()
+
+
+def test_one_modality_in_a_ladder_is_the_weighted_merge_of_its_factor_and_the_prior():
+    model = make(hierarchical)
+    given = torch.tensor([[False, True, False]]).expand(8, 3)
+    x = {m: v.nan_to_num() for m, v in batch(rows=torch.ones_like(OBSERVED)).items()}
+    output = model(x, given)
+    h = model.groups[0].merge(None, output.z[0])
+    fine = model.groups[1]
+    factor = fine.expert(torch.cat([h, model.encoders["t2.space"](x["t2.space"])[1]], dim=1))
+    loc, log_scale = fine.posterior.squash(factor).chunk(2, dim=1)
+    prior = output.priors[1]
+    precision, prior_precision = (-2 * log_scale).exp(), (-2 * prior.log_scale).exp()
+    mean = (precision * loc + prior_precision * prior.loc) / (precision + prior_precision)
+    torch.testing.assert_close(output.posteriors[1].loc, mean)
+    torch.testing.assert_close(output.posteriors[1].scale, (precision + prior_precision).rsqrt())
+
+
+def test_residual_experts_are_relative_to_the_prior():
+    model = make(lambda: hierarchical(residual=True))
+    x, names = batch(rows=torch.ones_like(OBSERVED)), ["us"]
+    output = model(x, names)
+    h = model.groups[0].merge(None, output.z[0])
+    fine, prior = model.groups[1], output.priors[1]
+    features = torch.cat([h, model.encoders["us"](x["us"])[1]], dim=1)
+    loc, log_scale = fine.posterior.squash(fine.expert(features)).chunk(2, dim=1)
+    rule = PoE()
+    expected = rule(
+        [prior.loc + loc],
+        [prior.log_scale + log_scale],
+        torch.ones(8, 1, dtype=torch.bool),
+        (prior.loc, prior.log_scale),
+        sample=False,
+    )
+    torch.testing.assert_close(output.posteriors[1].loc, expected.loc)
+    torch.testing.assert_close(output.posteriors[1].log_scale, expected.log_scale)
+    torch.testing.assert_close(output.kl[1], expected.kl)
+
+
+@pytest.mark.parametrize(
+    ("given", "rows", "message"),
+    [
+        (
+            torch.ones(4, 3).bool(),
+            torch.zeros(5).long(),
+            r"'given' should be a mask of shape \(R, M\)",
+        ),
+        (["us"], torch.zeros(5).long(), r"'given' should be a mask of shape \(R, M\)"),
+        (
+            torch.ones(4, 3).bool(),
+            torch.zeros(4),
+            r"'rows' should be integers, torch.long, but has",
+        ),
+        (
+            torch.ones(2, 3).bool(),
+            torch.tensor([0, 8]),
+            r"'rows' should be positions in a batch of 8",
+        ),
+        (torch.ones(2, 3).bool(), torch.tensor([-1, 0]), r"ranges from -1 to 0"),
+        (
+            torch.ones(2, 4).bool(),
+            torch.tensor([1, 0]),
+            r"'given' should have one column per modal",
+        ),
+    ],
+)
+def test_rows_are_checked(given, rows, message):
+    with pytest.raises(ValueError, match=message):
+        make(flat)(batch(), given, rows=rows)
+
+
+def test_latents_are_checked():
+    model, x = make(hierarchical), batch()
+    z = model(x, OBSERVED).z
+    with pytest.raises(ValueError, match=r"'z' should hold one tensor per latent group \(2\)"):
+        model(x, OBSERVED, z=z[:1])
+    with pytest.raises(ValueError, match=r"'z\[1\]' should have the shape of 'z\[1\]'"):
+        model(x, OBSERVED, z=[z[0], z[1][:3]])
