@@ -115,7 +115,7 @@ class LatentGroup(nn.Module):
         self.expert_sees_state = expert_sees_state
         self.posterior = PoE() if posterior is None else posterior
         self.residual = residual
-        self.register_module("matched", None)
+        self.matched = None  # not registered: keys of absent experts are unexpected, not ignored
 
     def forward(
         self,
@@ -160,7 +160,7 @@ class LatentGroup(nn.Module):
             encodings = encodings.detach()
 
         # what depends on neither subset nor state is fused over all subsets at once
-        at_once = rows is None and self.prior is None and self._is_free(h)
+        at_once = self.prior is None and self._is_free(h)
         outputs = self._experts(expert, h, level, encodings, given, rows, at_once=at_once)
         if self.shape is None:
             self.shape = self._shape_from(outputs, level, encodings)
@@ -197,23 +197,24 @@ class LatentGroup(nn.Module):
             loc = [prior[0] + posterior.squash(v) for v in loc]
             log_scale = [prior[1] + posterior.squash(v) for v in log_scale]
 
-        grid = (given.shape[0],)
-        if at_once:
-            grid = (given.shape[0] // max(encodings.batch_size, 1), encodings.batch_size)
-        if noise is not None:
-            noise = noise.unflatten(0, grid)
-        q = posterior(
-            loc,
-            log_scale,
-            given.unflatten(0, grid),
-            prior,
-            noise=noise,
-            sample=sample and z is None,
-            temperature=temperature,
-            squashed=self.residual and prior is not None,
-        )
-        if at_once:
-            q = kernels.PoE(*(v.flatten(0, 1) for v in q))
+        options = {"sample": sample and z is None, "temperature": temperature}
+        if at_once and rows is not None:
+            q = posterior.pairs(loc, log_scale, given, rows, noise=noise, **options)
+        else:
+            grid = (given.shape[0],)
+            if at_once:
+                grid = (given.shape[0] // max(encodings.batch_size, 1), encodings.batch_size)
+            q = posterior(
+                loc,
+                log_scale,
+                given.unflatten(0, grid),
+                prior,
+                noise=None if noise is None else noise.unflatten(0, grid),
+                squashed=self.residual and prior is not None,
+                **options,
+            )
+            if at_once:
+                q = kernels.PoE(*(v.flatten(0, 1) for v in q))
         return Inference(
             z=q.z if z is None else z,
             posterior=DiagNormal(q.loc, q.log_scale, len(self.shape)),

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -320,8 +320,8 @@ class MultimodalVAE(nn.Module):
     def _features(self, outputs: dict[str, Tensor | Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """The features of each modality, one tensor per group, from the outputs of encoders."""
         if self.trunk is not None and outputs:
-            parts = list(outputs.values())
-            joined = self.trunk(torch.cat(parts))  # pyright: ignore[reportArgumentType]
+            parts = cast("list[Tensor]", list(outputs.values()))
+            joined = self.trunk(torch.cat(parts))
             joined = [joined] if isinstance(joined, Tensor) else list(joined)
             split = [level.split([part.shape[0] for part in parts]) for level in joined]
             outputs = dict(zip(outputs, zip(*split, strict=True), strict=True))

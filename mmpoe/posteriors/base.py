@@ -69,6 +69,44 @@ class Posterior(nn.Module, ABC):
             :math:`(S, B)`. A row given nothing has the prior.
         """
 
+    def pairs(
+        self,
+        loc: Sequence[Tensor],
+        log_scale: Sequence[Tensor],
+        given: Tensor,
+        rows: Tensor,
+        prior: tuple[Tensor, Tensor] | None = None,
+        *,
+        noise: Tensor | None = None,
+        sample: bool = True,
+        temperature: float = 1.0,
+    ) -> kernels.PoE:
+        r"""Fuses, samples and measures any pairs of a sample of a batch and a subset.
+
+        Arguments:
+            loc: The means of the :math:`M` experts, each with shape :math:`(B, *)`.
+            log_scale: Their log standard deviations, each with shape :math:`(B, *)`.
+            given: Which experts take part, boolean, with shape :math:`(R, M)`.
+            rows: The sample that each row of `given` is about, with shape :math:`(R)`.
+            prior: The mean and log standard deviation of the prior, each with shape
+                :math:`(R, *)`; None is the standard normal.
+            noise: Standard normal noise, with the shape of z; drawn if None.
+            sample: Whether to sample; if not, z is the mean.
+            temperature: The temperature of the sample.
+
+        Returns:
+            As :meth:`forward`, of the R pairs.
+        """
+        return self(
+            [v.index_select(0, rows) for v in loc],
+            [v.index_select(0, rows) for v in log_scale],
+            given,
+            prior,
+            noise=noise,
+            sample=sample,
+            temperature=temperature,
+        )
+
     def squash(self, value: Tensor) -> Tensor:
         """Applies the soft clamp to a raw parameter of an expert or a prior."""
         if self.clamp is None:

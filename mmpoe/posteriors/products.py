@@ -14,6 +14,9 @@ from mmpoe import gaussian, kernels
 
 from .base import Posterior, as_rows
 
+MAX_GAP = 600.0
+"""The largest difference of log precisions whose exponentials float64 can add up."""
+
 
 class PoE(Posterior):
     r"""Product of experts, with the prior as one of them.
@@ -98,6 +101,105 @@ class PoE(Posterior):
             z = gaussian.sample(mean, deviation, noise, temperature)
         kl = gaussian.kl_divergence(mean, deviation, *prior).flatten(1).sum(dim=1)
         return kernels.PoE(*(v.unflatten(0, shape) for v in (z, mean, deviation, kl)))
+
+    def pairs(
+        self,
+        loc: Sequence[Tensor],
+        log_scale: Sequence[Tensor],
+        given: Tensor,
+        rows: Tensor,
+        prior: tuple[Tensor, Tensor] | None = None,
+        *,
+        noise: Tensor | None = None,
+        sample: bool = True,
+        temperature: float = 1.0,
+    ) -> kernels.PoE:
+        """Fuses, samples and measures pairs, see :meth:`Posterior.pairs`.
+
+        Precisions add up by one sparse matrix product, so the work is proportional to the number
+        of pairs, not to that times the number of experts.
+        """
+        options = {"noise": noise, "sample": sample, "temperature": temperature}
+        # neither a compiler nor other devices know sparse matrices of float64
+        if torch.compiler.is_compiling() or loc[0].device.type not in ("cpu", "cuda"):
+            return super().pairs(loc, log_scale, given, rows, prior, **options)
+        dtype, event = loc[0].dtype, loc[0].shape[1:]
+
+        def spread(v: Tensor) -> Tensor:
+            return v.reshape(*v.shape, *(1,) * len(event))
+
+        counts = given.new_zeros((len(loc[0]), len(loc)), dtype=torch.long)
+        used = spread(counts.index_add(0, rows, given.long()) > 0)  # by some pair, (B, M, 1...)
+        means = self.squash(torch.where(used, torch.stack(list(loc), dim=1), 0)).double()
+        scales = self.squash(torch.where(used, torch.stack(list(log_scale), dim=1), 0)).double()
+        log_precisions = torch.where(used, -self.power * scales, -torch.inf)  # (B, M, *)
+        if _gap(log_precisions) > MAX_GAP:
+            return super().pairs(loc, log_scale, given, rows, prior, **options)
+        mean, log_precision = _sum_pairs(means, log_precisions, given, rows)  # (R, *)
+
+        prior_loc, prior_log_precision = mean.new_zeros(()), mean.new_zeros(())
+        if prior is not None:
+            prior_loc = self.squash(prior[0]).double()
+            prior_log_precision = -self.power * self.squash(prior[1]).double()
+
+        some = spread(given.any(dim=1))
+        if self.prior_in != "never":  # multiply by the prior: a weighted average with it
+            joins = some if self.prior_in == "always" else spread(given.all(dim=1))
+            excess = torch.where(joins, log_precision - prior_log_precision, 0)
+            mean = torch.where(joins, prior_loc + excess.sigmoid() * (mean - prior_loc), mean)
+            total = torch.logaddexp(log_precision, prior_log_precision)
+            log_precision = torch.where(joins, total, log_precision)
+        mean = torch.where(some, mean, prior_loc)
+        log_precision = torch.where(some, log_precision, prior_log_precision)
+
+        log_ratio = (prior_log_precision - log_precision) * (2 / self.power)  # of variances
+        distance = (mean - prior_loc) * torch.exp(prior_log_precision / self.power)
+        kl = (torch.expm1(log_ratio) - log_ratio + distance.square()) / 2
+        kl = kl.flatten(1).sum(dim=1).to(torch.promote_types(dtype, torch.float32))
+        mean, deviation = mean.to(dtype), (-log_precision / self.power).to(dtype)
+        z = mean
+        if sample:
+            noise = torch.randn_like(mean) if noise is None else noise
+            z = gaussian.sample(mean, deviation, noise, temperature)
+        return kernels.PoE(z, mean, deviation, kl)
+
+
+def _gap(log_precisions: Tensor) -> float:
+    """How far experts of a sample, (B, M, *), are apart at most, but for those of precision 0."""
+    finite, values = log_precisions.isfinite(), log_precisions.detach()
+    high = torch.where(finite, values, -torch.inf).amax(dim=1)
+    low = torch.where(finite, values, torch.inf).amin(dim=1)
+    return (high - low).max().item() if high.numel() else 0.0
+
+
+def _sum_pairs(
+    loc: Tensor, log_precision: Tensor, given: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The mean and log precision of the product of what each pair is given, with shape (R, *).
+
+    They are 0 and minus infinity where that says nothing. Experts, (B, M, *), that no pair is
+    given have a log precision of minus infinity and any finite mean.
+    """
+    batch, experts, *event = loc.shape
+    shift = log_precision.detach().amax(dim=1)  # (B, *)
+    shift = torch.where(shift.isneginf(), 0, shift)
+    precision = torch.exp(log_precision - shift.unsqueeze(1))
+    terms = torch.cat([precision.flatten(2), (precision * loc).flatten(2)], dim=2)  # (B, M, 2E)
+
+    pair, expert = given.nonzero(as_tuple=True)
+    members = torch.sparse_coo_tensor(
+        torch.stack([pair, rows[pair] * experts + expert]),
+        terms.new_ones(len(pair)),
+        (len(given), batch * experts),
+        is_coalesced=True,
+        check_invariants=False,
+    )
+    total, weighted = torch.sparse.mm(members, terms.flatten(0, 1)).chunk(2, dim=1)  # (R, E)
+    some = total > 0  # something is given, and says something
+    total, weighted = torch.where(some, total, 1), torch.where(some, weighted, 0)
+    log_total = total.log() + shift.flatten(1).index_select(0, rows)
+    log_total = torch.where(some, log_total, -torch.inf)
+    return (weighted / total).unflatten(1, event), log_total.unflatten(1, event)
 
 
 class GPoE(Posterior):
