@@ -60,7 +60,9 @@ def gradients(objective, model, *args, **options):
     parameters = list(model.parameters())
     value = expect(objective, model, *args, **options)
     found = torch.autograd.grad(value, parameters, allow_unused=True)
-    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+    filled = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+    ]
     return torch.cat([g.flatten() for g in filled])
 
 
