@@ -6,6 +6,7 @@ from . import distributions as distributions
 from . import gaussian as gaussian
 from . import hierarchy as hierarchy
 from . import imputation as imputation
+from . import imputer as imputer
 from . import kernels as kernels
 from . import likelihoods as likelihoods
 from . import metrics as metrics
@@ -19,6 +20,7 @@ from . import pyro as pyro
 from . import training as training
 from .imputation import calibrate as calibrate
 from .imputation import impute as impute
+from .imputer import MultimodalImputer as MultimodalImputer
 from .models import MHVAE as MHVAE
 from .models import MMHVAE as MMHVAE
 from .models import MMVAE as MMVAE

@@ -30,7 +30,7 @@ from mmpoe.nn import MLP, ModalityDict
 from mmpoe.nn.modes import evaluation
 from mmpoe.objectives import effective_sample_size, posterior_matching
 from mmpoe.objectives.importance import log_ratio, propose, score, subset_mask, walk
-from mmpoe.objectives.matching import teaching_rows
+from mmpoe.objectives.matching import match, teaching_rows
 
 Reader = Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]
 """Returns the batch and the mask of some rows."""
@@ -148,19 +148,22 @@ def calibrate(
             or the pair of a whole batch `x` and its mask `observed`. Each sample is read once
             beforehand, to see what it has.
         teacher: Which rows teach: ``"complete"``, ``"bootstrap"`` or ``"all"``, see
-            :func:`~mmpoe.objectives.posterior_matching`.
+            :func:`~mmpoe.objectives.posterior_matching`. For ``"bootstrap"``, complete rows alone
+            teach in the first half of the steps; in the second half, a fixed copy of the matched
+            experts that they made teaches the incomplete rows.
         steps: The largest number of steps.
         batch_size: The number of rows of a batch.
         lr: The learning rate at the start; it falls to 0 along a cosine.
-        held_out: The share of teaching rows, drawn at random, that is not trained on; 0 for none,
-            where the last fit is kept.
+        held_out: The share of the rows with a posterior to learn from, drawn at random, that is
+            not trained on; 0 for none, where the last fit is kept.
         patience: After how many steps without improvement on held-out rows to stop.
 
     Returns:
         How the fit went.
 
     Raises:
-        ValueError: If no row can teach, or too few to hold some out, or a number is out of range.
+        ValueError: If no row has a posterior to learn from, or too few to hold some out, or a
+            number is out of range.
 
     References:
         | Posterior Matching for Arbitrary Conditioning (Strauss & Oliva, 2022)
@@ -175,56 +178,66 @@ def calibrate(
         raise ValueError(f"'held_out' should be at least 0 and less than 1, but is {held_out!r}.")
 
     read, observed = _reader(model, data)
-    rows = teaching_rows(observed, teacher).nonzero()[:, 0]
-    if len(rows) == 0:
-        wanted = {"complete": "all modalities", "bootstrap": "two modalities"}
+    anchor = "all" if teacher == "all" else "complete"
+    anchors = teaching_rows(observed, anchor)  # (N), rows whose teacher does not learn
+    if not bool(anchors.any()):
+        wanted = "a modality" if teacher == "all" else "all modalities"
         raise ValueError(
-            f"'data' should hold samples with {wanted.get(teacher, 'a modality')}, to learn from "
-            f"what they have, but none of {len(observed)} does."
+            f"'data' should hold samples with {wanted}, to learn from what they have, "
+            f"but none of {len(observed)} does."
         )
-    rows = rows[torch.randperm(len(rows))]
-    apart = math.ceil(held_out * len(rows))
-    if apart == len(rows):
+    chosen = torch.randperm(int(anchors.sum()))[: math.ceil(held_out * int(anchors.sum()))]
+    apart = anchors.nonzero()[:, 0][chosen]
+    if len(apart) == anchors.sum():
         raise ValueError(
-            f"'data' should hold at least two samples that teach, but holds {len(rows)}; "
+            f"'data' should hold at least two samples that teach, but holds {len(apart)}; "
             "set 'held_out' to 0 to train on it."
         )
+    stages = [(steps, anchor)]
+    if teacher == "bootstrap":  # what complete rows taught teaches, held fixed
+        stages = [(steps // 2, "complete"), (steps, "bootstrap")]
     add_matched_experts(model)
     matched = nn.ModuleList([g.matched for g in _groups(model) if g.matched is not None])
     modes = {module: module.training for module in matched.modules()}
     optimizer = torch.optim.Adam(matched.parameters(), lr=lr, betas=(0.9, 0.99))
-    history, best = Calibration(), math.inf
-    kept = copy.deepcopy(matched.state_dict())
+    history, least, step = Calibration(), math.inf, 0
+    best = copy.deepcopy(matched.state_dict())
+
+    def look() -> None:
+        """Keeps the matched experts if they are the best so far."""
+        nonlocal least, best
+        if len(apart) == 0:
+            history.best, best = step, matched.state_dict()
+            return
+        history.held_out[step] = _held_out_loss(model, read, apart, anchor)
+        if history.held_out[step] < least:
+            least, history.best = history.held_out[step], step
+            best = copy.deepcopy(matched.state_dict())
+
     try:
-        order = rows[:0]
-        for step in range(steps + 1):
-            if apart and (step % CHECK_EVERY == 0 or step == steps):
-                history.held_out[step] = _held_out_loss(model, read, rows[:apart], teacher)
-                if history.held_out[step] < best:
-                    best, history.best = history.held_out[step], step
-                    kept = copy.deepcopy(matched.state_dict())
-                if step - history.best >= patience:
-                    break
-            if step == steps:
-                break
-            if len(order) == 0:
-                order = rows[apart:][torch.randperm(len(rows) - apart)]
-            batch, order = order[:batch_size], order[batch_size:]
-            for group in optimizer.param_groups:
-                group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-            matched.train()
-            loss = posterior_matching(model, *read(batch), teacher=teacher).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            history.losses.append(loss.item())
-            if not apart:
-                history.best = step + 1
+        for last, kind in stages:
+            matched.load_state_dict(best)
+            by, start = copy.deepcopy(_groups(model)), step
+            rows = teaching_rows(observed, kind)
+            rows[apart] = False
+            batches = _shuffled(rows.nonzero()[:, 0], batch_size)
+            look()
+            while step < last and step - max(history.best, start) < patience:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+                matched.train()
+                loss = match(model, *read(next(batches)), teacher=kind, by=by).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                history.losses.append(loss.item())
+                step += 1
+                if step % CHECK_EVERY == 0 or step == last:
+                    look()
     except KeyboardInterrupt:
         history.interrupted = True
     finally:
-        if apart:
-            matched.load_state_dict(kept)
+        matched.load_state_dict(best)
         for module, training in modes.items():
             module.training = training
     return history
@@ -470,6 +483,12 @@ def _reader(
         return {m: v.to(device) for m, v in x.items()}, seen.to(device)
 
     return read, observed
+
+
+def _shuffled(rows: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Batches of some rows, again and again, in a new order each time."""
+    while True:
+        yield from rows[torch.randperm(len(rows))].split(batch_size)
 
 
 def _held_out_loss(model: MultimodalVAE, read: Reader, rows: Tensor, teacher: str) -> float:

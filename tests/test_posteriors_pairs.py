@@ -119,6 +119,19 @@ def test_extreme_scales_of_pairs(dtype, prior_in):
     torch.testing.assert_close(q.kl.double(), exact.kl, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("prior_in", ["always", "full", "never"])
+@pytest.mark.parametrize("log_scale", [-500.0, 500.0])
+def test_precisions_beyond_float64(log_scale, prior_in):
+    rule, (given, rows) = PoE(prior_in=prior_in), pairs()
+    loc, _ = experts(dtype=torch.float32)
+    log_scale = [torch.full_like(v, log_scale) for v in loc]
+    q = rule.pairs(loc, log_scale, given, rows, sample=False)
+    exact = Posterior.pairs(rule, loc, log_scale, given, rows, sample=False)
+    # the other one rounds a log precision of 1000 in float32
+    torch.testing.assert_close(q.loc, exact.loc, rtol=2e-4, atol=1e-30)
+    torch.testing.assert_close(q.log_scale, exact.log_scale)
+
+
 def test_small_divergences_do_not_cancel():
     experts = torch.full((1, 1), 1e-4), torch.full((1, 1), 10.0)
     q = PoE().pairs([experts[0]], [experts[1]], torch.ones(1, 1).bool(), torch.zeros(1).long())

@@ -2,7 +2,7 @@ r"""Matched experts learn what the posterior of complete data would be, from a p
 
 from __future__ import annotations
 
-__all__ = ["posterior_matching", "teaching_rows"]
+__all__ = ["match", "posterior_matching", "teaching_rows"]
 
 from collections.abc import Mapping, Sequence
 
@@ -61,7 +61,8 @@ def posterior_matching(
 
             - ``"complete"``: rows that observed all modalities;
             - ``"bootstrap"``: these, and incomplete rows teach what the *matched* experts say of
-              all that they observed;
+              all that they observed. That feeds back into itself and can diverge where complete
+              rows are few; :func:`mmpoe.calibrate` holds the matched experts that teach fixed;
             - ``"all"``: every row, by the posterior. Only if the model was trained to score
               nothing but what it was given.
 
@@ -75,6 +76,28 @@ def posterior_matching(
     References:
         | Posterior Matching for Arbitrary Conditioning (Strauss & Oliva, 2022)
         | https://arxiv.org/abs/2201.12414
+    """
+    return match(model, x, observed, given, teacher=teacher, by=_groups(model))
+
+
+def match(
+    model: Model,
+    x: Mapping[str, Tensor],
+    observed: Tensor,
+    given: Tensor | Sequence[str] | None = None,
+    *,
+    teacher: str,
+    by: Sequence[LatentGroup],
+) -> Tensor:
+    """Returns the loss, see :func:`posterior_matching`.
+
+    Arguments:
+        model: The model.
+        x: The batch.
+        observed: What was observed.
+        given: The subset of it that the matched experts see.
+        teacher: Which rows teach.
+        by: The groups whose matched experts teach incomplete rows.
     """
     check_observed(observed, model.modalities)
     check_names(list(x), model.modalities, argument="x")
@@ -96,11 +119,11 @@ def posterior_matching(
     loss = torch.zeros(len(observed), dtype=dtype, device=observed.device)
     loss.requires_grad_(torch.is_grad_enabled())  # so that backward works if no row teaches
     by_matched = teaching & ~complete & (teacher == "bootstrap")
-    for where, itself in ((teaching & ~by_matched, False), (by_matched, True)):
+    for where, groups in ((teaching & ~by_matched, None), (by_matched, by)):
         rows = where.nonzero()[:, 0]
         if len(rows):
             part = {m: v[rows] for m, v in x.items()}
-            kl = _divergence(model, matched, part, observed[rows], given[rows], itself=itself)
+            kl = _divergence(model, matched, part, observed[rows], given[rows], groups)
             loss = loss.index_add(0, rows, kl.to(dtype))
     return loss
 
@@ -139,16 +162,16 @@ def _divergence(
     x: Mapping[str, Tensor],
     observed: Tensor,
     given: Tensor,
-    *,
-    itself: bool,
+    by: Sequence[LatentGroup] | None,
 ) -> Tensor:
-    """The loss of rows that the posterior teaches, or the matched experts themselves."""
+    """The loss of rows that the posterior teaches, or the matched experts of some groups."""
     groups = _groups(model)
     with evaluation(model.modules()), torch.no_grad():
         encodings = model.encode(x, observed)
-        family = "full" if itself else model.family
+        family = model.family if by is None else "full"
         shown = sample_subsets(observed, family, samples=1)[0][0]
-        _, teachers = top_down(groups, encodings, shown, matched=itself)
+        teaching = groups if by is None else by
+        _, teachers = top_down(teaching, encodings, shown, matched=by is not None)
     with evaluation(model.modules(), besides=matched.modules()):
         z = [step.z for step in teachers]
         _, learners = top_down(groups, encodings, given, z=z, matched=True)

@@ -144,11 +144,15 @@ class PoE(Posterior):
 
         some = spread(given.any(dim=1))
         if self.prior_in != "never":  # multiply by the prior: a weighted average with it
-            joins = some if self.prior_in == "always" else spread(given.all(dim=1))
-            excess = torch.where(joins, log_precision - prior_log_precision, 0)
-            mean = torch.where(joins, prior_loc + excess.sigmoid() * (mean - prior_loc), mean)
-            total = torch.logaddexp(log_precision, prior_log_precision)
-            log_precision = torch.where(joins, total, log_precision)
+            joins = given.any(dim=1) if self.prior_in == "always" else given.all(dim=1)
+            at = joins.nonzero()[:, 0]  # often a few of many pairs
+            fused, log_fused = mean.index_select(0, at), log_precision.index_select(0, at)
+            own, log_own = prior_loc, prior_log_precision
+            if prior is not None:
+                own, log_own = own.index_select(0, at), log_own.index_select(0, at)
+            share = (log_fused - log_own).sigmoid()  # of the experts in the precision
+            mean = mean.index_copy(0, at, own + share * (fused - own))
+            log_precision = log_precision.index_copy(0, at, torch.logaddexp(log_fused, log_own))
         mean = torch.where(some, mean, prior_loc)
         log_precision = torch.where(some, log_precision, prior_log_precision)
 

@@ -1,0 +1,5 @@
+"""An estimator that fills what is missing in tables and sets of arrays, scikit-learn style."""
+
+__all__ = ["MultimodalImputer"]
+
+from .estimator import MultimodalImputer
