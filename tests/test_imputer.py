@@ -366,6 +366,11 @@ def test_a_bad_argument_is_an_error(options, match):
         quick(**options).fit(X)
 
 
+def test_matched_experts_are_for_62_modalities_at_most():
+    with pytest.raises(ValueError, match=r"'calibrated' should be False for more than 62 .* 63"):
+        quick(calibrated=True).fit(np.ones((4, 63)))
+
+
 def test_a_dictionary_takes_no_groups():
     with pytest.raises(ValueError, match=r"'groups' should be None: a dictionary"):
         quick(groups={"g": ["a"]}).fit({"a": np.zeros(3)})

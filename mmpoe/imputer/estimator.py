@@ -26,6 +26,8 @@ from .tables import KINDS, Column, Source, read, write
 
 ROWS = 256
 """How many rows are filled at once."""
+MOST_CALIBRATED = 62
+"""How many modalities matched experts can be fitted for: subsets are drawn as bits."""
 
 
 class MultimodalImputer:
@@ -56,8 +58,8 @@ class MultimodalImputer:
         steps: The number of training steps.
         batch_size: The number of rows of a batch.
         lr: The highest learning rate.
-        calibrated: Whether to fit matched experts after training (:func:`mmpoe.calibrate`), for
-            draws that spread as they should.
+        calibrated: Whether to fit matched experts after training (:func:`mmpoe.calibrate`), which
+            then fill what is missing: with draws that spread as they should.
         random_state: The seed of training and draws: an integer, a NumPy ``RandomState``, or None
             for a new one each time.
 
@@ -87,7 +89,7 @@ class MultimodalImputer:
         kinds: Mapping[Hashable, str] | None = None,
         latents: Sequence[int] = (8, 16),
         hidden: int = 64,
-        steps: int = 1500,
+        steps: int = 1000,
         batch_size: int = 128,
         lr: float = 3e-3,
         calibrated: bool = True,
@@ -113,7 +115,8 @@ class MultimodalImputer:
 
         Raises:
             ValueError: If there are no rows, a column has no observed cell or holds infinity or
-                what its kind does not allow, or `groups` or `kinds` name other columns.
+                what its kind does not allow, `groups` or `kinds` name other columns, or there are
+                more modalities than matched experts can be fitted for.
         """
         sources = read(X)
         kinds = self._kinds(sources)
@@ -127,6 +130,11 @@ class MultimodalImputer:
         if hasattr(X, "iloc") and all(isinstance(label, str) for label in labels):
             self.feature_names_in_ = np.array(labels, dtype=object)
         self._seed = _seed(self.random_state)
+        if self.calibrated and len(self.modalities_) > MOST_CALIBRATED:
+            raise ValueError(
+                f"'calibrated' should be False for more than {MOST_CALIBRATED} modalities, but "
+                f"there are {len(self.modalities_)}; or put columns together in 'groups'."
+            )
 
         table = self._encode(sources)
         table = table[~table.isnan().all(dim=1)]
@@ -288,7 +296,7 @@ class MultimodalImputer:
     def _kinds(self, sources: Sequence[Source]) -> dict[Hashable, str]:
         """The kinds that the caller chose, by column."""
         kinds = dict(self.kinds or {})
-        by_modality = {s.modality: [] for s in sources}
+        by_modality: dict[Hashable, list[Hashable]] = {s.modality: [] for s in sources}
         for source in sources:
             by_modality[source.modality].append(source.label)
         known = {source.label for source in sources}
