@@ -1,7 +1,7 @@
 r"""The Gaussian product of experts as one operation: product, sample and divergence together.
 
-A *backend* is one implementation of the same mathematics. The eager backend is plain PyTorch and
-always there; the names ``"cuda"`` and ``"cpu"`` are reserved for fused ones.
+A *backend* is one implementation of the same mathematics: ``"cuda"`` and ``"cpu"`` are fused
+kernels, compiled from one source on first use; ``"eager"`` is plain PyTorch and always there.
 """
 
 __all__ = ["BACKENDS", "PoE", "gaussian_poe", "last_backend", "status", "use_backend"]

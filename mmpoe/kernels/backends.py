@@ -2,12 +2,23 @@ r"""Which implementation of the fused operation runs, and why."""
 
 from __future__ import annotations
 
-__all__ = ["BACKENDS", "last_backend", "resolve", "status", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "choose",
+    "last_backend",
+    "note",
+    "status",
+    "use_backend",
+]
 
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+
+import torch
+
+from .arguments import MAX_EXPERTS, MAX_SUBSETS, STORAGE
 
 BACKENDS = ("cuda", "cpu", "eager")
 
@@ -22,8 +33,13 @@ def status() -> dict[str, str]:
         >>> status()["eager"]
         'available'
     """
-    absent = "not available: this version of mmpoe has the eager backend only"
-    return {"cuda": absent, "cpu": absent, "eager": "available"}
+    from . import cpu  # not on import: it loads more of the standard library
+
+    reasons = {"cuda": "this version of mmpoe has none", "cpu": cpu.unavailable(), "eager": None}
+    return {
+        name: "available" if reason is None else f"not available: {reason}"
+        for name, reason in reasons.items()
+    }
 
 
 def last_backend() -> str | None:
@@ -31,8 +47,13 @@ def last_backend() -> str | None:
     return _last.get()
 
 
+def note(name: str) -> None:
+    """Remembers which backend ran."""
+    _last.set(name)
+
+
 def use_backend(name: str) -> AbstractContextManager[None]:
-    """Forces a backend inside a ``with`` block.
+    """Forces a backend inside a ``with`` block: what it cannot do is an error, not a fallback.
 
     Arguments:
         name: One of ``"cuda"``, ``"cpu"``, ``"eager"``.
@@ -57,18 +78,72 @@ def _force(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def resolve(backend: str | None) -> str:
-    """Returns the backend of the call, else `use_backend`, ``MMPOE_BACKEND``, or the best."""
-    if backend is not None:
-        choice = _available(backend, source="backend")
-    elif (forced := _forced.get()) is not None:
-        choice = forced
-    elif environment := os.environ.get("MMPOE_BACKEND"):
-        choice = _available(environment, source="MMPOE_BACKEND")
-    else:
+def choose(
+    backend: str | None,
+    device: str,
+    dtype: torch.dtype,
+    experts: int,
+    subsets: int,
+    needs_eager: bool = False,
+) -> str:
+    """Returns the backend to run, and remembers it.
+
+    The one asked for, by the call, `use_backend` or ``MMPOE_BACKEND``; else that of the device if
+    it takes what it is given, else eager. Data play no part, nor does what was compiled before.
+
+    Raises:
+        ValueError: If no backend has the name asked for.
+        RuntimeError: If the backend asked for cannot run here, or not on this.
+    """
+    choice = _choose(backend, device, dtype, experts, subsets)
+    if needs_eager:
         choice = "eager"
     _last.set(choice)
     return choice
+
+
+def _choose(
+    backend: str | None, device: str, dtype: torch.dtype, experts: int, subsets: int
+) -> str:
+    source, choice = "backend", backend
+    if choice is None:
+        source, choice = "use_backend", _forced.get()
+    if choice is None:
+        source, choice = "MMPOE_BACKEND", os.environ.get("MMPOE_BACKEND") or None
+    if choice is not None:
+        _available(choice, source)
+
+    name = choice or device
+    if name == "eager" or name not in BACKENDS:
+        return "eager"
+    reason = _cannot(name, device, dtype, experts, subsets)
+    if reason is None:
+        return name
+    if choice is not None:
+        raise RuntimeError(f"The backend {name!r} asked for by '{source}' {reason}.")
+    return "eager"
+
+
+def _cannot(name: str, device: str, dtype: torch.dtype, experts: int, subsets: int) -> str | None:
+    if device != name:
+        return f"runs on tensors on {name}, but they are on {device}"
+    if dtype not in STORAGE:
+        return f"computes in float32, but is given {dtype}: 'eager' takes it"
+    if experts > MAX_EXPERTS:
+        return f"has a mask of {MAX_EXPERTS} bits, but is given {experts} experts"
+    if subsets > MAX_SUBSETS:
+        return f"takes at most {MAX_SUBSETS} subsets, but is given {subsets}"
+    return _failure(name, dtype)
+
+
+def _failure(name: str, dtype: torch.dtype) -> str | None:
+    from . import cpu, jit
+
+    try:
+        cpu.library(dtype)
+    except jit.BuildError as error:
+        return f"is not available: {error}"
+    return None
 
 
 def _available(name: str, source: str) -> str:
