@@ -2,7 +2,7 @@ r"""The kernels on CPU tensors: g++ compiles them on first use."""
 
 from __future__ import annotations
 
-__all__ = ["chunks", "launch", "library", "unavailable"]
+__all__ = ["chunks", "launch", "library", "packet", "unavailable"]
 
 import ctypes
 import threading
@@ -18,6 +18,9 @@ and with it every bit, does not depend on the number of threads."""
 
 _SMALL = 32768
 """Elements, counted once per subset, below which one thread is faster than several."""
+
+_LARGE = 1 << 23
+"""Bytes of one tensor from which on what is written goes past the caches."""
 
 _lock = threading.Lock()
 _libraries: dict[torch.dtype, ctypes.CDLL | jit.BuildError] = {}
@@ -66,6 +69,13 @@ def unavailable() -> str | None:
 def chunks(first: Tensor) -> int:
     """Returns how many pieces the elements of a sample of an expert are split into."""
     return -(-first.shape[1:].numel() // _CHUNK)
+
+
+def packet(inputs: arguments.Inputs) -> int:
+    """Returns how many bytes addresses should be multiples of for the fastest way to write."""
+    first = inputs.loc[0]
+    large = first.numel() * inputs.subsets * first.element_size() >= _LARGE
+    return 64 if large else 0
 
 
 def launch(direction: str, inputs: arguments.Inputs, packed: bytes) -> None:

@@ -40,7 +40,7 @@ def cache_folder() -> Path:
 @cache
 def sources() -> dict[str, str]:
     """Returns the C++ sources by name."""
-    folder = importlib.resources.files(__package__) / "csrc"
+    folder = importlib.resources.files("mmpoe.kernels") / "csrc"
     names = ("lanes.cuh", "gpoe.cuh", "cpu.cpp")
     return {name: (folder / name).read_text() for name in names}
 

@@ -24,7 +24,9 @@ def forward(inputs: Inputs, want: Sequence[bool]) -> Outputs:
         kl = kl.new_empty((*kl.shape, chunks))
     nowhere = [None] * len(inputs.loc)
     into = InputGradients(nowhere, nowhere)
-    cpu.launch("forward", inputs, pack(inputs, outputs._replace(kl=kl), _NOTHING, into, chunks))
+    partial = outputs._replace(kl=kl)
+    packed = pack(inputs, partial, _NOTHING, into, chunks, cpu.packet(inputs))
+    cpu.launch("forward", inputs, packed)
     if kl is not None and chunks > 1:
         torch.sum(kl, dim=-1, out=outputs.kl)
     return outputs
@@ -42,7 +44,8 @@ def backward(inputs: Inputs, gradients: Outputs, needed: Needed) -> InputGradien
     gradients = Outputs(*(None if g is None else g.contiguous() for g in gradients))
     into = allocate_gradients(inputs, needed)
     chunks = cpu.chunks(inputs.loc[0])
-    cpu.launch("backward", inputs, pack(inputs, _NOTHING, gradients, into, chunks))
+    packed = pack(inputs, _NOTHING, gradients, into, chunks, cpu.packet(inputs))
+    cpu.launch("backward", inputs, packed)
     if into.common_noise is not None:
         into = into._replace(common_noise=_sum_per_channel(into.common_noise))
     return into

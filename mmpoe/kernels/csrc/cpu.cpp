@@ -42,11 +42,14 @@ static void for_each_chunk(const Chosen::A& a, int threads, Begin begin, Work wo
       const i64 end = (chunk + 1) * length < a.size ? (chunk + 1) * length : a.size;
       begin(sums);
       for (i64 i = chunk * length; i < end; i += piece) {
-        const Site at = {b, i, end - i < piece ? end - i : piece, true};
+        const Site at = {b, i, end - i < piece ? end - i : piece, a.aligned != 0};
         work(at, bits.data(), wanted, sums);
       }
       finish(b, chunk, sums);
     }
+#if defined(__AVX512F__)
+    asm volatile("sfence" ::: "memory");  // what was streamed is written before others read it
+#endif
   }
 }
 

@@ -39,7 +39,8 @@ struct Arguments {
   float* kl;                                                   // (S, B, chunks)
   const void *grad_z, *grad_fused_loc, *grad_fused_log_scale;  // (S, B, N)
   const float* grad_kl;                                        // (S, B)
-  i64 experts, subsets, samples, size, channel_size, chunks, aligned;
+  i64 experts, subsets, samples, size, channel_size, chunks;
+  i64 aligned;  // all addresses are multiples of a packet; on a CPU: worth writing past the caches
   float power, clamp, temperature, unused;  // a clamp of 0 is none
   Expert expert[EXPERTS];
 };
@@ -115,7 +116,8 @@ template <class C>
 struct Factors {
   Float offset[C::EXPERTS][C::WIDTH];  // loc_m - loc_p
   Float ratio[C::EXPERTS][C::WIDTH];   // e^r_m
-  Float prior_loc[C::WIDTH], prior_log_scale[C::WIDTH], sharpness[C::WIDTH];  // 1 / scale_p
+  Float prior_loc[C::WIDTH], prior_log_scale[C::WIDTH], prior_scale[C::WIDTH];
+  Float sharpness[C::WIDTH];  // 1 / scale_p
   Float gamma[C::WIDTH];
   u32 far;  // the experts that are somewhere sharper than the prior by e^60
 };
@@ -127,6 +129,20 @@ GPOE void log_ratio(
   load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, r);
   soft_clamp<C>(a, r);
   GPOE_LANES(v) r[v] = a.power * (f.prior_log_scale[v] - r[v]);
+}
+
+// Finds the experts that are somewhere too sharp for linear space, and those without information,
+// whose mean does not matter, whatever it is.
+template <class C>
+GPOE void find_far(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+  GPOE_EXPERTS_IN(m, wanted) {
+    Float r[C::WIDTH];
+    log_ratio<C>(a, at, f, m, r);
+    GPOE_LANES(v) {
+      if (any(r[v] > FAR)) f.far |= 1u << m;
+      f.offset[m][v] = select(r[v] == -__builtin_inff(), splat(0.f), f.offset[m][v]);
+    }
+  }
 }
 
 template <class C>
@@ -158,25 +174,26 @@ GPOE void load_factors(const typename C::A& a, const Site& at, u32 wanted, Facto
     soft_clamp<C>(a, f.prior_loc);
     soft_clamp<C>(a, f.prior_log_scale);
   }
-  GPOE_LANES(v) f.sharpness[v] = exponential(-f.prior_log_scale[v]);
+  GPOE_LANES(v) {
+    f.sharpness[v] = exponential(-f.prior_log_scale[v]);
+    f.prior_scale[v] = reciprocal(f.sharpness[v]);
+  }
   load_common_noise<C>(a, at, f.gamma);
 
-  f.far = 0;
+  Float widest = splat(0.f);
   GPOE_EXPERTS_IN(m, wanted) {
     Float r[C::WIDTH];
     log_ratio<C>(a, at, f, m, r);
     load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, f.offset[m]);
     soft_clamp<C>(a, f.offset[m]);
-    Mask beyond = r[0] > FAR;
     GPOE_LANES(v) {
-      beyond = beyond | (r[v] > FAR);
+      widest = maximum(magnitude(r[v]), widest);
       f.ratio[m][v] = exponential(r[v]);
-      // without information the mean does not matter, whatever it is
-      const Mask neutral = r[v] == -__builtin_inff();
-      f.offset[m][v] = select(neutral, splat(0.f), f.offset[m][v] - f.prior_loc[v]);
+      f.offset[m][v] = f.offset[m][v] - f.prior_loc[v];
     }
-    if (any(beyond)) f.far |= 1u << m;
   }
+  f.far = 0;
+  if (any(widest > FAR)) find_far<C>(a, at, wanted, f);
 }
 
 // ---- The product of one subset --------------------------------------------------------------
@@ -189,7 +206,8 @@ struct Fused {
   Float evidence[C::WIDTH];      // the sum of the weights
   Float inverse[C::WIDTH];       // 1 / (D + R)
   Float discount[C::WIDTH];      // D
-  Float exponent[C::WIDTH];      // what R and D were divided by, as a logarithm: 0 unless far
+  Float exponent[C::WIDTH];      // if far: what R and D were divided by, as a logarithm, or 0
+  bool far;
 };
 
 template <class C>
@@ -209,14 +227,13 @@ GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fuse
       q.discount[v] = 1.f + f.gamma[v] * total[v];
       odds = total[v] / q.discount[v];
     }
-    q.inverse[v] = divide(splat(1.f), q.discount[v] + total[v]);
+    q.inverse[v] = reciprocal(q.discount[v] + total[v]);
     q.prior_weight[v] = q.discount[v] * q.inverse[v];
     q.evidence[v] = total[v] * q.inverse[v];
     q.shift[v] = moment[v] * q.inverse[v];
     // log(1 + odds), with what was rounded off the sum
     const Float rounded = 1.f + odds;
     q.delta[v] = logarithm(rounded) + ((1.f - rounded) + odds) * q.prior_weight[v];
-    q.exponent[v] = splat(0.f);
   }
 }
 
@@ -248,7 +265,7 @@ GPOE void fuse_far(
     const Float prior = exponential(-q.exponent[v]);
     const Float common = f.gamma[v] * total[v];
     q.discount[v] = prior + common;
-    q.inverse[v] = divide(splat(1.f), q.discount[v] + total[v]);
+    q.inverse[v] = reciprocal(q.discount[v] + total[v]);
     q.evidence[v] = total[v] * q.inverse[v];
     q.shift[v] = moment[v] * q.inverse[v];
 
@@ -274,7 +291,8 @@ GPOE void fuse_far(
 
 template <class C>
 GPOE void fuse(const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
-  if (given & f.far)
+  q.far = (given & f.far) != 0;
+  if (q.far)
     fuse_far<C>(a, at, f, given, q);
   else
     fuse_near<C>(a, f, given, q);
@@ -292,11 +310,13 @@ GPOE void scaled_noise(
   else
     normals<C::WIDTH>(*a.seed, (u64)row, at.element, x);
   GPOE_LANES(v) {
-    // scale / scale_p = e^(-delta / power)
-    const Float relative = a.power == 2.f ? square_root(q.prior_weight[v]) : q.prior_weight[v];
-    const Float scale = select(
-        q.delta[v] > FAR, exponential(f.prior_log_scale[v] - q.delta[v] / a.power),
-        divide(relative, f.sharpness[v]));
+    // e^(-delta / power) of the scale of the prior
+    const Float w = q.prior_weight[v];
+    Float scale = (a.power == 2.f ? square_root(w) : w) * f.prior_scale[v];
+    if (q.far) {
+      const Float exact = exponential(f.prior_log_scale[v] - q.delta[v] / a.power);
+      scale = select(q.exponent[v] > 0.f, exact, scale);
+    }
     x[v] = a.temperature * scale * x[v];
   }
 }
@@ -304,6 +324,12 @@ GPOE void scaled_noise(
 // The offset of the mean in units of the prior's scale: 0 for 0 even where 1 / scale_p overflows.
 GPOE Float standardise(Float shift, Float sharpness) {
   return select(shift == 0.f, splat(0.f), shift * sharpness);
+}
+
+// 1 - e^-v with v = 2 delta / power
+template <class C>
+GPOE Float growth(const typename C::A& a, const Fused<C>& q, int v) {
+  return a.power == 2.f ? q.evidence[v] : q.evidence[v] * (1.f + q.prior_weight[v]);
 }
 
 template <class C, class Sum>
@@ -332,9 +358,8 @@ GPOE void forward(const typename C::A& a, const Site& at, const u32* given, u32 
     if (a.kl) {
       Float kl = splat(0.f);
       GPOE_LANES(v) {
-        const Float w = q.prior_weight[v], decay = a.power == 2.f ? w : w * w;
         const Float distance = standardise(q.shift[v], f.sharpness[v]);
-        const Float tangent = exp_minus_tangent(2.f * inverse_power * q.delta[v], decay);
+        const Float tangent = exp_minus_tangent(2.f * inverse_power * q.delta[v], growth<C>(a, q, v));
         kl = kl + first_lanes(0.5f * (tangent + distance * distance), at.count - v * LANES);
       }
       sum.add(s, kl);
@@ -372,11 +397,9 @@ GPOE void gradients_of_subset(
   }
   const float kl = a.grad_kl ? a.grad_kl[row] : 0.f, inverse_power = 1.f / a.power;
   GPOE_LANES(v) {
-    const Float w = q.prior_weight[v];
-    const Float growth = a.power == 2.f ? q.evidence[v] : q.evidence[v] * (1.f + w);  // 1 - e^-v
     const Float distance = standardise(q.shift[v], f.sharpness[v]);
     g.shift[v] = g.loc[v] + kl * standardise(distance, f.sharpness[v]);
-    g.delta[v] = inverse_power * (kl * growth - g.log_scale[v]);
+    g.delta[v] = inverse_power * (kl * growth<C>(a, q, v) - g.log_scale[v]);
     g.log_scale[v] = g.log_scale[v] - kl * distance * distance;
   }
 }
@@ -410,10 +433,9 @@ GPOE void add_gradients(
     sums.prior_loc[v] = sums.prior_loc[v] + (g.loc[v] - q.evidence[v] * g.shift[v]);
     sums.prior_log_scale[v] = sums.prior_log_scale[v] + (g.log_scale[v] + a.power * kept);
   }
-  const bool far = (given & f.far) != 0;
   GPOE_EXPERTS_IN(m, given) {
     Float e[C::WIDTH];
-    if (far) {
+    if (q.far) {
       log_ratio<C>(a, at, f, m, e);
       GPOE_LANES(v) e[v] = exponential(e[v] - q.exponent[v]);
     } else {

@@ -60,18 +60,20 @@ GPOE Float as_float(Word x) {
 GPOE Float splat(float x) { return x + Float(); }
 GPOE Float select(Mask m, Float a, Float b) { return m ? a : b; }
 GPOE Word select(Mask m, Word a, Word b) { return m ? a : b; }
+// If x is no number, so is minimum(c, x), and maximum(c, x).
 GPOE Float maximum(Float a, Float b) { return select(a > b, a, b); }
+GPOE Float minimum(Float a, Float b) { return select(a < b, a, b); }
 GPOE Float magnitude(Float x) { return as_float(as_word(x) & 0x7fffffffu); }
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
 GPOE Float to_float(Word x) { return (float)(int)x; }  // of a Word below 2^31
-GPOE Int to_int(Float x) { return (int)x; }
+GPOE Float signed_to_float(Int x) { return (float)x; }
 GPOE bool any(Mask m) { return m; }
 GPOE float sum(Float x) { return x; }
 GPOE Float first_lanes(Float x, i64 count) { return count > 0 ? x : 0.f; }
 #else
 GPOE Float to_float(Word x) { return __builtin_convertvector((Int)x, Float); }
-GPOE Int to_int(Float x) { return __builtin_convertvector(x, Int); }
+GPOE Float signed_to_float(Int x) { return __builtin_convertvector(x, Float); }
 GPOE bool any(Mask m) {
   const Wide w = (Wide)m;
   u64 bits = 0;
@@ -99,6 +101,7 @@ GPOE Float first_lanes(Float x, i64 count) {  // zero beyond the first `count`
 GPOE Float exponential(Float x) { return expf(x); }
 GPOE Float logarithm(Float x) { return logf(x); }
 GPOE Float square_root(Float x) { return sqrtf(x); }
+GPOE Float reciprocal(Float x) { return __fdividef(1.f, x); }
 GPOE Float divide(Float a, Float b) { return __fdividef(a, b); }
 GPOE Float hyperbolic_tangent(Float x) { return tanhf(x); }
 GPOE Float rough_logarithm(Float x) { return fminf(__logf(x), 0.f); }  // of x in (0, 1]
@@ -111,10 +114,25 @@ GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2,
   __sincosf(6.283185307f * x, sine, cosine);
 }
 #else
-GPOE Float exponential(Float x) {  // 0 below -104, infinite above 89
-  x = select(x < -104.f, splat(-104.f), x);
-  x = select(x > 89.f, splat(89.f), x);
-  const Float n = (x * 1.44269504088896341f + 12582912.f) - 12582912.f;  // rounded to nearest
+
+#if defined(GPOE_SIMULATE)
+GPOE Float reciprocal(Float x) { return 1.f / x; }
+GPOE Float square_root(Float x) { return __builtin_sqrtf(x); }
+#else
+GPOE Float reciprocal(Float x) { return 1.f / x; }
+GPOE Float square_root(Float x) {
+  Float y;
+  for (int l = 0; l < LANES; ++l) y[l] = __builtin_sqrtf(x[l]);
+  return y;
+}
+#endif
+
+GPOE Float divide(Float a, Float b) { return a / b; }
+
+GPOE Float exponential(Float x) {  // 0 below -87, never more than e^88
+  x = minimum(splat(88.f), x);
+  const Float shifted = x * 1.44269504088896341f + 12582912.f;  // rounded in its last bits
+  const Float n = shifted - 12582912.f;
   const Float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Float p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -123,15 +141,13 @@ GPOE Float exponential(Float x) {  // 0 below -104, infinite above 89
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + (r + 1.f);
-  const Int e = to_int(n), half = e >> 1;  // 2^e in two factors: one may be subnormal
-  return p * as_float((Word)(half + 127) << 23) * as_float((Word)(e - half + 127) << 23);
+  const Word scaled = as_word(p) + (as_word(shifted) << 23);  // times 2^n
+  return select(x < -87.f, splat(0.f), as_float(scaled));
 }
 GPOE Float logarithm(Float x) {  // of a positive normal number
-  const Word u = as_word(x);
-  Float m = as_float((u & 0x7fffffu) | 0x3f000000u);  // in [1/2, 1)
-  const Mask low = m < 0.707106781f;
-  const Float e = to_float(u >> 23) - select(low, splat(127.f), splat(126.f));
-  m = select(low, m + m, m) - 1.f;
+  const Word u = as_word(x) - 0x3f3504f3u;  // bits of sqrt(1/2)
+  const Float e = signed_to_float((Int)u >> 23);
+  const Float m = as_float((u & 0x7fffffu) + 0x3f3504f3u) - 1.f;  // from sqrt(1/2) to sqrt(2)
   const Float z = m * m;
   Float p = splat(7.0376836292e-2f);
   p = p * m - 1.1514610310e-1f;
@@ -142,19 +158,9 @@ GPOE Float logarithm(Float x) {  // of a positive normal number
   p = p * m + 2.0000714765e-1f;
   p = p * m - 2.4999993993e-1f;
   p = p * m + 3.3333331174e-1f;
-  const Float tail = (m * z * p - e * 2.12194440e-4f) - z * 0.5f;
+  const Float tail = z * (m * p - 0.5f) - e * 2.12194440e-4f;
   return (m + tail) + e * 0.693359375f;
 }
-#if defined(GPOE_SIMULATE)
-GPOE Float square_root(Float x) { return __builtin_sqrtf(x); }
-#else
-GPOE Float square_root(Float x) {
-  Float y;
-  for (int l = 0; l < LANES; ++l) y[l] = __builtin_sqrtf(x[l]);  // one instruction
-  return y;
-}
-#endif
-GPOE Float divide(Float a, Float b) { return a / b; }
 GPOE Float hyperbolic_tangent(Float x) {
   const Float a = magnitude(x), z = x * x;
   Float series = splat(-1.4558343870e-3f);
@@ -189,17 +195,14 @@ GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2,
 }
 #endif
 
-// e^-v - 1 + v for v >= 0, given e^-v, without the cancellation near 0
-GPOE Float exp_minus_tangent(Float v, Float exp_minus_v) {
-  Float p = splat(1.f / 181440.f);
-  p = p * -v + 1.f / 20160.f;
-  p = p * -v + 1.f / 2520.f;
-  p = p * -v + 1.f / 360.f;
-  p = p * -v + 1.f / 60.f;
-  p = p * -v + 1.f / 12.f;
-  p = p * -v + 1.f / 3.f;
-  p = p * -v + 1.f;
-  return select(v < 0.5f, 0.5f * v * v * p, exp_minus_v - 1.f + v);
+// e^-v - 1 + v for v >= 0, given 1 - e^-v, without the cancellation near 0
+GPOE Float exp_minus_tangent(Float v, Float growth) {
+  Float p = splat(1.f / 360.f);
+  p = p * v - 1.f / 60.f;
+  p = p * v + 1.f / 12.f;
+  p = p * v - 1.f / 3.f;
+  p = p * v + 1.f;
+  return select(v < 0.125f, 0.5f * v * v * p, v - growth);
 }
 
 // ---- Normal noise ---------------------------------------------------------------------------
@@ -489,12 +492,31 @@ GPOE Float load_lanes(const T* p) {
   __builtin_memcpy(&h, p, sizeof h);
   return widen(p, __builtin_convertvector(h, Word));
 }
-GPOE void store_lanes(float* p, Float x) { __builtin_memcpy(p, &x, sizeof x); }
+GPOE Float stored(const float*, Float x) { return x; }
+template <class T>
+GPOE Half stored(const T* p, Float x) {
+  return __builtin_convertvector(narrow(p, x), Half);
+}
 template <class T>
 GPOE void store_lanes(T* p, Float x) {
-  const Half h = __builtin_convertvector(narrow(p, x), Half);
-  __builtin_memcpy(p, &h, sizeof h);
+  const auto y = stored(p, x);
+  __builtin_memcpy(p, &y, sizeof y);
 }
+#if defined(__AVX512F__)
+// Past the caches: what is written is not read from memory first. The address is aligned.
+GPOE void stream_lanes(float* p, Float x) {
+  asm volatile("vmovntps %1, %0" : "=m"(*(Float*)p) : "v"(x));
+}
+template <class T>
+GPOE void stream_lanes(T* p, Float x) {
+  asm volatile("vmovntdq %1, %0" : "=m"(*(Half*)p) : "v"(stored(p, x)));
+}
+#else
+template <class T>
+GPOE void stream_lanes(T* p, Float x) {
+  store_lanes(p, x);
+}
+#endif
 
 // Reads `count` elements, at most WIDTH * LANES of them; 0 beyond.
 template <class T, int WIDTH>
@@ -509,12 +531,17 @@ GPOE void load(const void* from, i64 offset, i64 count, bool, Float* x) {
   for (int v = 0; v < WIDTH; ++v) x[v] = load_lanes(p + v * LANES);
 }
 template <class T, int WIDTH>
-GPOE void store(void* to, i64 offset, i64 count, bool, const Float* x) {
+GPOE void store(void* to, i64 offset, i64 count, bool aligned, const Float* x) {
   T* p = (T*)to + offset;
-  T part[WIDTH * LANES];
-  T* q = count < WIDTH * LANES ? part : p;
-  for (int v = 0; v < WIDTH; ++v) store_lanes(q + v * LANES, x[v]);
-  if (q == part) __builtin_memcpy(p, part, count * sizeof(T));
+  if (count < WIDTH * LANES) {
+    T part[WIDTH * LANES];
+    for (int v = 0; v < WIDTH; ++v) store_lanes(part + v * LANES, x[v]);
+    __builtin_memcpy(p, part, count * sizeof(T));
+  } else if (aligned) {
+    for (int v = 0; v < WIDTH; ++v) stream_lanes(p + v * LANES, x[v]);
+  } else {
+    for (int v = 0; v < WIDTH; ++v) store_lanes(p + v * LANES, x[v]);
+  }
 }
 
 #endif
