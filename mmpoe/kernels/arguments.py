@@ -11,6 +11,9 @@ __all__ = [
     "Inputs",
     "Needed",
     "Outputs",
+    "Plan",
+    "Specialisation",
+    "chunks",
     "dense",
     "pack",
 ]
@@ -60,7 +63,7 @@ class Inputs(NamedTuple):
 
 @cache
 def _layout(experts: int) -> struct.Struct:
-    return struct.Struct(f"=26q4f{6 * experts}q")
+    return struct.Struct(f"=27q4f{6 * experts}q")
 
 
 SIZE = _layout(1).size
@@ -72,6 +75,45 @@ def dense(tensor: Tensor) -> Tensor:
     if tensor.is_contiguous() or (tensor.shape[0] > 0 and tensor[0].is_contiguous()):
         return tensor
     return tensor.contiguous()
+
+
+class Plan(NamedTuple):
+    """How a backend splits its work."""
+
+    length: int
+    """How many elements of a sample a thread of a CPU, or a block of a GPU, works on."""
+    packet: int
+    """How many bytes a thread moves at once if all addresses are multiples of it, 0 for any."""
+
+
+class Specialisation(NamedTuple):
+    """What a GPU kernel is compiled for."""
+
+    direction: str
+    storage: str
+    experts: int
+    width: int
+    clamp: bool
+    common_noise: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the kernel."""
+        return f"gpoe_{self.direction}"
+
+    @property
+    def defines(self) -> list[str]:
+        """The macros of the source."""
+        return [
+            f"-DGPOE_ARGUMENTS_SIZE={SIZE}",
+            f"-DGPOE_STORAGE={self.storage}",
+            f"-DGPOE_EXPERTS={self.experts}",
+            f"-DGPOE_WIDTH={self.width}",
+            f"-DGPOE_CLAMP={self.clamp:d}",
+            f"-DGPOE_COMMON_NOISE={self.common_noise:d}",
+            f"-DGPOE_NAME={self.name}",
+            f"-DGPOE_KERNEL={self.direction}_kernel",
+        ]
 
 
 class Outputs(NamedTuple):
@@ -103,13 +145,17 @@ class InputGradients(NamedTuple):
     common_noise: Tensor | None = None
 
 
+def chunks(first: Tensor, length: int) -> int:
+    """Returns how many pieces of a length the elements of a sample are split into."""
+    return -(-first.shape[1:].numel() // length)
+
+
 def pack(
     inputs: Inputs,
     outputs: Outputs,
     gradients: Outputs,
     into: InputGradients,
-    chunks: int,
-    packet: int = 0,
+    plan: Plan,
 ) -> bytes:
     """Packs the arguments into bytes; the tensors must live until the kernel has run.
 
@@ -118,10 +164,9 @@ def pack(
         outputs: Where the outputs go, `kl` with shape (S, B, chunks).
         gradients: The gradients of the outputs, for a backward pass.
         into: Where the gradients of the inputs go.
-        chunks: How many pieces the elements of a sample are split into.
-        packet: How many bytes a thread moves at once if all addresses are multiples of it.
+        plan: How the work is split.
     """
-    first, experts = inputs.loc[0], len(inputs.loc)
+    (length, packet), first, experts = plan, inputs.loc[0], len(inputs.loc)
     samples, event = first.shape[0], first.shape[1:]
     size = event.numel()
     channel_size = size // event[0] if event else 1
@@ -163,12 +208,13 @@ def pack(
         samples,
         size,
         channel_size,
-        chunks,
+        chunks(first, length),
+        length,
         aligned,
         inputs.power,
+        1 / inputs.power,
         inputs.clamp,
         inputs.temperature,
-        0.0,
         *each,
     )
 

@@ -9,6 +9,7 @@ __all__ = [
     "note",
     "status",
     "use_backend",
+    "warmup",
 ]
 
 import os
@@ -33,9 +34,9 @@ def status() -> dict[str, str]:
         >>> status()["eager"]
         'available'
     """
-    from . import cpu  # not on import: it loads more of the standard library
+    from . import cpu, cuda  # not on import: they load more of the standard library
 
-    reasons = {"cuda": "this version of mmpoe has none", "cpu": cpu.unavailable(), "eager": None}
+    reasons = {"cuda": cuda.unavailable(), "cpu": cpu.unavailable(), "eager": None}
     return {
         name: "available" if reason is None else f"not available: {reason}"
         for name, reason in reasons.items()
@@ -78,9 +79,40 @@ def _force(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def warmup(
+    experts: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    clamp: bool = False,
+    common_noise: bool = False,
+) -> str:
+    """Compiles and loads what a model will need, before time matters or a CUDA graph is captured.
+
+    On a CPU one build serves any number of experts; on a GPU each has its own.
+
+    Arguments:
+        experts: The number of experts.
+        dtype: The dtype of the experts.
+        device: Where they are.
+        clamp: Whether they are clamped.
+        common_noise: Whether they have noise in common.
+
+    Returns:
+        The backend that will run.
+    """
+    device = torch.empty(0, device=device).device  # with its index
+    name = _choose(None, device, dtype, experts, subsets=1)
+    if name == "cuda":
+        from . import cuda
+
+        cuda.prepare(device, dtype, experts, clamp, common_noise)
+    return name
+
+
 def choose(
     backend: str | None,
-    device: str,
+    device: torch.device,
     dtype: torch.dtype,
     experts: int,
     subsets: int,
@@ -103,7 +135,7 @@ def choose(
 
 
 def _choose(
-    backend: str | None, device: str, dtype: torch.dtype, experts: int, subsets: int
+    backend: str | None, device: torch.device, dtype: torch.dtype, experts: int, subsets: int
 ) -> str:
     source, choice = "backend", backend
     if choice is None:
@@ -113,7 +145,7 @@ def _choose(
     if choice is not None:
         _available(choice, source)
 
-    name = choice or device
+    name = choice or device.type
     if name == "eager" or name not in BACKENDS:
         return "eager"
     reason = _cannot(name, device, dtype, experts, subsets)
@@ -124,8 +156,10 @@ def _choose(
     return "eager"
 
 
-def _cannot(name: str, device: str, dtype: torch.dtype, experts: int, subsets: int) -> str | None:
-    if device != name:
+def _cannot(
+    name: str, device: torch.device, dtype: torch.dtype, experts: int, subsets: int
+) -> str | None:
+    if device.type != name:
         return f"runs on tensors on {name}, but they are on {device}"
     if dtype not in STORAGE:
         return f"computes in float32, but is given {dtype}: 'eager' takes it"
@@ -133,12 +167,15 @@ def _cannot(name: str, device: str, dtype: torch.dtype, experts: int, subsets: i
         return f"has a mask of {MAX_EXPERTS} bits, but is given {experts} experts"
     if subsets > MAX_SUBSETS:
         return f"takes at most {MAX_SUBSETS} subsets, but is given {subsets}"
-    return _failure(name, dtype)
+    return _failure(name, device, dtype)
 
 
-def _failure(name: str, dtype: torch.dtype) -> str | None:
-    from . import cpu, jit
+def _failure(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    from . import cpu, cuda, jit
 
+    if name == "cuda":
+        reason = cuda.failure(device)
+        return reason and f"is not available: {reason}"
     try:
         cpu.library(dtype)
     except jit.BuildError as error:

@@ -2,13 +2,12 @@ r"""The kernels on CPU tensors: g++ compiles them on first use."""
 
 from __future__ import annotations
 
-__all__ = ["chunks", "launch", "library", "packet", "unavailable"]
+__all__ = ["launch", "library", "plan", "unavailable"]
 
 import ctypes
 import threading
 
 import torch
-from torch import Tensor
 
 from . import arguments, jit
 
@@ -66,16 +65,11 @@ def unavailable() -> str | None:
     return None
 
 
-def chunks(first: Tensor) -> int:
-    """Returns how many pieces the elements of a sample of an expert are split into."""
-    return -(-first.shape[1:].numel() // _CHUNK)
-
-
-def packet(inputs: arguments.Inputs) -> int:
-    """Returns how many bytes addresses should be multiples of for the fastest way to write."""
+def plan(direction: str, inputs: arguments.Inputs) -> arguments.Plan:
+    """Returns how the elements of a sample are split between threads."""
     first = inputs.loc[0]
     large = first.numel() * inputs.subsets * first.element_size() >= _LARGE
-    return 64 if large else 0
+    return arguments.Plan(_CHUNK, 64 if large else 0)
 
 
 def launch(direction: str, inputs: arguments.Inputs, packed: bytes) -> None:

@@ -7,10 +7,21 @@ not hold what its name says is built again. Nothing is unpickled.
 
 from __future__ import annotations
 
-__all__ = ["BuildError", "build", "cache_folder", "compiler", "cpu_library", "log", "sources"]
+__all__ = [
+    "BuildError",
+    "build",
+    "cache_folder",
+    "compiler",
+    "cpu_library",
+    "cuda_binary",
+    "log",
+    "nvrtc",
+    "sources",
+]
 
 import ctypes
 import hashlib
+import importlib
 import importlib.resources
 import logging
 import os
@@ -23,6 +34,9 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from .arguments import Specialisation
 
 log = logging.getLogger("mmpoe.kernels")
 
@@ -164,6 +178,74 @@ def cpu_library(storage: str, arguments_size: int) -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
         except OSError as error:
             raise BuildError(f"the compiled library cannot be loaded: {error}") from error
+
+
+# ---- For a GPU ------------------------------------------------------------------------------
+
+
+def nvrtc() -> Any:  # noqa: ANN401
+    """Returns NVRTC, NVIDIA's run-time compiler.
+
+    Raises:
+        BuildError: If it is not installed.
+    """
+    try:
+        nvrtc = importlib.import_module("cuda.bindings.nvrtc")
+        nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:
+        raise BuildError(f"no NVRTC: {error}") from error
+    return nvrtc
+
+
+def cuda_binary(special: Specialisation, architecture: int) -> bytes:
+    """Returns a kernel for a GPU, compiled if need be: machine code, or PTX for one too new.
+
+    Arguments:
+        special: What it is compiled for.
+        architecture: The compute capability, 90 for 9.0.
+
+    Raises:
+        BuildError: If NVRTC is not there, or fails, or the GPU is too old for it.
+    """
+    compiler = nvrtc()
+    _, count = compiler.nvrtcGetNumSupportedArchs()
+    _, supported = compiler.nvrtcGetSupportedArchs()
+    known = [a for a in supported[:count] if a <= architecture]
+    if not known:
+        raise BuildError(f"NVRTC does not compile for compute capability {architecture}")
+    machine = architecture in known
+    target = f"sm_{architecture}" if machine else f"compute_{max(known)}"
+    options = [f"--gpu-architecture={target}", "-std=c++17", *special.defines]
+    version = ".".join(map(str, compiler.nvrtcVersion()[1:]))
+    identity = "\0".join([*sources().values(), *options, version])
+    name = f"gpoe-{target}-{special.storage}-{special.experts}-{special.direction}"
+
+    def compile() -> bytes:
+        return _compile_cuda(compiler, options, machine)
+
+    return build(name, ".cubin" if machine else ".ptx", identity, compile, f"NVRTC {version}")
+
+
+def _compile_cuda(compiler: Any, options: list[str], machine: bool) -> bytes:  # noqa: ANN401
+    header, source = sources()["lanes.cuh"].encode(), sources()["gpoe.cuh"].encode()
+    error, program = compiler.nvrtcCreateProgram(source, b"gpoe.cuh", 1, [header], [b"lanes.cuh"])
+    if int(error):
+        raise BuildError(f"NVRTC: {error.name}")
+    (error,) = compiler.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
+    _, size = compiler.nvrtcGetProgramLogSize(program)
+    text = bytearray(size)
+    compiler.nvrtcGetProgramLog(program, text)
+    said = bytes(text).rstrip(b"\0\n").decode(errors="replace")
+    if int(error):
+        raise BuildError(f"NVRTC failed: {said.splitlines()[0] if said else error.name}")
+    if said:
+        log.warning("NVRTC says: %s", said)
+    kind = "CUBIN" if machine else "PTX"
+    _, size = getattr(compiler, f"nvrtcGet{kind}Size")(program)
+    binary = bytearray(size)
+    getattr(compiler, f"nvrtcGet{kind}")(program, binary)
+    compiler.nvrtcDestroyProgram(program)
+    return bytes(binary)
 
 
 def _run(command: list[str]) -> str:

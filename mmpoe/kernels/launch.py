@@ -5,47 +5,69 @@ from __future__ import annotations
 __all__ = ["allocate_gradients", "allocate_outputs", "backward", "forward"]
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from . import cpu
-from .arguments import InputGradients, Inputs, Needed, Outputs, dense, pack
+from .arguments import InputGradients, Inputs, Needed, Outputs, Plan, chunks, dense, pack
 
 _NOTHING = Outputs(None, None, None, None)
 
 
-def forward(inputs: Inputs, want: Sequence[bool]) -> Outputs:
-    """Computes what is wanted of `z`, `loc`, `log_scale` and `kl`."""
+class Launcher(Protocol):
+    """What runs kernels: the module `cpu`, or a `cuda.Launcher`."""
+
+    def plan(self, direction: str, inputs: Inputs) -> Plan:
+        """Returns how the work is split."""
+        ...
+
+    def launch(self, direction: str, inputs: Inputs, packed: bytes) -> None:
+        """Runs or queues a kernel."""
+        ...
+
+
+def forward(inputs: Inputs, want: Sequence[bool], on: Launcher | None = None) -> Outputs:
+    """Computes what is wanted of `z`, `loc`, `log_scale` and `kl`.
+
+    Arguments:
+        inputs: The inputs.
+        want: For each output, whether it is wanted.
+        on: What launches the kernel; that of the device of the inputs if None.
+    """
+    on = on or _launcher(inputs)
     inputs = _dense(inputs)
-    outputs = allocate_outputs(inputs, want)
-    chunks, kl = cpu.chunks(inputs.loc[0]), outputs.kl
-    if kl is not None and chunks > 1:
-        kl = kl.new_empty((*kl.shape, chunks))
+    outputs, plan = allocate_outputs(inputs, want), on.plan("forward", inputs)
+    pieces, kl = chunks(inputs.loc[0], plan.length), outputs.kl
+    if kl is not None and pieces > 1:
+        kl = kl.new_empty((*kl.shape, pieces))
     nowhere = [None] * len(inputs.loc)
     into = InputGradients(nowhere, nowhere)
     partial = outputs._replace(kl=kl)
-    packed = pack(inputs, partial, _NOTHING, into, chunks, cpu.packet(inputs))
-    cpu.launch("forward", inputs, packed)
-    if kl is not None and chunks > 1:
+    on.launch("forward", inputs, pack(inputs, partial, _NOTHING, into, plan))
+    if kl is not None and pieces > 1:
         torch.sum(kl, dim=-1, out=outputs.kl)
     return outputs
 
 
-def backward(inputs: Inputs, gradients: Outputs, needed: Needed) -> InputGradients:
+def backward(
+    inputs: Inputs, gradients: Outputs, needed: Needed, on: Launcher | None = None
+) -> InputGradients:
     """Computes the gradients of the inputs that are needed.
 
     Arguments:
         inputs: Those of the forward pass.
         gradients: The gradients of the outputs, None for zero.
         needed: Which gradients to compute.
+        on: What launches the kernel; that of the device of the inputs if None.
     """
+    on = on or _launcher(inputs)
     inputs = _dense(inputs)
     gradients = Outputs(*(None if g is None else g.contiguous() for g in gradients))
     into = allocate_gradients(inputs, needed)
-    chunks = cpu.chunks(inputs.loc[0])
-    packed = pack(inputs, _NOTHING, gradients, into, chunks, cpu.packet(inputs))
-    cpu.launch("backward", inputs, packed)
+    packed = pack(inputs, _NOTHING, gradients, into, on.plan("backward", inputs))
+    on.launch("backward", inputs, packed)
     if into.common_noise is not None:
         into = into._replace(common_noise=_sum_per_channel(into.common_noise))
     return into
@@ -78,6 +100,14 @@ def allocate_gradients(inputs: Inputs, needed: Needed) -> InputGradients:
         one(needed.prior_log_scale),
         first.new_empty(shape, dtype=torch.float32) if needed.common_noise else None,
     )
+
+
+def _launcher(inputs: Inputs) -> Launcher:
+    if inputs.loc[0].device.type == "cpu":
+        return cpu
+    from . import cuda
+
+    return cuda.launcher()
 
 
 def _sum_per_channel(rows: Tensor) -> Tensor:

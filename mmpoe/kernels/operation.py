@@ -113,7 +113,7 @@ def gaussian_poe(
     else:
         from .backends import choose
     must = _needs_eager(first, noise)
-    choice = choose(backend, first.device.type, first.dtype, len(loc), subsets, must)
+    choice = choose(backend, first.device, first.dtype, len(loc), subsets, must)
 
     if not sample:
         noise = None

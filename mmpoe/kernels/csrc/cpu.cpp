@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #endif
 
-typedef Specialisation<GPOE_STORAGE, 32, 4> Chosen;
+typedef Specialisation<GPOE_STORAGE, 32, 4, true, true> Chosen;
 
 struct LaneSums {
   Float* sums;  // (S)
@@ -28,7 +28,6 @@ static void prefer_large_pages(const Chosen::A& a, void* p, i64 elements) {
 template <class Begin, class Work, class End>
 static void for_each_chunk(const Chosen::A& a, int threads, Begin begin, Work work, End finish) {
   const i64 piece = Chosen::ELEMENTS;
-  const i64 length = (a.size + a.chunks * piece - 1) / (a.chunks * piece) * piece;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     std::vector<u32> bits(a.subsets);
@@ -39,9 +38,9 @@ static void for_each_chunk(const Chosen::A& a, int threads, Begin begin, Work wo
       const i64 b = k / a.chunks, chunk = k % a.chunks;
       u32 wanted = 0;
       for (i64 s = 0; s < a.subsets; ++s) wanted |= bits[s] = given_bits<Chosen>(a, s, b);
-      const i64 end = (chunk + 1) * length < a.size ? (chunk + 1) * length : a.size;
+      const i64 end = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
       begin(sums);
-      for (i64 i = chunk * length; i < end; i += piece) {
+      for (i64 i = chunk * a.length; i < end; i += piece) {
         const Site at = {b, i, end - i < piece ? end - i : piece, a.aligned != 0};
         work(at, bits.data(), wanted, sums);
       }

@@ -39,19 +39,22 @@ struct Arguments {
   float* kl;                                                   // (S, B, chunks)
   const void *grad_z, *grad_fused_loc, *grad_fused_log_scale;  // (S, B, N)
   const float* grad_kl;                                        // (S, B)
-  i64 experts, subsets, samples, size, channel_size, chunks;
+  i64 experts, subsets, samples, size, channel_size;
+  i64 chunks, length;  // of each sample, and the elements of a chunk
   i64 aligned;  // all addresses are multiples of a packet; on a CPU: worth writing past the caches
-  float power, clamp, temperature, unused;  // a clamp of 0 is none
+  float power, inverse_power, clamp, temperature;  // a clamp of 0 is none
   Expert expert[EXPERTS];
 };
 
 static_assert(sizeof(Arguments<1>) == GPOE_ARGUMENTS_SIZE, "mmpoe.kernels.arguments differs");
 
-// A kernel is compiled for a storage type, a largest number of experts and a number of Floats.
-template <class T_, int EXPERTS_, int WIDTH_>
+// A kernel is compiled for a storage type, a largest number of experts, a number of Floats, and
+// with or without what is rarely used.
+template <class T_, int EXPERTS_, int WIDTH_, bool CLAMP_, bool COMMON_NOISE_>
 struct Specialisation {
   typedef T_ T;
   static const int EXPERTS = EXPERTS_, WIDTH = WIDTH_, ELEMENTS = WIDTH_ * LANES;
+  static const bool CLAMP = CLAMP_, COMMON_NOISE = COMMON_NOISE_;
   typedef Arguments<EXPERTS> A;
 };
 
@@ -89,7 +92,7 @@ GPOE void store(void* to, i64 offset, const Site& at, const Float* x) {
 
 template <class C>
 GPOE void soft_clamp(const typename C::A& a, Float* x) {
-  if (a.clamp > 0.f) {
+  if (C::CLAMP && a.clamp > 0.f) {
     const float inverse = 1.f / a.clamp;
     GPOE_LANES(v) x[v] = a.clamp * hyperbolic_tangent(x[v] * inverse);
   }
@@ -99,7 +102,7 @@ GPOE void soft_clamp(const typename C::A& a, Float* x) {
 template <class C>
 GPOE void soft_clamp_backward(
     const typename C::A& a, const void* from, i64 offset, const Site& at, Float* gradient) {
-  if (a.clamp > 0.f) {
+  if (C::CLAMP && a.clamp > 0.f) {
     const float inverse = 1.f / a.clamp;
     Float x[C::WIDTH];
     load<C>(from, offset, at, x);
@@ -140,7 +143,7 @@ GPOE void find_far(const typename C::A& a, const Site& at, u32 wanted, Factors<C
     log_ratio<C>(a, at, f, m, r);
     GPOE_LANES(v) {
       if (any(r[v] > FAR)) f.far |= 1u << m;
-      f.offset[m][v] = select(r[v] == -__builtin_inff(), splat(0.f), f.offset[m][v]);
+      f.offset[m][v] = select(r[v] < -3.4028235e38f, splat(0.f), f.offset[m][v]);
     }
   }
 }
@@ -148,7 +151,7 @@ GPOE void find_far(const typename C::A& a, const Site& at, u32 wanted, Factors<C
 template <class C>
 GPOE void load_common_noise(const typename C::A& a, const Site& at, Float* gamma) {
   GPOE_LANES(v) gamma[v] = splat(0.f);
-  if (!a.common_noise) return;
+  if (!C::COMMON_NOISE || !a.common_noise) return;
   const i64 first = at.element / a.channel_size;
   if (first == (at.element + C::ELEMENTS - 1) / a.channel_size) {
     GPOE_LANES(v) gamma[v] = splat(a.common_noise[first]);
@@ -223,9 +226,9 @@ GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fuse
   GPOE_LANES(v) {
     Float odds = total[v];  // R / D
     q.discount[v] = splat(1.f);
-    if (a.common_noise) {
+    if (C::COMMON_NOISE && a.common_noise) {
       q.discount[v] = 1.f + f.gamma[v] * total[v];
-      odds = total[v] / q.discount[v];
+      odds = divide(total[v], q.discount[v]);
     }
     q.inverse[v] = reciprocal(q.discount[v] + total[v]);
     q.prior_weight[v] = q.discount[v] * q.inverse[v];
@@ -242,20 +245,19 @@ GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fuse
 template <class C>
 GPOE void fuse_far(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
-  Float total[C::WIDTH], moment[C::WIDTH], r[C::WIDTH];
+  Float total[C::WIDTH], moment[C::WIDTH], r[C::EXPERTS][C::WIDTH];
   GPOE_LANES(v) q.exponent[v] = splat(FAR);
-  GPOE_EXPERTS_IN(m, given & f.far) {
-    log_ratio<C>(a, at, f, m, r);
-    GPOE_LANES(v) q.exponent[v] = maximum(r[v], q.exponent[v]);
+  GPOE_EXPERTS_IN(m, given) {
+    log_ratio<C>(a, at, f, m, r[m]);
+    GPOE_LANES(v) q.exponent[v] = maximum(r[m][v], q.exponent[v]);
   }
   GPOE_LANES(v) {
     q.exponent[v] = select(q.exponent[v] > FAR, q.exponent[v], splat(0.f));
     total[v] = moment[v] = splat(0.f);
   }
   GPOE_EXPERTS_IN(m, given) {
-    log_ratio<C>(a, at, f, m, r);
     GPOE_LANES(v) {
-      const Float e = exponential(r[v] - q.exponent[v]);
+      const Float e = exponential(r[m][v] - q.exponent[v]);
       total[v] = total[v] + e;
       moment[v] = moment[v] + e * f.offset[m][v];
     }
@@ -269,7 +271,7 @@ GPOE void fuse_far(
     q.evidence[v] = total[v] * q.inverse[v];
     q.shift[v] = moment[v] * q.inverse[v];
 
-    const Float odds = a.common_noise ? total[v] / q.discount[v] : total[v];
+    const Float odds = C::COMMON_NOISE && a.common_noise ? divide(total[v], q.discount[v]) : total[v];
     const Float rounded = 1.f + odds;
     const Float near_weight = q.discount[v] * q.inverse[v];
     const Float near =
@@ -314,7 +316,7 @@ GPOE void scaled_noise(
     const Float w = q.prior_weight[v];
     Float scale = (a.power == 2.f ? square_root(w) : w) * f.prior_scale[v];
     if (q.far) {
-      const Float exact = exponential(f.prior_log_scale[v] - q.delta[v] / a.power);
+      const Float exact = exponential(f.prior_log_scale[v] - q.delta[v] * a.inverse_power);
       scale = select(q.exponent[v] > 0.f, exact, scale);
     }
     x[v] = a.temperature * scale * x[v];
@@ -336,7 +338,6 @@ template <class C, class Sum>
 GPOE void forward(const typename C::A& a, const Site& at, const u32* given, u32 wanted, Sum& sum) {
   Factors<C> f;
   load_factors<C>(a, at, wanted, f);
-  const float inverse_power = 1.f / a.power;
   for (i64 s = 0; s < a.subsets; ++s) {
     const i64 row = s * a.samples + at.b, offset = row * a.size;
     Fused<C> q;
@@ -346,7 +347,7 @@ GPOE void forward(const typename C::A& a, const Site& at, const u32* given, u32 
     if (a.fused_loc) store<C>(a.fused_loc, offset, at, loc);
     if (a.fused_log_scale) {
       Float log_scale[C::WIDTH];
-      GPOE_LANES(v) log_scale[v] = f.prior_log_scale[v] - inverse_power * q.delta[v];
+      GPOE_LANES(v) log_scale[v] = f.prior_log_scale[v] - a.inverse_power * q.delta[v];
       store<C>(a.fused_log_scale, offset, at, log_scale);
     }
     if (a.z) {
@@ -359,7 +360,7 @@ GPOE void forward(const typename C::A& a, const Site& at, const u32* given, u32 
       Float kl = splat(0.f);
       GPOE_LANES(v) {
         const Float distance = standardise(q.shift[v], f.sharpness[v]);
-        const Float tangent = exp_minus_tangent(2.f * inverse_power * q.delta[v], growth<C>(a, q, v));
+        const Float tangent = exp_minus_tangent(2.f * a.inverse_power * q.delta[v], growth<C>(a, q, v));
         kl = kl + first_lanes(0.5f * (tangent + distance * distance), at.count - v * LANES);
       }
       sum.add(s, kl);
@@ -395,11 +396,11 @@ GPOE void gradients_of_subset(
     load<C>(a.grad_fused_log_scale, offset, at, x);
     GPOE_LANES(v) g.log_scale[v] = g.log_scale[v] + x[v];
   }
-  const float kl = a.grad_kl ? a.grad_kl[row] : 0.f, inverse_power = 1.f / a.power;
+  const float kl = a.grad_kl ? a.grad_kl[row] : 0.f;
   GPOE_LANES(v) {
     const Float distance = standardise(q.shift[v], f.sharpness[v]);
     g.shift[v] = g.loc[v] + kl * standardise(distance, f.sharpness[v]);
-    g.delta[v] = inverse_power * (kl * growth<C>(a, q, v) - g.log_scale[v]);
+    g.delta[v] = a.inverse_power * (kl * growth<C>(a, q, v) - g.log_scale[v]);
     g.log_scale[v] = g.log_scale[v] - kl * distance * distance;
   }
 }
@@ -421,7 +422,7 @@ GPOE void add_gradients(
         q.evidence[v] * g.delta[v] + g.shift[v] * q.shift[v] * q.prior_weight[v];
     Float kept = all;
     felt[v] = splat(0.f);
-    if (a.common_noise) {
+    if (C::COMMON_NOISE && a.common_noise) {
       const Float per = select(f.gamma[v] > 0.f, divide(f.gamma[v], q.discount[v]), splat(0.f));
       felt[v] = all * per;
       kept = all - felt[v] * divide(q.evidence[v], q.inverse[v]);
@@ -492,7 +493,7 @@ GPOE void backward(const typename C::A& a, const Site& at, const u32* given, u32
         a, a.prior_log_scale, at.b * a.prior_log_scale_stride, at, sums.prior_log_scale);
     store<C>(a.grad_prior_log_scale, dense, at, sums.prior_log_scale);
   }
-  if (a.grad_common_noise)
+  if (C::COMMON_NOISE && a.grad_common_noise)
     store<float, C::WIDTH>(
         a.grad_common_noise, dense + at.element, at.count, at.aligned, sums.gamma);
 }
@@ -519,12 +520,11 @@ struct WarpSums {
 template <class C, class Work>
 GPOE void for_each_site(const typename C::A& a, Work work) {
   Site at;
-  at.b = blockIdx.x / a.chunks;
+  at.b = blockIdx.x / (u32)a.chunks;
   at.aligned = a.aligned != 0;
-  const i64 step = (i64)blockDim.x * C::WIDTH, chunk = blockIdx.x % a.chunks;
-  const i64 length = (a.size + a.chunks * step - 1) / (a.chunks * step) * step;
-  const i64 end = (chunk + 1) * length < a.size ? (chunk + 1) * length : a.size;
-  for (i64 start = chunk * length; start < end; start += step) {
+  const i64 step = (i64)blockDim.x * C::WIDTH, chunk = blockIdx.x % (u32)a.chunks;
+  const i64 end = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
+  for (i64 start = chunk * a.length; start < end; start += step) {
     at.element = start + (i64)threadIdx.x * C::WIDTH;
     at.count = end - at.element;
     if (at.count < 0) at.count = 0;
@@ -536,7 +536,7 @@ GPOE void for_each_site(const typename C::A& a, Work work) {
 // Fills the bits of all subsets of the sample of this block; returns their union.
 template <class C>
 GPOE u32 gather_bits(const typename C::A& a, u32* bits) {
-  const i64 b = blockIdx.x / a.chunks;
+  const i64 b = blockIdx.x / (u32)a.chunks;
   for (i64 s = threadIdx.x; s < a.subsets; s += blockDim.x) bits[s] = given_bits<C>(a, s, b);
   __syncthreads();
   u32 wanted = 0;
@@ -557,7 +557,7 @@ GPOE void forward_kernel(const typename C::A& a, u32* shared) {
 
   if (a.kl) {
     __syncthreads();
-    const i64 b = blockIdx.x / a.chunks, chunk = blockIdx.x % a.chunks;
+    const i64 b = blockIdx.x / (u32)a.chunks, chunk = blockIdx.x % (u32)a.chunks;
     for (i64 s = threadIdx.x; s < a.subsets; s += blockDim.x) {
       float total = 0.f;
       for (int w = 0; w < sums.warps; ++w) total += sums.sums[s * sums.warps + w];
@@ -575,9 +575,10 @@ GPOE void backward_kernel(const typename C::A& a, u32* shared) {
 #endif
 
 #if defined(__CUDACC__)  // one specialisation and one direction per compilation
-typedef Specialisation<GPOE_STORAGE, GPOE_EXPERTS, GPOE_WIDTH> Chosen;
+typedef Specialisation<
+    GPOE_STORAGE, GPOE_EXPERTS, GPOE_WIDTH, GPOE_CLAMP, GPOE_COMMON_NOISE> Chosen;
 extern __shared__ u32 gpoe_shared[];
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(128, 1)
     GPOE_NAME(const __grid_constant__ Chosen::A a) {
   GPOE_KERNEL<Chosen>(a, gpoe_shared);
 }

@@ -100,16 +100,15 @@ GPOE Float first_lanes(Float x, i64 count) {  // zero beyond the first `count`
 #if defined(__CUDACC__)
 GPOE Float exponential(Float x) { return expf(x); }
 GPOE Float logarithm(Float x) { return logf(x); }
-GPOE Float square_root(Float x) { return sqrtf(x); }
-GPOE Float reciprocal(Float x) { return __fdividef(1.f, x); }
-GPOE Float divide(Float a, Float b) { return __fdividef(a, b); }
-GPOE Float hyperbolic_tangent(Float x) { return tanhf(x); }
-GPOE Float rough_logarithm(Float x) { return fminf(__logf(x), 0.f); }  // of x in (0, 1]
-GPOE Float rough_square_root(Float x) {
+GPOE Float square_root(Float x) {
   float y;
   asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+GPOE Float reciprocal(Float x) { return __fdividef(1.f, x); }
+GPOE Float divide(Float a, Float b) { return __fdividef(a, b); }
+GPOE Float hyperbolic_tangent(Float x) { return tanhf(x); }
+GPOE Float rough_logarithm(Float x) { return fminf(__logf(x), 0.f); }  // of x in (0, 1]
 GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2, 1/2]
   __sincosf(6.283185307f * x, sine, cosine);
 }
@@ -174,7 +173,6 @@ GPOE Float hyperbolic_tangent(Float x) {
   return select(a < 0.4f, x + x * (z * series), select(x < 0.f, -far, far));
 }
 GPOE Float rough_logarithm(Float x) { return logarithm(x); }
-GPOE Float rough_square_root(Float x) { return square_root(x); }
 GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2, 1/2]
   const Float shifted = x * 4.f + 12582912.f;  // the quarter turn is in its last bits
   const Word quarter = as_word(shifted);
@@ -242,7 +240,7 @@ GPOE void philox(Wide c[4], u64 seed) {
 GPOE void box_muller(Word a, Word b, Float* x, Float* y) {
   const Float u = (to_float(a >> 8) + 0.5f) * 5.9604644775390625e-08f;  // (0, 1]
   const Float angle = to_float(b >> 8) * 5.9604644775390625e-08f - 0.5f;  // [-1/2, 1/2)
-  const Float radius = rough_square_root(-2.f * rough_logarithm(u));
+  const Float radius = square_root(-2.f * rough_logarithm(u));
   Float sine, cosine;
   turn(angle, &sine, &cosine);
   *x = radius * cosine;
@@ -370,32 +368,46 @@ GPOE Word narrow(const float16*, Float x) { return float16_bits(x); }
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
 
-// A packet is moved by one instruction: up to 128 bits, aligned to its size.
+// A packet is moved by one instruction: up to 128 bits, aligned to its size. In assembly, since a
+// compiler may split a plain store of 128 bits to merge it with the code for unaligned rows.
 #if defined(__CUDACC__)
 template <int BYTES>
 struct Packet;
 template <>
 struct Packet<16> {
   static GPOE void read(const void* p, u32* w) {
-    const uint4 t = *(const uint4*)p;
-    w[0] = t.x, w[1] = t.y, w[2] = t.z, w[3] = t.w;
+    asm("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+        : "l"(__cvta_generic_to_global(p)));
   }
   static GPOE void write(void* p, const u32* w) {
-    *(uint4*)p = make_uint4(w[0], w[1], w[2], w[3]);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+                 "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                 : "memory");
   }
 };
 template <>
 struct Packet<8> {
   static GPOE void read(const void* p, u32* w) {
-    const uint2 t = *(const uint2*)p;
-    w[0] = t.x, w[1] = t.y;
+    asm("ld.global.nc.v2.b32 {%0, %1}, [%2];"
+        : "=r"(w[0]), "=r"(w[1])
+        : "l"(__cvta_generic_to_global(p)));
   }
-  static GPOE void write(void* p, const u32* w) { *(uint2*)p = make_uint2(w[0], w[1]); }
+  static GPOE void write(void* p, const u32* w) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]),
+                 "r"(w[1])
+                 : "memory");
+  }
 };
 template <>
 struct Packet<4> {
-  static GPOE void read(const void* p, u32* w) { w[0] = *(const u32*)p; }
-  static GPOE void write(void* p, const u32* w) { *(u32*)p = w[0]; }
+  static GPOE void read(const void* p, u32* w) {
+    asm("ld.global.nc.b32 %0, [%1];" : "=r"(w[0]) : "l"(__cvta_generic_to_global(p)));
+  }
+  static GPOE void write(void* p, const u32* w) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(w[0])
+                 : "memory");
+  }
 };
 #endif  // a simulation brings its own, which checks alignment
 
@@ -435,32 +447,35 @@ GPOE void pack(const T* p, const Float* x, u32* w, int width) {
   for (int v = 0; v < width; v += 2) w[v / 2] = narrow(p, x[v]) | narrow(p, x[v + 1]) << 16;
 }
 
-template <class T, int WIDTH, bool WHOLE>
-struct Access {  // too narrow for a packet: a number at a time
-  static GPOE void load(const T* p, Float* x) {}
-  static GPOE void store(T* p, const Float* x) {}
-};
-template <class T, int WIDTH>
-struct Access<T, WIDTH, true> {
+template <class T, int WIDTH, int BYTES = WIDTH * sizeof(T)>
+struct Access {
+  static const int PACKET = BYTES < 16 ? BYTES : 16;
   static GPOE void load(const T* p, Float* x) {
-    u32 w[WIDTH * sizeof(T) / 4];
-    Packet<WIDTH * sizeof(T)>::read(p, w);
+    u32 w[BYTES / 4];
+    GPOE_UNROLL
+    for (int k = 0; k < BYTES; k += PACKET)
+      Packet<PACKET>::read((const char*)p + k, w + k / 4);
     unpack(p, w, x, WIDTH);
   }
   static GPOE void store(T* p, const Float* x) {
-    u32 w[WIDTH * sizeof(T) / 4];
+    u32 w[BYTES / 4];
     pack(p, x, w, WIDTH);
-    Packet<WIDTH * sizeof(T)>::write(p, w);
+    GPOE_UNROLL
+    for (int k = 0; k < BYTES; k += PACKET) Packet<PACKET>::write((char*)p + k, w + k / 4);
   }
+};
+template <class T, int WIDTH>
+struct Access<T, WIDTH, 2> {  // one number of 16 bits
+  static GPOE void load(const T* p, Float* x) { x[0] = load_one(p); }
+  static GPOE void store(T* p, const Float* x) { store_one(p, x[0]); }
 };
 
 // Reads `count` elements, or WIDTH of them if `count` is WIDTH and `aligned` holds; 0 beyond.
 template <class T, int WIDTH>
 GPOE void load(const void* from, i64 offset, i64 count, bool aligned, Float* x) {
   const T* p = (const T*)from + offset;
-  const bool whole = WIDTH * sizeof(T) >= 4 && aligned && count == WIDTH;
-  if (whole) {
-    Access<T, WIDTH, WIDTH * sizeof(T) >= 4>::load(p, x);
+  if (aligned && count == WIDTH) {
+    Access<T, WIDTH>::load(p, x);
   } else {
     GPOE_UNROLL
     for (int v = 0; v < WIDTH; ++v) x[v] = v < count ? load_one(p + v) : 0.f;
@@ -469,9 +484,8 @@ GPOE void load(const void* from, i64 offset, i64 count, bool aligned, Float* x) 
 template <class T, int WIDTH>
 GPOE void store(void* to, i64 offset, i64 count, bool aligned, const Float* x) {
   T* p = (T*)to + offset;
-  const bool whole = WIDTH * sizeof(T) >= 4 && aligned && count == WIDTH;
-  if (whole) {
-    Access<T, WIDTH, WIDTH * sizeof(T) >= 4>::store(p, x);
+  if (aligned && count == WIDTH) {
+    Access<T, WIDTH>::store(p, x);
   } else {
     GPOE_UNROLL
     for (int v = 0; v < WIDTH; ++v)
