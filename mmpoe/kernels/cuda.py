@@ -5,7 +5,16 @@ What a GPU does is behind `Driver`, so that the launcher can be tested without o
 
 from __future__ import annotations
 
-__all__ = ["CudaDriver", "Driver", "Launcher", "failure", "launcher", "prepare", "unavailable"]
+__all__ = [
+    "CudaDriver",
+    "Driver",
+    "Launcher",
+    "failure",
+    "launcher",
+    "prepare",
+    "unavailable",
+    "width",
+]
 
 import ctypes
 import importlib
@@ -126,11 +135,11 @@ def prepare(
 def _special(
     direction: str, dtype: torch.dtype, experts: int, clamp: bool, common_noise: bool
 ) -> Specialisation:
-    width = _width(direction, experts)
-    return Specialisation(direction, STORAGE[dtype], experts, width, clamp, common_noise)
+    size = width(direction, experts)
+    return Specialisation(direction, STORAGE[dtype], experts, size, clamp, common_noise)
 
 
-def _width(direction: str, experts: int) -> int:
+def width(direction: str, experts: int) -> int:
     """Returns the elements per thread: as many as registers hold without spilling."""
     if direction == "forward":
         return 4 if experts <= 8 else 2 if experts <= 16 else 1

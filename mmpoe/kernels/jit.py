@@ -31,7 +31,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,12 @@ def _read(path: Path) -> bytes:
 def _write(path: Path, content: bytes) -> bool:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            temporary = Path(file.name)
             file.write(content)
-        Path(file.name).replace(path)
+        try:
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError:
         return False
     return True
@@ -197,12 +201,13 @@ def nvrtc() -> Any:  # noqa: ANN401
     return nvrtc
 
 
-def cuda_binary(special: Specialisation, architecture: int) -> bytes:
+def cuda_binary(special: Specialisation, architecture: int, more: Sequence[str] = ()) -> bytes:
     """Returns a kernel for a GPU, compiled if need be: machine code, or PTX for one too new.
 
     Arguments:
         special: What it is compiled for.
         architecture: The compute capability, 90 for 9.0.
+        more: More options of the compiler.
 
     Raises:
         BuildError: If NVRTC is not there, or fails, or the GPU is too old for it.
@@ -215,7 +220,7 @@ def cuda_binary(special: Specialisation, architecture: int) -> bytes:
         raise BuildError(f"NVRTC does not compile for compute capability {architecture}")
     machine = architecture in known
     target = f"sm_{architecture}" if machine else f"compute_{max(known)}"
-    options = [f"--gpu-architecture={target}", "-std=c++17", *special.defines]
+    options = [f"--gpu-architecture={target}", "-std=c++17", *special.defines, *more]
     version = ".".join(map(str, compiler.nvrtcVersion()[1:]))
     identity = "\0".join([*sources().values(), *options, version])
     name = f"gpoe-{target}-{special.storage}-{special.experts}-{special.direction}"

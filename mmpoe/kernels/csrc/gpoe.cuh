@@ -34,7 +34,7 @@ struct Arguments {
   float* grad_common_noise;   // (B, N), summed by the caller
   const u8* given;            // (S, B, experts)
   const void* noise;          // (S, B, N), or else
-  const u64* seed;            // one number
+  const u64* seed;            // one number, or else z is loc
   void *z, *fused_loc, *fused_log_scale;                       // (S, B, N)
   float* kl;                                                   // (S, B, chunks)
   const void *grad_z, *grad_fused_loc, *grad_fused_log_scale;  // (S, B, N)
@@ -196,7 +196,7 @@ GPOE void load_factors(const typename C::A& a, const Site& at, u32 wanted, Facto
     }
   }
   f.far = 0;
-  if (any(widest > FAR)) find_far<C>(a, at, wanted, f);
+  if (GPOE_RARELY(any(widest > FAR))) find_far<C>(a, at, wanted, f);
 }
 
 // ---- The product of one subset --------------------------------------------------------------
@@ -293,7 +293,7 @@ GPOE void fuse_far(
 
 template <class C>
 GPOE void fuse(const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
-  q.far = (given & f.far) != 0;
+  q.far = GPOE_RARELY((given & f.far) != 0);
   if (q.far)
     fuse_far<C>(a, at, f, given, q);
   else
@@ -307,9 +307,10 @@ template <class C>
 GPOE void scaled_noise(
     const typename C::A& a, const Site& at, i64 row, const Factors<C>& f, const Fused<C>& q,
     Float* x) {
+  GPOE_LANES(v) x[v] = splat(0.f);
   if (a.noise)
     load<C>(a.noise, row * a.size, at, x);
-  else
+  else if (a.seed)
     normals<C::WIDTH>(*a.seed, (u64)row, at.element, x);
   GPOE_LANES(v) {
     // e^(-delta / power) of the scale of the prior

@@ -22,6 +22,15 @@ typedef long long i64;
 #define GPOE_UNROLL _Pragma("GCC unroll 32")
 #endif
 
+// An audit of instructions compiles what usually runs alone.
+#if defined(GPOE_USUAL_PATH)
+#define GPOE_USUALLY(condition) true
+#define GPOE_RARELY(condition) false
+#else
+#define GPOE_USUALLY(condition) (condition)
+#define GPOE_RARELY(condition) (condition)
+#endif
+
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
 const int LANES = 1;
 typedef float Float;
@@ -195,12 +204,13 @@ GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2,
 
 // e^-v - 1 + v for v >= 0, given 1 - e^-v, without the cancellation near 0
 GPOE Float exp_minus_tangent(Float v, Float growth) {
-  Float p = splat(1.f / 360.f);
+  Float p = splat(-1.f / 2520.f);
+  p = p * v + 1.f / 360.f;
   p = p * v - 1.f / 60.f;
   p = p * v + 1.f / 12.f;
   p = p * v - 1.f / 3.f;
   p = p * v + 1.f;
-  return select(v < 0.125f, 0.5f * v * v * p, v - growth);
+  return select(v < 0.25f, 0.5f * v * v * p, v - growth);
 }
 
 // ---- Normal noise ---------------------------------------------------------------------------
@@ -474,7 +484,7 @@ struct Access<T, WIDTH, 2> {  // one number of 16 bits
 template <class T, int WIDTH>
 GPOE void load(const void* from, i64 offset, i64 count, bool aligned, Float* x) {
   const T* p = (const T*)from + offset;
-  if (aligned && count == WIDTH) {
+  if (GPOE_USUALLY(aligned && count == WIDTH)) {
     Access<T, WIDTH>::load(p, x);
   } else {
     GPOE_UNROLL
@@ -484,7 +494,7 @@ GPOE void load(const void* from, i64 offset, i64 count, bool aligned, Float* x) 
 template <class T, int WIDTH>
 GPOE void store(void* to, i64 offset, i64 count, bool aligned, const Float* x) {
   T* p = (T*)to + offset;
-  if (aligned && count == WIDTH) {
+  if (GPOE_USUALLY(aligned && count == WIDTH)) {
     Access<T, WIDTH>::store(p, x);
   } else {
     GPOE_UNROLL
