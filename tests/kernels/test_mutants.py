@@ -98,8 +98,9 @@ def problems(on):
 
     options = {"experts": 2, "event": (4, 33), "share": 1.0}
     sharp = make(subsets=3, **options)
-    sharp.given[:] = torch.tensor([[1, 1], [0, 1], [1, 0]]).bool()[:, None]
-    sharp.log_scale[0][..., ::3] -= 60.0
+    sharp.given[:] = torch.tensor([[1, 1], [1, 0], [0, 1]]).bool()[:, None]
+    sharp.log_scale[0][..., ::3] -= 40.0
+    sharp.log_scale[1][..., ::3] -= 110.0
     outputs, alone = (
         launch.forward(i, (True,) * 4, on)
         for i in (sharp, sharp._replace(given=sharp.given[1:2], noise=sharp.noise[1:2]))

@@ -158,6 +158,17 @@ def test_a_subset_does_not_underflow_beside_a_sharper_one(gap, power, common):
         assert torch.equal(together[1:], apart[1:])
 
 
+@pytest.mark.parametrize("gap", [45.0, 110.0])
+def test_a_sharp_subset_does_not_underflow_beside_a_sharper_one(gap):
+    inputs = make(experts=2, subsets=3, rows=2, event=(4, 40), share=1.0)
+    inputs.given[:] = torch.tensor([[1, 1], [1, 0], [0, 1]]).bool()[:, None]
+    inputs.log_scale[0][..., ::3] -= 40.0
+    inputs.log_scale[1][..., ::3] -= gap
+    outputs = launch.forward(inputs, (True,) * 4)
+    for output, expected in zip(outputs[:3], exact(inputs), strict=False):
+        torch.testing.assert_close(output.double(), expected, rtol=2e-5, atol=2e-5)
+
+
 def test_lanes_that_are_not_far_keep_every_bit_beside_some_that_are():
     inputs = make(experts=2, rows=1, event=(256,), share=1.0)
     plain = launch.forward(inputs, (True, True, True, False))
