@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check tests doctest docs bench-smoke format clean
+.PHONY: help setup demo test check tests doctest docs bench-smoke bench-multivae calibration-gate format clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY)  ## Create .venv and install mmpoe with everything it needs
 
@@ -46,6 +46,14 @@ docs: $(READY)  ## Build the documentation into docs/_build/html, warnings are e
 
 bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_import --smoke
+	$(BIN)/python -m benchmarks.bench_multivae --smoke
+
+bench-multivae: $(READY)  ## Measure side by side with MultiVae, which is installed; write the tables
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m benchmarks.bench_multivae --write
+
+calibration-gate: $(READY)  ## Train models, calibrate them, and hold them against exact conditionals
+	$(BIN)/python -m pytest -m gate -s tests/test_calibration_gate.py
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .

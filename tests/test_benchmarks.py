@@ -1,0 +1,89 @@
+"""The benchmark with another library fails when it should, and the README shows what it wrote."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_multivae
+from benchmarks._multivae import Parity
+from benchmarks.bench_multivae import Time
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What the benchmark will have measured, in place of measuring it: all promises kept."""
+    ratios = {
+        "conditional": 50.0,
+        "gradients": 1e-7,
+        "loss": 1.0,
+        **dict.fromkeys((2, 4, 6, 8, 10), 200.0),
+    }
+
+    def products(modalities, *args, **options):
+        theirs = ratios[modalities]
+        return {"ours": [Time(1.0, 0.1)] * 3, "theirs": [Time(theirs, theirs / 2)] * 3}
+
+    def hierarchy(modalities, *args, **options):
+        return {name: [Time(modalities, 0.0)] for name in ("pairs", "drawn", "theirs")}
+
+    def likelihoods(*args, **options):
+        times = {"conditional": ratios["conditional"], "joint": 1.0}
+        named = {f"{name}, ours": [Time(1.0, 0.0)] for name in times}
+        named |= {f"{name}, theirs": [Time(t, 0.0)] for name, t in times.items()}
+        return {"times": named, "values": {"ours": 1.0, "theirs": 1.0}}
+
+    def parity(*args):
+        return Parity((1.0, ratios["loss"]), (1.0, 1.0), ratios["gradients"])
+
+    monkeypatch.setattr(bench_multivae, "compare_products", products)
+    monkeypatch.setattr(bench_multivae, "compare_hierarchy", hierarchy)
+    monkeypatch.setattr(bench_multivae, "compare_likelihoods", likelihoods)
+    monkeypatch.setattr(bench_multivae.peer, "mopoe_parity", parity)
+    monkeypatch.setattr(bench_multivae.peer, "importable", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["bench_multivae"])
+    return ratios
+
+
+def test_kept_promises_are_no_failure(measured, capsys):
+    bench_multivae.main()
+    shown = capsys.readouterr().out
+    assert "| 8 | 255 | 1000 ms | 200.0 s | 200 |" in shown
+    assert "as M to the power of 1.00" in shown
+    assert "50 % of MultiVae's time" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (2, 0.98, r"2 modalities: 0\.98 times as fast"),
+        (10, 20.0, r"10 modalities: 20\.00 times as fast"),
+        ("conditional", 15.0, r"conditional likelihood: 15\.0 times as fast"),
+        ("gradients", 1e-4, r"gradients of 3 modalities differ by 1\.0e-04"),
+        ("loss", 1.001, r"losses of 3 modalities are 1\.0 and 1\.001"),
+        ("gradients", math.nan, r"gradients of 3 modalities differ by nan"),
+    ],
+)
+def test_broken_promises_are_failures(measured, name, value, message):
+    measured[name] = value
+    with pytest.raises(SystemExit, match=rf"Not as promised: .*{message}"):
+        bench_multivae.main()
+
+
+def test_the_other_library_is_asked_for(measured, monkeypatch):
+    monkeypatch.setattr(bench_multivae.peer, "importable", lambda: False)
+    with pytest.raises(SystemExit, match=r"pip install -e \"\.\[bench\]\""):
+        bench_multivae.main()
+
+
+def test_the_readme_shows_what_was_measured():
+    results = (ROOT / "benchmarks/results/multivae.md").read_text()
+    section = (ROOT / "README.md").read_text().split("## Side by side")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "ms |" in line]
+    assert len(rows) > 3
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert " | ".join(cells[1:]) in results, row
