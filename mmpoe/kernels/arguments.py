@@ -163,7 +163,7 @@ def pack(
         inputs: The inputs, all dense; only those of experts and prior may have gaps between rows.
         outputs: Where the outputs go, `kl` with shape (S, B, chunks).
         gradients: The gradients of the outputs, for a backward pass.
-        into: Where the gradients of the inputs go.
+        into: Where the gradients of the inputs go, empty for a forward pass.
         plan: How the work is split.
     """
     (length, packet), first, experts = plan, inputs.loc[0], len(inputs.loc)
@@ -176,10 +176,10 @@ def pack(
         a, b = inputs.prior
         prior = (a.data_ptr(), b.data_ptr(), a.stride(0), b.stride(0))
     each: list[int] = []
-    for a, b, to_a, to_b in zip(
-        inputs.loc, inputs.log_scale, into.loc, into.log_scale, strict=True
-    ):
-        each += (a.data_ptr(), b.data_ptr(), a.stride(0), b.stride(0), _at(to_a), _at(to_b))
+    to_loc, to_log_scale = into.loc, into.log_scale
+    for m, (a, b) in enumerate(zip(inputs.loc, inputs.log_scale, strict=True)):
+        each += (a.data_ptr(), b.data_ptr(), a.stride(0), b.stride(0))
+        each += (_at(to_loc[m]), _at(to_log_scale[m])) if to_loc else (0, 0)
     noise, into_prior = _at(inputs.noise), (_at(into.prior_loc), _at(into.prior_log_scale))
     dense = [_at(t) for t in (*outputs[:3], *gradients[:3])]
 

@@ -16,6 +16,9 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -34,9 +37,12 @@ def status() -> dict[str, str]:
         >>> status()["eager"]
         'available'
     """
-    from . import cpu, cuda  # not on import: they load more of the standard library
-
-    reasons = {"cuda": cuda.unavailable(), "cpu": cpu.unavailable(), "eager": None}
+    modules = _modules()
+    reasons = {
+        "cuda": modules.cuda.unavailable(),
+        "cpu": modules.cpu.unavailable(),
+        "eager": None,
+    }
     return {
         name: "available" if reason is None else f"not available: {reason}"
         for name, reason in reasons.items()
@@ -104,9 +110,7 @@ def warmup(
     device = torch.empty(0, device=device).device  # with its index
     name = _choose(None, device, dtype, experts, subsets=1)
     if name == "cuda":
-        from . import cuda
-
-        cuda.prepare(device, dtype, experts, clamp, common_noise)
+        _modules().cuda.prepare(device, dtype, experts, clamp, common_noise)
     return name
 
 
@@ -171,16 +175,29 @@ def _cannot(
 
 
 def _failure(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    from . import cpu, cuda, jit
-
+    modules = _modules()
     if name == "cuda":
-        reason = cuda.failure(device)
+        reason = modules.cuda.failure(device)
         return reason and f"is not available: {reason}"
     try:
-        cpu.library(dtype)
-    except jit.BuildError as error:
+        modules.cpu.library(dtype)
+    except modules.jit.BuildError as error:
         return f"is not available: {error}"
     return None
+
+
+class _Modules(NamedTuple):
+    cpu: ModuleType
+    cuda: ModuleType
+    jit: ModuleType
+
+
+@cache
+def _modules() -> _Modules:
+    """Imports what compiles and launches: it loads more of the standard library than PyTorch."""
+    from . import cpu, cuda, jit
+
+    return _Modules(cpu, cuda, jit)
 
 
 def _available(name: str, source: str) -> str:

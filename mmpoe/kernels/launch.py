@@ -14,6 +14,7 @@ from . import cpu
 from .arguments import InputGradients, Inputs, Needed, Outputs, Plan, chunks, dense, pack
 
 _NOTHING = Outputs(None, None, None, None)
+_NOWHERE = InputGradients([], [])
 
 
 class Launcher(Protocol):
@@ -42,10 +43,8 @@ def forward(inputs: Inputs, want: Sequence[bool], on: Launcher | None = None) ->
     pieces, kl = chunks(inputs.loc[0], plan.length), outputs.kl
     if kl is not None and pieces > 1:
         kl = kl.new_empty((*kl.shape, pieces))
-    nowhere = [None] * len(inputs.loc)
-    into = InputGradients(nowhere, nowhere)
-    partial = outputs._replace(kl=kl)
-    on.launch("forward", inputs, pack(inputs, partial, _NOTHING, into, plan))
+    partial = Outputs(*outputs[:3], kl)
+    on.launch("forward", inputs, pack(inputs, partial, _NOTHING, _NOWHERE, plan))
     if kl is not None and pieces > 1:
         torch.sum(kl, dim=-1, out=outputs.kl)
     return outputs
@@ -75,30 +74,28 @@ def backward(
 
 def allocate_outputs(inputs: Inputs, want: Sequence[bool]) -> Outputs:
     """Returns empty tensors for the outputs that are wanted."""
-    first = inputs.loc[0]
-    z, loc, log_scale, kl = want
-    return Outputs(
-        first.new_empty(inputs.shape) if z else None,
-        first.new_empty(inputs.shape) if loc else None,
-        first.new_empty(inputs.shape) if log_scale else None,
-        first.new_empty(inputs.given.shape[:-1], dtype=torch.float32) if kl else None,
-    )
+    first, shape = inputs.loc[0], inputs.shape
+    z, loc, log_scale = (first.new_empty(shape) if wanted else None for wanted in want[:3])
+    rows = inputs.given.shape[:-1]
+    kl = first.new_empty(rows, dtype=torch.float32) if want[3] else None
+    return Outputs(z, loc, log_scale, kl)
 
 
 def allocate_gradients(inputs: Inputs, needed: Needed) -> InputGradients:
     """Returns empty tensors for the gradients needed; that of the common noise per element."""
     first = inputs.loc[0]
-    shape = first.shape
+    if not first.is_contiguous():
+        first = first.new_empty(first.shape)
 
     def one(wanted: bool) -> Tensor | None:
-        return first.new_empty(shape) if wanted else None
+        return torch.empty_like(first) if wanted else None  # half the time of new_empty
 
     return InputGradients(
         [one(wanted) for wanted in needed.loc],
         [one(wanted) for wanted in needed.log_scale],
         one(needed.prior_loc),
         one(needed.prior_log_scale),
-        first.new_empty(shape, dtype=torch.float32) if needed.common_noise else None,
+        torch.empty_like(first, dtype=torch.float32) if needed.common_noise else None,
     )
 
 
@@ -117,11 +114,14 @@ def _sum_per_channel(rows: Tensor) -> Tensor:
 
 
 def _dense(inputs: Inputs) -> Inputs:
-    prior, noise = inputs.prior, inputs.noise
+    loc, log_scale, given, prior, noise, *_ = inputs
+    tensors = (*loc, *log_scale, given, *(prior or ()))
+    if (noise is None or noise.is_contiguous()) and all(t.is_contiguous() for t in tensors):
+        return inputs
     return inputs._replace(
-        loc=[dense(t) for t in inputs.loc],
-        log_scale=[dense(t) for t in inputs.log_scale],
-        given=inputs.given.contiguous(),
+        loc=[dense(t) for t in loc],
+        log_scale=[dense(t) for t in log_scale],
+        given=given.contiguous(),
         prior=None if prior is None else (dense(prior[0]), dense(prior[1])),
         noise=None if noise is None else noise.contiguous(),
     )

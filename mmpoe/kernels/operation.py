@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from mmpoe.gaussian import check_power
 
-from . import reference
+from . import backends, reference
 from .arguments import Inputs
 
 
@@ -108,10 +108,9 @@ def gaussian_poe(
     want = _wanted(outputs)
     subsets = given.shape[0] if given.dim() == 3 else 1
 
+    choose = backends.choose
     if torch.compiler.is_compiling():
         from .tracing import choose
-    else:
-        from .backends import choose
     must = _needs_eager(first, noise)
     choice = choose(backend, first.device, first.dtype, len(loc), subsets, must)
 
@@ -212,21 +211,26 @@ def _check(
             f"'loc' should hold one row per row of 'given' ({given.shape[-2]}), "
             f"but has shape {tuple(first.shape)}."
         )
-    parts = {f"loc[{m}]": t for m, t in enumerate(loc)}
-    parts |= {f"log_scale[{m}]": t for m, t in enumerate(log_scale)}
-    if prior is not None:
-        parts |= {"prior[0]": prior[0], "prior[1]": prior[1]}
-    for name, part in parts.items():
-        if part.shape != first.shape or part.dtype != first.dtype or part.device != first.device:
-            raise ValueError(
-                f"'{name}' should be like 'loc[0]', {_describe(first)}, but is {_describe(part)}."
-            )
+    shape, dtype, device = first.shape, first.dtype, first.device
+    for part in (*loc, *log_scale, *(prior or ())):
+        if part.shape != shape or part.dtype != dtype or part.device != device:
+            raise ValueError(_name_mismatch(loc, log_scale, prior))
 
     shape = (*given.shape[:-1], *first.shape[1:])
     if noise is not None and noise.shape != shape:
         raise ValueError(
             f"'noise' should have the shape of z, {shape}, but has shape {tuple(noise.shape)}."
         )
+
+
+def _name_mismatch(
+    loc: list[Tensor], log_scale: list[Tensor], prior: tuple[Tensor, Tensor] | None
+) -> str:
+    names = [f"loc[{m}]" for m in range(len(loc))]
+    names += [f"log_scale[{m}]" for m in range(len(loc))] + ["prior[0]", "prior[1]"]
+    described = [_describe(t) for t in (*loc, *log_scale, *(prior or ()))]
+    name, wrong = next((n, d) for n, d in zip(names, described, strict=False) if d != described[0])
+    return f"'{name}' should be like 'loc[0]', {described[0]}, but is {wrong}."
 
 
 def _check_common_noise(common_noise: Tensor, like: Tensor) -> None:

@@ -30,8 +30,12 @@ def run(inputs: Inputs, want: Want) -> Outputs:
     if _is_traced(inputs.loc[0]):
         outputs = torch.ops.mmpoe.gaussian_poe(*_flatten(inputs), want)
     else:
-        experts = (*inputs.loc, *inputs.log_scale)
-        outputs = _Fused.apply(want, inputs[-3:], *_others(inputs), *experts)
+        tensors = (*_others(inputs), *inputs.loc, *inputs.log_scale)
+        if not torch.is_grad_enabled() or not any(
+            t is not None and t.requires_grad for t in tensors
+        ):
+            return launch.forward(inputs, want)
+        outputs = _Fused.apply(want, inputs[-3:], *tensors)
     return Outputs(*(t if wanted else None for t, wanted in zip(outputs, want, strict=True)))
 
 

@@ -30,7 +30,10 @@ MUTANTS = {
         "* a.chunks + chunk] = total",
         "* a.chunks] = total",
     ),
-    "a chunk that ends early": ("(chunk + 1) * a.length <", "(chunk + 1) * a.length - 1 <"),
+    "a chunk that ends early": (
+        "? (chunk + 1) * a.length : a.size;\n  for",
+        "? (chunk + 1) * a.length - 1 : a.size;\n  for",
+    ),
     "a wrong sign in backward": ("- a.power * (r - felt", "+ a.power * (r - felt"),
     "a mask bit ignored": ("row[m] ? 1u << m : 0u", "m == 1 || row[m] ? 1u << m : 0u"),
     "the noise of another subset": (
