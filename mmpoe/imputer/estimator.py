@@ -288,7 +288,7 @@ class MultimodalImputer:
     def _kinds(self, sources: Sequence[Source]) -> dict[Hashable, str]:
         """The kinds that the caller chose, by column."""
         kinds = dict(self.kinds or {})
-        by_modality = {s.modality: [] for s in sources}
+        by_modality: dict[Hashable, list[Hashable]] = {s.modality: [] for s in sources}
         for source in sources:
             by_modality[source.modality].append(source.label)
         known = {source.label for source in sources}
