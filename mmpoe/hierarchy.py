@@ -215,10 +215,14 @@ class LatentGroup(nn.Module):
             )
             if at_once:
                 q = kernels.PoE(*(v.flatten(0, 1) for v in q))
+        p = self.prior_distribution(raw_prior, given.shape[0], encodings.like.to(dtype))
+        mean, deviation = q.loc, q.log_scale
+        if posterior.clamp is not None and raw_prior is not None:
+            mean, deviation = _settle(given, (mean, deviation), p)
         return Inference(
             z=q.z if z is None else z,
-            posterior=DiagNormal(q.loc, q.log_scale, len(self.shape)),
-            prior=self.prior_distribution(raw_prior, given.shape[0], encodings.like.to(dtype)),
+            posterior=DiagNormal(mean, deviation, len(self.shape)),
+            prior=p,
             kl=q.kl,
         )
 
@@ -391,6 +395,18 @@ def top_down(
         steps.append(step)
     assert h is not None  # there is at least one group
     return h, steps
+
+
+def _settle(given: Tensor, q: tuple[Tensor, Tensor], p: DiagNormal) -> tuple[Tensor, Tensor]:
+    """Makes rows that are given nothing equal to the prior in the last bit, soft clamps included.
+
+    Backends compute their own hyperbolic tangent.
+    """
+    some = given.any(dim=1)
+    if torch.compiler.is_compiling() or bool(some.all()):
+        return q
+    some = some.reshape(-1, *(1,) * (q[0].dim() - 1))
+    return torch.where(some, q[0], p.loc), torch.where(some, q[1], p.log_scale)
 
 
 def _check_parameters(out: Tensor, wanted: tuple[int, ...], who: str) -> None:

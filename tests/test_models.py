@@ -158,10 +158,12 @@ def test_enumeration_is_the_expectation_of_sampling():
 
 def test_full_family_is_the_plain_bound():
     model, x, some = make(flat), {m: v[1:] for m, v in batch().items()}, OBSERVED[1:]
-    torch.manual_seed(0)
-    mixture = mixture_elbo(model, x, some, beta=0.5, family="full")
-    torch.manual_seed(0)
-    torch.testing.assert_close(mixture, mmpoe.elbo(model(x, some), x, some, beta=0.5))
+    with mmpoe.kernels.use_backend("eager"):  # one generator for both
+        torch.manual_seed(0)
+        mixture = mixture_elbo(model, x, some, beta=0.5, family="full")
+        torch.manual_seed(0)
+        bound = mmpoe.elbo(model(x, some), x, some, beta=0.5)
+    torch.testing.assert_close(mixture, bound)
 
 
 def test_order_of_modalities_does_not_matter():

@@ -1,10 +1,10 @@
 r"""The Gaussian product of experts as one operation: product, sample and divergence together.
 
-A *backend* is one implementation of the same mathematics. The eager backend is plain PyTorch and
-always there; the names ``"cuda"`` and ``"cpu"`` are reserved for fused ones.
+A *backend* is one implementation of the same mathematics: ``"cuda"`` and ``"cpu"`` are fused
+kernels, compiled from one source on first use; ``"eager"`` is plain PyTorch and always there.
 """
 
-__all__ = ["BACKENDS", "PoE", "gaussian_poe", "last_backend", "status", "use_backend"]
+__all__ = ["BACKENDS", "PoE", "gaussian_poe", "last_backend", "status", "use_backend", "warmup"]
 
-from .backends import BACKENDS, last_backend, status, use_backend
+from .backends import BACKENDS, last_backend, status, use_backend, warmup
 from .operation import PoE, gaussian_poe

@@ -5,15 +5,16 @@ from __future__ import annotations
 __all__ = ["PoE", "gaussian_poe"]
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+import torch.autograd.forward_ad
 from torch import Generator, Tensor
 
 from mmpoe.gaussian import check_power
 
-from . import reference
-from .backends import resolve
+from . import backends, reference
+from .arguments import Inputs
 
 
 class PoE(NamedTuple):
@@ -42,6 +43,7 @@ def gaussian_poe(
     power: int = 2,
     clamp: float | None = None,
     common_noise: Tensor | None = None,
+    outputs: Sequence[str] = PoE._fields,
     backend: str | None = None,
 ) -> PoE:
     r"""Multiplies a Gaussian prior by the given experts, samples, and measures what was learned.
@@ -75,6 +77,8 @@ def gaussian_poe(
             the prior variance, with one number per channel (the first event dimension): the sum
             :math:`R = \sum_m \sigma_p^2 / \sigma_m^2` counts as :math:`R / (1 + \gamma R)`. None
             is the plain product, as is 0.
+        outputs: What to compute of ``"z"``, ``"loc"``, ``"log_scale"`` and ``"kl"``; what is not
+            asked for is None. With many subsets, writing the parameters takes most of the time.
         backend: The backend to run (``"cuda"``, ``"cpu"``, ``"eager"``); chosen if None.
 
     Returns:
@@ -98,32 +102,80 @@ def gaussian_poe(
     """
     loc, log_scale = list(loc), list(log_scale)
     _check(loc, log_scale, given, prior, noise, power, clamp)
+    first = loc[0]
     if common_noise is not None:
-        _check_common_noise(common_noise, loc[0])
-    resolve(backend)
+        _check_common_noise(common_noise, first)
+    want = _wanted(outputs)
+    subsets = given.shape[0] if given.dim() == 3 else 1
 
-    stacked = given if given.dim() == 3 else given.unsqueeze(0)  # (S, B, M)
-    shape = (*given.shape[:-1], *loc[0].shape[1:])  # of z
+    choose = backends.choose
+    if torch.compiler.is_compiling():
+        from .tracing import choose
+    must = _needs_eager(first, noise)
+    choice = choose(backend, first.device, first.dtype, len(loc), subsets, must)
 
     if not sample:
         noise = None
-    elif noise is None:
-        noise = torch.randn(shape, generator=generator, dtype=loc[0].dtype, device=loc[0].device)
-    if noise is not None and given.dim() == 2:
-        noise = noise.unsqueeze(0)
-
-    fused = reference.gaussian_poe(
-        loc,
-        log_scale,
-        stacked,
-        prior,
-        noise,
-        power=power,
-        clamp=clamp,
-        temperature=temperature,
-        common_noise=common_noise,
+    elif noise is None and choice == "eager":
+        shape = (*given.shape[:-1], *first.shape[1:])
+        noise = torch.randn(shape, generator=generator, dtype=first.dtype, device=first.device)
+    inputs = Inputs(
+        loc, log_scale, given, prior, noise, None, common_noise, power, clamp or 0.0, temperature
     )
-    return PoE(*fused) if given.dim() == 3 else PoE(*(t.squeeze(0) for t in fused))
+    if choice == "eager":
+        fused = reference.run(inputs)
+        return PoE(*(cast("Tensor", t if w else None) for t, w in zip(fused, want, strict=True)))
+    return _run_fused(inputs, want, sample, generator)
+
+
+def _run_fused(
+    inputs: Inputs,
+    want: tuple[bool, bool, bool, bool],
+    sample: bool,
+    generator: Generator | None,
+) -> PoE:
+    """Gives a kernel what it takes: noise of the dtype of the experts, or a seed."""
+    from . import ops  # registers operators: not on import of the library
+
+    first = inputs.loc[0]
+    if inputs.noise is not None:
+        inputs = inputs._replace(noise=inputs.noise.to(first.dtype))
+    elif sample:
+        bounds = (-(2**63), 2**63 - 1)
+        seed = torch.randint(*bounds, (), generator=generator, device=first.device)
+        inputs = inputs._replace(seed=seed)
+    if inputs.common_noise is not None:
+        inputs = inputs._replace(common_noise=inputs.common_noise.float())
+
+    if sample:
+        return PoE(*cast("tuple[Tensor, ...]", ops.run(inputs, want)))
+    z, loc, log_scale, kl = want
+    _, mean, log_scale, kl = ops.run(inputs, (False, z or loc, log_scale, kl))
+    return PoE(
+        *cast("tuple[Tensor, ...]", (mean if z else None, mean if loc else None, log_scale, kl))
+    )
+
+
+def _needs_eager(first: Tensor, noise: Tensor | None) -> bool:
+    """Says if no kernel can do it: there are no data, or derivatives it does not know."""
+    return (
+        first.numel() == 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or (noise is not None and noise.requires_grad)
+    )
+
+
+def _wanted(outputs: Sequence[str]) -> tuple[bool, bool, bool, bool]:
+    if outputs is PoE._fields:
+        return (True, True, True, True)
+    if unknown := set(outputs) - set(PoE._fields):
+        raise ValueError(
+            f"'outputs' should name some of {', '.join(PoE._fields)}, "
+            f"but names {', '.join(sorted(map(repr, unknown)))}."
+        )
+    z, loc, log_scale, kl = (name in outputs for name in PoE._fields)
+    return z, loc, log_scale, kl
 
 
 def _check(
@@ -159,21 +211,26 @@ def _check(
             f"'loc' should hold one row per row of 'given' ({given.shape[-2]}), "
             f"but has shape {tuple(first.shape)}."
         )
-    parts = {f"loc[{m}]": t for m, t in enumerate(loc)}
-    parts |= {f"log_scale[{m}]": t for m, t in enumerate(log_scale)}
-    if prior is not None:
-        parts |= {"prior[0]": prior[0], "prior[1]": prior[1]}
-    for name, part in parts.items():
-        if part.shape != first.shape or part.dtype != first.dtype or part.device != first.device:
-            raise ValueError(
-                f"'{name}' should be like 'loc[0]', {_describe(first)}, but is {_describe(part)}."
-            )
+    shape, dtype, device = first.shape, first.dtype, first.device
+    for part in (*loc, *log_scale, *(prior or ())):
+        if part.shape != shape or part.dtype != dtype or part.device != device:
+            raise ValueError(_name_mismatch(loc, log_scale, prior))
 
     shape = (*given.shape[:-1], *first.shape[1:])
     if noise is not None and noise.shape != shape:
         raise ValueError(
             f"'noise' should have the shape of z, {shape}, but has shape {tuple(noise.shape)}."
         )
+
+
+def _name_mismatch(
+    loc: list[Tensor], log_scale: list[Tensor], prior: tuple[Tensor, Tensor] | None
+) -> str:
+    names = [f"loc[{m}]" for m in range(len(loc))]
+    names += [f"log_scale[{m}]" for m in range(len(loc))] + ["prior[0]", "prior[1]"]
+    described = [_describe(t) for t in (*loc, *log_scale, *(prior or ()))]
+    name, wrong = next((n, d) for n, d in zip(names, described, strict=False) if d != described[0])
+    return f"'{name}' should be like 'loc[0]', {described[0]}, but is {wrong}."
 
 
 def _check_common_noise(common_noise: Tensor, like: Tensor) -> None:

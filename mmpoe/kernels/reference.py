@@ -2,7 +2,7 @@ r"""The fused operation in plain PyTorch: the oracle of every other backend, and
 
 from __future__ import annotations
 
-__all__ = ["gaussian_poe"]
+__all__ = ["gaussian_poe", "gradients", "run"]
 
 from collections.abc import Sequence
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from mmpoe.gaussian import exp_minus_tangent, sample, soft_clamp, standardise, widen
+
+from . import philox
+from .arguments import InputGradients, Inputs, Needed, Outputs
 
 
 def gaussian_poe(
@@ -58,7 +61,8 @@ def gaussian_poe(
         expert_log_scale = squash(torch.where(present, log_scale[m], 0))
         log_ratio = power * (prior_log_scale - expert_log_scale)
         log_ratios.append(torch.where(present, log_ratio, -torch.inf))
-        offsets.append(torch.where(present, expert_loc - prior_loc, 0))
+        informative = present & (expert_log_scale != torch.inf)  # else its mean does not matter
+        offsets.append(torch.where(informative, expert_loc - prior_loc, 0))
 
     log_ratios = torch.stack(log_ratios)  # (M, S, B, *event)
     if common_noise is not None:
@@ -81,13 +85,76 @@ def gaussian_poe(
     return z.to(dtype), fused_loc.to(dtype), fused_log_scale.to(dtype), kl
 
 
+def run(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Computes `z`, `loc`, `log_scale` and `kl` of the same inputs as a kernel."""
+    loc, log_scale, given, prior, noise, seed, common_noise, power, clamp, temperature = inputs
+    if noise is None and seed is not None:
+        event = loc[0].shape[1:]
+        rows = given.shape[:-1].numel()
+        noise = philox.normal(seed, rows, event.numel()).reshape(inputs.shape)
+        noise = noise.to(widen(loc[0]).dtype)
+    alone = given.dim() == 2
+    outputs = gaussian_poe(
+        loc,
+        log_scale,
+        given.unsqueeze(0) if alone else given,
+        prior,
+        noise.unsqueeze(0) if alone and noise is not None else noise,
+        power=power,
+        clamp=clamp or None,
+        temperature=temperature,
+        common_noise=common_noise,
+    )
+    z, loc_, log_scale_, kl = (t.squeeze(0) for t in outputs) if alone else outputs
+    return z, loc_, log_scale_, kl
+
+
+def gradients(inputs: Inputs, gradients: Outputs, needed: Needed) -> InputGradients:
+    """Computes the gradients of the inputs so that they can be differentiated again.
+
+    Arguments:
+        inputs: The inputs.
+        gradients: The gradients of the outputs, None for zero.
+        needed: Which gradients to compute.
+    """
+    with torch.enable_grad():
+        # views, so that an input that is given twice gets each of its two gradients
+        loc, log_scale = ([t.view_as(t) for t in part] for part in inputs[:2])
+        prior, gamma = inputs.prior, inputs.common_noise
+        if prior is not None:
+            prior = (prior[0].view_as(prior[0]), prior[1].view_as(prior[1]))
+        if gamma is not None:
+            gamma = gamma.view_as(gamma)
+        fused = inputs._replace(loc=loc, log_scale=log_scale, prior=prior, common_noise=gamma)
+        pairs = [(t, g) for t, g in zip(run(fused), gradients, strict=True) if g is not None]
+
+        sources = [*loc, *log_scale, *(prior or (None, None)), gamma]
+        wanted = [*needed.loc, *needed.log_scale, *needed[2:]]
+        targets = [t for t, want in zip(sources, wanted, strict=True) if t is not None and want]
+        found = iter(
+            torch.autograd.grad(
+                [t for t, _ in pairs],
+                targets,
+                [g for _, g in pairs],
+                create_graph=True,
+                materialize_grads=True,
+            )
+        )
+    results = [
+        next(found) if t is not None and want else None
+        for t, want in zip(sources, wanted, strict=True)
+    ]
+    half = len(loc)
+    return InputGradients(results[:half], results[half : 2 * half], *results[2 * half :])
+
+
 def _log_discount(log_ratios: Tensor, gamma: Tensor) -> Tensor:
     r"""Returns :math:`-\log(1 + \gamma R)` with :math:`R = \sum_m e^{x_m - x_p}`, for any R."""
     absent = log_ratios.isneginf().all(dim=0)
     log_total = torch.logsumexp(torch.where(absent, 0, log_ratios), dim=0)  # log R
 
     # each branch is evaluated at 0 or 1 where it is not taken: its gradient stays finite there
-    is_large = log_total > 40
+    is_large = log_total > 60
     moderate = torch.log1p(gamma * torch.where(is_large, 0, log_total).exp())
     log_gamma = torch.where(gamma > 0, gamma, 1).log()
     exponent = torch.where(is_large & (gamma > 0), log_gamma + log_total, -torch.inf)

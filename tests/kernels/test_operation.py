@@ -8,7 +8,7 @@ from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from mmpoe import gaussian, kernels
+from mmpoe import gaussian
 from mmpoe.kernels import gaussian_poe
 
 
@@ -169,29 +169,6 @@ def test_temperature_scales_the_noise_alone():
     cold = gaussian_poe(loc, log_scale, given, prior, noise=noise, temperature=0.5)
     torch.testing.assert_close(cold.z, (warm.z + warm.loc) / 2)
     assert torch.equal(cold.kl, warm.kl)
-
-
-def test_backends(monkeypatch):
-    one = [torch.zeros(1, 1)]
-    given = torch.ones(1, 1, dtype=torch.bool)
-    gaussian_poe(one, one, given)
-    assert kernels.last_backend() == "eager"
-    assert kernels.status()["eager"] == "available"
-    with kernels.use_backend("eager"):
-        gaussian_poe(one, one, given)
-    with pytest.raises(ValueError, match="'backend' should be one of cuda, cpu, eager"):
-        gaussian_poe(one, one, given, backend="tpu")
-    monkeypatch.setenv("MMPOE_BACKEND", "gpu")
-    with pytest.raises(ValueError, match=r"'MMPOE_BACKEND' should be one of .* but is 'gpu'"):
-        gaussian_poe(one, one, given)
-    with kernels.use_backend("eager"):
-        gaussian_poe(one, one, given)
-    for name, state in kernels.status().items():
-        if state != "available":
-            with pytest.raises(RuntimeError, match=name):
-                kernels.use_backend(name)
-    with pytest.raises(ValueError, match="'name' should be one of"):
-        kernels.use_backend("tpu")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""What the GPU compiler makes of the fused kernels: registers, spills, memory instructions.
+
+NVRTC compiles every kernel of a grid; the disassembler in the wheel of triton reads the machine
+code. No GPU is needed, and none is used: times are estimates from bytes and instructions.
+
+    python -m benchmarks.audit_poe
+"""
+
+from __future__ import annotations
+
+__all__ = ["Report", "audit", "grid", "tool"]
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mmpoe.kernels import jit
+from mmpoe.kernels.arguments import Specialisation
+from mmpoe.kernels.cuda import width
+
+ARCHITECTURES = (80, 90, 100, 120)
+
+# an H100 with SXM5: bytes per second, and lanes times clock of its 132 multiprocessors
+BANDWIDTH, INSTRUCTIONS = 3.35e12, 132 * 128 * 1.755e9
+
+
+class Report(NamedTuple):
+    """What was found in one kernel."""
+
+    special: Specialisation
+    architecture: int
+    registers: int
+    stack: int
+    spills: int
+    """Loads and stores of local memory."""
+    loads: Counter[int]
+    """Instructions that load from global memory, by their bits."""
+    stores: Counter[int]
+    instructions: int
+    """All instructions of the usual path: rows that are aligned, no expert that is far."""
+
+
+def tool(name: str = "cuobjdump") -> Path | None:
+    """Returns the path of a CUDA binary tool, or None if there is none."""
+    spec = importlib.util.find_spec("triton")
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / name
+        if path.exists():
+            return path
+    found = shutil.which(name)
+    return Path(found) if found else None
+
+
+def grid() -> Iterator[Specialisation]:
+    """Lists kernels: storage types, numbers of experts, with and without the rarely used."""
+    for storage in ("float", "bfloat16", "float16"):
+        for experts in (1, 2, 4, 8, 16, 32):
+            for rare in (False, True):
+                if rare and experts > 4:
+                    continue
+                for direction in ("forward", "backward"):
+                    size = width(direction, experts)
+                    yield Specialisation(direction, storage, experts, size, rare, rare)
+
+
+def audit(special: Specialisation, architecture: int) -> Report:
+    """Compiles a kernel and reads its machine code."""
+    binary = jit.cuda_binary(special, architecture)
+    usage = _dump(binary, "--dump-resource-usage")
+    registers, stack = (int(_find(rf"{key}:(\d+)", usage)) for key in ("REG", "STACK"))
+    operations = _operations(binary)
+    usual = _operations(jit.cuda_binary(special, architecture, ["-DGPOE_USUAL_PATH"]))
+    return Report(
+        special,
+        architecture,
+        registers,
+        stack,
+        sum(op.startswith(("LDL", "STL")) for op in operations),
+        Counter(_bits(op) for op in operations if op.startswith(("LDG", "LD."))),
+        Counter(_bits(op) for op in operations if op.startswith(("STG", "ST."))),
+        len(usual),
+    )
+
+
+def _operations(binary: bytes) -> list[str]:
+    lines = re.findall(
+        r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", _dump(binary, "-sass")
+    )
+    return [op for op in lines if op != "NOP"]
+
+
+def _dump(binary: bytes, option: str) -> str:
+    path = tool()
+    if path is None:
+        raise FileNotFoundError("cuobjdump: it comes with triton, or the CUDA toolkit")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        done = subprocess.run(
+            [path, option, file.name], capture_output=True, text=True, check=True
+        )
+    return done.stdout + done.stderr
+
+
+def _find(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"'text' should hold {pattern!r}, but does not.")
+    return match[1]
+
+
+def _bits(operation: str) -> int:
+    sizes = {"128": 128, "64": 64, "U16": 16, "U8": 8}
+    return next((sizes[p] for p in operation.split(".")[1:] if p in sizes), 32)
+
+
+def microseconds(special: Specialisation, instructions: int, elements: int) -> tuple[float, float]:
+    """Estimates the time on an H100 from bytes moved, and from instructions issued.
+
+    One subset with a tensor prior and noise drawn in the kernel; `z` and the divergence come out.
+    """
+    size = 4 if special.storage == "float" else 2
+    factors = special.experts + 1
+    values = 2 * factors + 1 if special.direction == "forward" else 4 * factors + 1
+    issued = elements / special.width * instructions
+    return elements * size * values / BANDWIDTH * 1e6, issued / INSTRUCTIONS * 1e6
+
+
+def main() -> None:
+    """Prints the audit of the grid for one architecture, or for all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="all architectures and kernels")
+    everything = parser.parse_args().all
+    elements = 16 * 8 * 192 * 192
+    print(
+        "kernel; registers; spills; loads and stores by bits; instructions per element; estimated"
+    )
+    print("microseconds on an H100 for (16, 8, 192, 192), from bytes / from instructions")
+    for special in grid():
+        rare = special.clamp or special.experts in (1, 2, 16, 32) or special.storage == "float16"
+        if rare and not everything:
+            continue
+        for architecture in ARCHITECTURES if everything else (90,):
+            row = audit(special, architecture)
+            name = f"{special.direction} {special.storage} M={special.experts}"
+            name += " clamp, common noise" if special.clamp else ""
+            loads, stores = (
+                {b: n for b, n in c.items() if b > 32} for c in (row.loads, row.stores)
+            )
+            moved, issued = microseconds(special, row.instructions, elements)
+            print(
+                f"sm_{architecture} {name:28} {row.registers:3d} {row.spills} {loads} {stores} "
+                f"{row.instructions / special.width:5.0f} {moved:5.0f} /{issued:5.0f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

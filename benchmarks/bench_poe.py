@@ -1,0 +1,277 @@
+"""How fast the fused product of experts is on a CPU, against PyTorch, eager and compiled.
+
+Forward and backward of 4 experts and a prior: `z` and the divergence out, gradients of all ten
+inputs. The three are run in turn, so that a drift of the machine hits them alike; a ratio is the
+median over rounds of the ratio within a round. Bandwidth is that of a triad measured in the same
+run. Exits with 1 if a ratio is below what is promised; a smoke run measures too little to tell.
+
+    python -m benchmarks.bench_poe
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmpoe.kernels import gaussian_poe, jit
+from mmpoe.kernels.arguments import SIZE
+
+EXPERTS = 4
+
+
+class Case(NamedTuple):
+    """What to measure, and the ratios that are promised."""
+
+    name: str
+    subsets: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    draws: bool
+    eager: float | None = None
+    compiled: float | None = None
+
+
+FINEST, SUBSETS, COARSEST = (16, 8, 192, 192), (4, 8, 192, 192), (16, 256, 1, 1)
+CASES = [
+    Case("finest level", 1, FINEST, torch.float32, True, 4, 3),
+    Case("finest level", 1, FINEST, torch.float32, False),
+    Case("finest level", 1, FINEST, torch.bfloat16, True, 4, 3),
+    Case("15 subsets", 15, SUBSETS, torch.float32, True, 6, 5),
+    Case("15 subsets", 15, SUBSETS, torch.float32, False),
+    Case("15 subsets", 15, SUBSETS, torch.bfloat16, True, 5, 5),
+    Case("coarsest level", 1, COARSEST, torch.float32, True, 4, 1.8),
+]
+
+
+class Count(TorchDispatchMode):
+    """Counts operators, and the bytes of what they read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        """Runs the operator."""
+        out = func(*args, **(kwargs or {}))
+        tensors = tree_leaves((args, kwargs, out))
+        self.operators += 1
+        self.bytes += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+        return out
+
+
+def problem(case: Case) -> tuple[list[Tensor], Tensor, list[Tensor], Tensor | None]:
+    """Returns the ten inputs, what is given, gradients of the outputs and noise."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(case.dtype)
+
+    inputs = [draw(*case.shape).requires_grad_() for _ in range(2 * EXPERTS + 2)]
+    rows = case.shape[0]
+    bits = torch.arange(1, 16) if case.subsets == 15 else torch.tensor([15])
+    given = (bits[:, None] >> torch.arange(EXPERTS) & 1).bool()  # (S, M)
+    given = given[:, None].expand(-1, rows, -1).contiguous()
+    gradients = [draw(case.subsets, *case.shape), torch.ones(case.subsets, rows)]
+    noise = None if case.draws else draw(case.subsets, *case.shape)
+    return inputs, given, gradients, noise
+
+
+def step(
+    inputs: Sequence[Tensor],
+    given: Tensor,
+    gradients: Sequence[Tensor],
+    fuse: Callable[..., tuple[Tensor, Tensor]],
+    noise: Tensor | None,
+) -> None:
+    """Runs forward and backward once."""
+    z, kl = fuse(*inputs, given=given, noise=noise)
+    torch.autograd.grad([z, kl], inputs, gradients)
+
+
+def fuse_with(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Returns the operation on a backend."""
+
+    def fuse(*inputs: Tensor, given: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        q = gaussian_poe(
+            inputs[:EXPERTS],
+            inputs[EXPERTS : 2 * EXPERTS],
+            given,
+            (inputs[-2], inputs[-1]),
+            noise=noise,
+            outputs=("z", "kl"),
+            backend=backend,
+        )
+        return q.z, q.kl
+
+    return fuse
+
+
+def seconds(function: Callable[[], object], repeats: int = 1) -> float:
+    """Returns the mean time of some calls."""
+    started = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - started) / repeats
+
+
+def measure(case: Case, rounds: int, bandwidth: float, smoke: bool) -> list[str]:
+    """Measures one case, prints a line, and returns what falls short."""
+    torch._dynamo.reset()
+    inputs, given, gradients, noise = problem(case)
+    ways = {
+        "eager": fuse_with("eager"),
+        "compiled": torch.compile(fuse_with("eager")),
+        "fused": fuse_with("cpu"),
+    }
+    if smoke:
+        del ways["compiled"]
+    repeats = 1 if torch.Size(case.shape).numel() > 1e5 else 50
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    runs = {
+        name: lambda fuse=fuse: step(inputs, given, gradients, fuse, noise)
+        for name, fuse in ways.items()
+    }
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            # the fused one is over before the machine has noticed: give it as long as the others
+            more = 3 if name == "fused" and repeats == 1 else 1
+            times[name].append(seconds(run, repeats * more))
+
+    def ratio(name: str) -> float | None:
+        if name not in times:
+            return None
+        pairs = zip(times[name], times["fused"], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    elements = torch.Size(case.shape).numel()
+    factors = EXPERTS + 1
+    outputs = case.subsets * (1 if case.draws else 2)
+    values = (2 * factors + outputs) + (4 * factors + outputs)
+    moved = elements * values * inputs[0].element_size()
+    median = {name: statistics.median(t) * 1e3 for name, t in times.items()}
+    share = moved / (median["fused"] / 1e3) / bandwidth
+    dtype = str(case.dtype).removeprefix("torch.")
+    compiled = ratio("compiled")
+    print(
+        f"{case.name:14} {dtype:8} {'drawn' if case.draws else 'given':6}"
+        f"{median['eager']:9.2f}{median.get('compiled', float('nan')):9.2f}{median['fused']:9.2f}"
+        f"{ratio('eager'):8.1f}x{compiled if compiled else float('nan'):7.1f}x"
+        f"{moved / 1e6:8.0f}{share:7.2f}",
+        flush=True,
+    )
+    short = []
+    for name, promised in (("eager", case.eager), ("compiled", case.compiled)):
+        reached = ratio(name)
+        if promised and reached is not None and reached < promised:
+            short.append(f"{case.name} {dtype}: {reached:.2f}x {name}, {promised}x promised")
+    return short
+
+
+def triad(threads: int) -> float:
+    """Returns the bytes per second of a = b + s c, on arrays beyond the caches."""
+    b, c, a = (torch.rand(1 << 25) for _ in range(3))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    best = min(seconds(lambda: torch.add(b, c, alpha=3.0, out=a)) for _ in range(8))
+    torch.set_num_threads(before)
+    return 3 * a.numel() * a.element_size() / best
+
+
+def overhead() -> None:
+    """Prints what a call costs beside the arithmetic."""
+    case = Case("", 1, (2, 4), torch.float32, True)
+    inputs, given, gradients, _ = problem(case)
+    given = given[0]
+    gradients = [gradients[0][0], gradients[1][0]]
+    for name in ("eager", "cpu"):
+        fuse = fuse_with(name)
+
+        def forward(fuse: Callable = fuse) -> object:
+            with torch.no_grad():
+                return fuse(*inputs, given=given, noise=None)
+
+        def both(fuse: Callable = fuse) -> None:
+            step(inputs, given, gradients, fuse, None)
+
+        forward()
+        both()
+        one = min(seconds(forward, 200) for _ in range(10)) * 1e6
+        two = min(seconds(both, 200) for _ in range(10)) * 1e6
+        print(f"{name:5}: {one:.0f} us forward, {two:.0f} us forward and backward")
+
+
+def first_use() -> None:
+    """Prints how long the first use of each storage type takes to compile."""
+    kept = os.environ.get("MMPOE_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MMPOE_CACHE"] = folder
+        for storage in ("float", "bfloat16"):
+            print(f"{storage}: {seconds(lambda s=storage: jit.cpu_library(s, SIZE)):.1f} s")
+    os.environ.pop("MMPOE_CACHE")
+    if kept is not None:
+        os.environ["MMPOE_CACHE"] = kept
+
+
+def operators() -> None:
+    """Prints operators run and bytes moved, which do not depend on the machine."""
+    for case in (CASES[0], CASES[3]):
+        small = case._replace(shape=(2, 8, 24, 24))
+        inputs, given, gradients, noise = problem(small)
+        with Count() as count:
+            step(inputs, given, gradients, fuse_with("eager"), noise)
+        elements = torch.Size(small.shape).numel()
+        factors = EXPERTS + 1
+        fused = 4 * (6 * factors + 2 * case.subsets)
+        print(
+            f"{case.name}: eager runs {count.operators} operators that move "
+            f"{count.bytes / elements:.0f} bytes per element if each reads and writes memory; "
+            f"fused runs 2 kernels that move {fused}"
+        )
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    print(f"{platform.machine()}, {options.threads} threads, PyTorch {torch.__version__}")
+    bandwidth = triad(options.threads)
+    print(f"triad: {bandwidth / 1e9:.1f} GB/s")
+    cases, rounds = CASES, options.rounds
+    if options.smoke:
+        cases = [case._replace(shape=(2, 8, 16, 16)) for case in CASES[2:5]]
+        rounds = 1
+    print("\nforward and backward, ms                                 fused against        of the")
+    print("case           dtype    noise     eager compiled    fused   eager compiled    MB triad")
+    short = [line for case in cases for line in measure(case, rounds, bandwidth, options.smoke)]
+    print("\na call on tensors of 8 elements")
+    overhead()
+    print("\noperators and bytes")
+    operators()
+    if not options.smoke:
+        print("\ncompilation on first use")
+        first_use()
+    if short and not options.smoke:
+        sys.exit("\n".join(["Below what is promised:", *short]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+// The kernels on a CPU: the bodies of gpoe.cuh on vectors of 16 lanes, behind a plain C interface.
+#include "gpoe.cuh"
+
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+typedef Specialisation<GPOE_STORAGE, 32, 4, true, true> Chosen;
+
+struct LaneSums {
+  Float* sums;  // (S)
+  GPOE void add(i64 s, Float x) { sums[s] = sums[s] + x; }
+};
+
+// Asks for large pages for what will be written, before its first touch.
+static void prefer_large_pages(const Chosen::A& a, void* p, i64 elements) {
+#if defined(__linux__)
+  const i64 page = 1 << 21, bytes = elements * (i64)sizeof(Chosen::T);
+  if (!p || bytes < 2 * page) return;
+  const u64 start = ((u64)p + page - 1) & ~(u64)(page - 1), end = ((u64)p + bytes) & ~(u64)(page - 1);
+  if (end > start) madvise((void*)start, end - start, MADV_HUGEPAGE);
+#endif
+}
+
+// Calls work(site, bits, union) for the pieces of every chunk of every sample.
+template <class Begin, class Work, class End>
+static void for_each_chunk(const Chosen::A& a, int threads, Begin begin, Work work, End finish) {
+  const i64 piece = Chosen::ELEMENTS;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    std::vector<u32> bits(a.subsets);
+    std::vector<float> memory((a.subsets + 1) * LANES);
+    Float* sums = (Float*)(((u64)memory.data() + 63) & ~(u64)63);
+#pragma omp for schedule(static)
+    for (i64 k = 0; k < a.samples * a.chunks; ++k) {
+      const i64 b = k / a.chunks, chunk = k % a.chunks;
+      u32 wanted = 0;
+      for (i64 s = 0; s < a.subsets; ++s) wanted |= bits[s] = given_bits<Chosen>(a, s, b);
+      const i64 end = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
+      begin(sums);
+      for (i64 i = chunk * a.length; i < end; i += piece) {
+        const Site at = {b, i, end - i < piece ? end - i : piece, a.aligned != 0};
+        work(at, bits.data(), wanted, sums);
+      }
+      finish(b, chunk, sums);
+    }
+#if defined(__AVX512F__)
+    asm volatile("sfence" ::: "memory");  // what was streamed is written before others read it
+#endif
+  }
+}
+
+extern "C" void forward(const Chosen::A* arguments, int threads) {
+  const Chosen::A& a = *arguments;
+  const i64 elements = a.subsets * a.samples * a.size;
+  prefer_large_pages(a, a.z, elements);
+  prefer_large_pages(a, a.fused_loc, elements);
+  prefer_large_pages(a, a.fused_log_scale, elements);
+  for_each_chunk(
+      a, threads,
+      [&](Float* sums) {
+        for (i64 s = 0; s < a.subsets; ++s) sums[s] = splat(0.f);
+      },
+      [&](const Site& at, const u32* bits, u32 wanted, Float* lanes) {
+        LaneSums sums = {lanes};
+        forward<Chosen>(a, at, bits, wanted, sums);
+      },
+      [&](i64 b, i64 chunk, const Float* sums) {
+        if (!a.kl) return;
+        for (i64 s = 0; s < a.subsets; ++s)
+          a.kl[(s * a.samples + b) * a.chunks + chunk] = sum(sums[s]);
+      });
+}
+
+extern "C" void backward(const Chosen::A* arguments, int threads) {
+  const Chosen::A& a = *arguments;
+  const i64 elements = a.samples * a.size;
+  for (i64 m = 0; m < a.experts; ++m) {
+    prefer_large_pages(a, a.expert[m].grad_loc, elements);
+    prefer_large_pages(a, a.expert[m].grad_log_scale, elements);
+  }
+  prefer_large_pages(a, a.grad_prior_loc, elements);
+  prefer_large_pages(a, a.grad_prior_log_scale, elements);
+  for_each_chunk(
+      a, threads, [](Float*) {},
+      [&](const Site& at, const u32* bits, u32 wanted, Float*) {
+        backward<Chosen>(a, at, bits, wanted);
+      },
+      [](i64, i64, const Float*) {});
+}

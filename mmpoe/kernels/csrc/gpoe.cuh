@@ -1,0 +1,586 @@
+// A Gaussian prior times the experts given, a sample and the divergence from the prior, and the
+// gradients of all that, for S subsets of the experts in one pass that reads every expert once.
+//
+// With x = -power * log_scale, everything is relative to the prior: r_m = x_m - x_p.
+//
+//   R = sum of e^r_m over the experts given     D = 1 + gamma R (1 without common noise)
+//   delta = log(1 + R / D)                      w_m = e^r_m / (D + R)
+//   loc = loc_p + sum w_m (loc_m - loc_p)       log_scale = log_scale_p - delta / power
+//   kl = [e^-v - 1 + v + ((loc - loc_p) / scale_p)^2] / 2,   v = 2 delta / power
+//
+// so that nothing given is the prior to the bit with a divergence of 0. What is not given is never
+// loaded. The sums are in linear space as long as no e^r_m exceeds e^60; a subset with a sharper
+// expert ("far") is shifted by its largest r_m, lane by lane.
+#pragma once
+#include "lanes.cuh"
+
+const float FAR = 60.f;
+
+// The arguments of one call, as `mmpoe.kernels.arguments` lays them out: 8 bytes a field. A null
+// pointer means: not asked for, or a standard normal prior. Strides count elements from one sample
+// to the next; what has no stride is dense. S subsets, B samples, N elements each.
+struct Expert {
+  const void *loc, *log_scale;
+  i64 loc_stride, log_scale_stride;
+  void *grad_loc, *grad_log_scale;
+};
+
+template <int EXPERTS>
+struct Arguments {
+  const void *prior_loc, *prior_log_scale;
+  i64 prior_loc_stride, prior_log_scale_stride;
+  void *grad_prior_loc, *grad_prior_log_scale;
+  const float* common_noise;  // gamma, (channels)
+  float* grad_common_noise;   // (B, N), summed by the caller
+  const u8* given;            // (S, B, experts)
+  const void* noise;          // (S, B, N), or else
+  const u64* seed;            // one number, or else z is loc
+  void *z, *fused_loc, *fused_log_scale;                       // (S, B, N)
+  float* kl;                                                   // (S, B, chunks)
+  const void *grad_z, *grad_fused_loc, *grad_fused_log_scale;  // (S, B, N)
+  const float* grad_kl;                                        // (S, B)
+  i64 experts, subsets, samples, size, channel_size;
+  i64 chunks, length;  // of each sample, and the elements of a chunk
+  i64 aligned;  // all addresses are multiples of a packet; on a CPU: worth writing past the caches
+  float power, inverse_power, clamp, temperature;  // a clamp of 0 is none
+  Expert expert[EXPERTS];
+};
+
+static_assert(sizeof(Arguments<1>) == GPOE_ARGUMENTS_SIZE, "mmpoe.kernels.arguments differs");
+
+// A kernel is compiled for a storage type, a largest number of experts, a number of Floats, and
+// with or without what is rarely used.
+template <class T_, int EXPERTS_, int WIDTH_, bool CLAMP_, bool COMMON_NOISE_>
+struct Specialisation {
+  typedef T_ T;
+  static const int EXPERTS = EXPERTS_, WIDTH = WIDTH_, ELEMENTS = WIDTH_ * LANES;
+  static const bool CLAMP = CLAMP_, COMMON_NOISE = COMMON_NOISE_;
+  typedef Arguments<EXPERTS> A;
+};
+
+#define GPOE_LANES(v) GPOE_UNROLL for (int v = 0; v < C::WIDTH; ++v)
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)  // what it indexes should stay in registers
+#define GPOE_EXPERTS_IN(m, bits) \
+  GPOE_UNROLL for (int m = 0; m < C::EXPERTS; ++m) if (((bits) >> m) & 1u)
+#else
+#define GPOE_EXPERTS_IN(m, bits) \
+  for (u32 left = (bits), m = __builtin_ctz(left); left; left &= left - 1, m = __builtin_ctz(left))
+#endif
+
+// The elements of one thread: `count` of them from `element` of sample `b`.
+struct Site {
+  i64 b, element, count;
+  bool aligned;
+};
+
+template <class C>
+GPOE u32 given_bits(const typename C::A& a, i64 s, i64 b) {
+  const u8* row = a.given + (s * a.samples + b) * a.experts;
+  u32 bits = 0;
+  for (i64 m = 0; m < a.experts; ++m) bits |= row[m] ? 1u << m : 0u;
+  return bits;
+}
+
+template <class C>
+GPOE void load(const void* from, i64 offset, const Site& at, Float* x) {
+  load<typename C::T, C::WIDTH>(from, offset + at.element, at.count, at.aligned, x);
+}
+template <class C>
+GPOE void store(void* to, i64 offset, const Site& at, const Float* x) {
+  store<typename C::T, C::WIDTH>(to, offset + at.element, at.count, at.aligned, x);
+}
+
+template <class C>
+GPOE void soft_clamp(const typename C::A& a, Float* x) {
+  if (C::CLAMP && a.clamp > 0.f) {
+    const float inverse = 1.f / a.clamp;
+    GPOE_LANES(v) x[v] = a.clamp * hyperbolic_tangent(x[v] * inverse);
+  }
+}
+
+// Multiplies a gradient by the derivative of the soft clamp, 1 / cosh^2, at the raw value.
+template <class C>
+GPOE void soft_clamp_backward(
+    const typename C::A& a, const void* from, i64 offset, const Site& at, Float* gradient) {
+  if (C::CLAMP && a.clamp > 0.f) {
+    const float inverse = 1.f / a.clamp;
+    Float x[C::WIDTH];
+    load<C>(from, offset, at, x);
+    GPOE_LANES(v) {
+      const Float e = exponential(-2.f * magnitude(x[v] * inverse));
+      gradient[v] = gradient[v] * divide(4.f * e, (1.f + e) * (1.f + e));
+    }
+  }
+}
+
+// ---- The factors of the product, read once --------------------------------------------------
+
+template <class C>
+struct Factors {
+  Float offset[C::EXPERTS][C::WIDTH];  // loc_m - loc_p
+  Float ratio[C::EXPERTS][C::WIDTH];   // e^r_m
+  Float prior_loc[C::WIDTH], prior_log_scale[C::WIDTH], prior_scale[C::WIDTH];
+  Float sharpness[C::WIDTH];  // 1 / scale_p
+  Float gamma[C::WIDTH];
+  u32 far;  // the experts that are somewhere sharper than the prior by e^60
+};
+
+// r_m of the expert; -infinity without information, where log_scale is infinite
+template <class C>
+GPOE void log_ratio(
+    const typename C::A& a, const Site& at, const Factors<C>& f, int m, Float* r) {
+  load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, r);
+  soft_clamp<C>(a, r);
+  GPOE_LANES(v) r[v] = a.power * (f.prior_log_scale[v] - r[v]);
+}
+
+// Finds the experts that are somewhere too sharp for linear space, and those without information,
+// whose mean does not matter, whatever it is.
+template <class C>
+GPOE void find_far(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+  GPOE_EXPERTS_IN(m, wanted) {
+    Float r[C::WIDTH];
+    log_ratio<C>(a, at, f, m, r);
+    GPOE_LANES(v) {
+      if (any(r[v] > FAR)) f.far |= 1u << m;
+      f.offset[m][v] = select(r[v] < -3.4028235e38f, splat(0.f), f.offset[m][v]);
+    }
+  }
+}
+
+template <class C>
+GPOE void load_common_noise(const typename C::A& a, const Site& at, Float* gamma) {
+  GPOE_LANES(v) gamma[v] = splat(0.f);
+  if (!C::COMMON_NOISE || !a.common_noise) return;
+  const i64 first = at.element / a.channel_size;
+  if (first == (at.element + C::ELEMENTS - 1) / a.channel_size) {
+    GPOE_LANES(v) gamma[v] = splat(a.common_noise[first]);
+  } else {
+    float each[C::ELEMENTS];
+    GPOE_UNROLL
+    for (int k = 0; k < C::ELEMENTS; ++k)
+      each[k] = k < at.count ? a.common_noise[(at.element + k) / a.channel_size] : 0.f;
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)
+    GPOE_LANES(v) gamma[v] = each[v];
+#else
+    GPOE_LANES(v) gamma[v] = load_lanes(each + v * LANES);
+#endif
+  }
+}
+
+template <class C>
+GPOE void load_factors(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+  GPOE_LANES(v) f.prior_loc[v] = f.prior_log_scale[v] = splat(0.f);
+  if (a.prior_loc) {
+    load<C>(a.prior_loc, at.b * a.prior_loc_stride, at, f.prior_loc);
+    load<C>(a.prior_log_scale, at.b * a.prior_log_scale_stride, at, f.prior_log_scale);
+    soft_clamp<C>(a, f.prior_loc);
+    soft_clamp<C>(a, f.prior_log_scale);
+  }
+  GPOE_LANES(v) {
+    f.sharpness[v] = exponential(-f.prior_log_scale[v]);
+    f.prior_scale[v] = reciprocal(f.sharpness[v]);
+  }
+  load_common_noise<C>(a, at, f.gamma);
+
+  Float widest = splat(0.f);
+  GPOE_EXPERTS_IN(m, wanted) {
+    Float r[C::WIDTH];
+    log_ratio<C>(a, at, f, m, r);
+    load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, f.offset[m]);
+    soft_clamp<C>(a, f.offset[m]);
+    GPOE_LANES(v) {
+      widest = maximum(magnitude(r[v]), widest);
+      f.ratio[m][v] = exponential(r[v]);
+      f.offset[m][v] = f.offset[m][v] - f.prior_loc[v];
+    }
+  }
+  f.far = 0;
+  if (GPOE_RARELY(any(widest > FAR))) find_far<C>(a, at, wanted, f);
+}
+
+// ---- The product of one subset --------------------------------------------------------------
+
+template <class C>
+struct Fused {
+  Float shift[C::WIDTH];         // loc - loc_p
+  Float delta[C::WIDTH];         // power * (log_scale_p - log_scale)
+  Float prior_weight[C::WIDTH];  // e^-delta: 1 minus the sum of the weights
+  Float evidence[C::WIDTH];      // the sum of the weights
+  Float inverse[C::WIDTH];       // 1 / (D + R)
+  Float discount[C::WIDTH];      // D
+  Float exponent[C::WIDTH];      // if far: what R and D were divided by, as a logarithm, or 0
+  bool far;
+};
+
+template <class C>
+GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fused<C>& q) {
+  Float total[C::WIDTH], moment[C::WIDTH];
+  GPOE_LANES(v) total[v] = moment[v] = splat(0.f);
+  GPOE_EXPERTS_IN(m, given) {
+    GPOE_LANES(v) {
+      total[v] = total[v] + f.ratio[m][v];
+      moment[v] = moment[v] + f.ratio[m][v] * f.offset[m][v];
+    }
+  }
+  GPOE_LANES(v) {
+    Float odds = total[v];  // R / D
+    q.discount[v] = splat(1.f);
+    if (C::COMMON_NOISE && a.common_noise) {
+      q.discount[v] = 1.f + f.gamma[v] * total[v];
+      odds = divide(total[v], q.discount[v]);
+    }
+    q.inverse[v] = reciprocal(q.discount[v] + total[v]);
+    q.prior_weight[v] = q.discount[v] * q.inverse[v];
+    q.evidence[v] = total[v] * q.inverse[v];
+    q.shift[v] = moment[v] * q.inverse[v];
+    // log(1 + odds), with what was rounded off the sum
+    const Float rounded = 1.f + odds;
+    q.delta[v] = logarithm(rounded) + ((1.f - rounded) + odds) * q.prior_weight[v];
+  }
+}
+
+// As above, where some expert is far: sums of e^(r_m - exponent). Lanes that are not far have an
+// exponent of 0 and keep every bit of what they had.
+template <class C>
+GPOE void fuse_far(
+    const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
+  Float total[C::WIDTH], moment[C::WIDTH], r[C::EXPERTS][C::WIDTH];
+  GPOE_LANES(v) q.exponent[v] = splat(FAR);
+  GPOE_EXPERTS_IN(m, given) {
+    log_ratio<C>(a, at, f, m, r[m]);
+    GPOE_LANES(v) q.exponent[v] = maximum(r[m][v], q.exponent[v]);
+  }
+  GPOE_LANES(v) {
+    q.exponent[v] = select(q.exponent[v] > FAR, q.exponent[v], splat(0.f));
+    total[v] = moment[v] = splat(0.f);
+  }
+  GPOE_EXPERTS_IN(m, given) {
+    GPOE_LANES(v) {
+      const Float e = exponential(r[m][v] - q.exponent[v]);
+      total[v] = total[v] + e;
+      moment[v] = moment[v] + e * f.offset[m][v];
+    }
+  }
+  GPOE_LANES(v) {
+    const Mask far = q.exponent[v] > 0.f;
+    const Float prior = exponential(-q.exponent[v]);
+    const Float common = f.gamma[v] * total[v];
+    q.discount[v] = prior + common;
+    q.inverse[v] = reciprocal(q.discount[v] + total[v]);
+    q.evidence[v] = total[v] * q.inverse[v];
+    q.shift[v] = moment[v] * q.inverse[v];
+
+    const Float odds = C::COMMON_NOISE && a.common_noise ? divide(total[v], q.discount[v]) : total[v];
+    const Float rounded = 1.f + odds;
+    const Float near_weight = q.discount[v] * q.inverse[v];
+    const Float near =
+        logarithm(select(far, splat(1.f), rounded)) + ((1.f - rounded) + odds) * near_weight;
+
+    // log D = log(e^-exponent + gamma R), where both may underflow
+    const Float log_common =
+        logarithm(select(common > 0.f, maximum(f.gamma[v], splat(1e-37f)), splat(1.f))) +
+        logarithm(select(far, total[v], splat(1.f)));
+    const Float gap = select(common > 0.f, log_common + q.exponent[v], splat(-104.f));
+    const Float log_discount =
+        maximum(gap, splat(0.f)) + logarithm(1.f + exponential(-magnitude(gap))) - q.exponent[v];
+    const Float beyond =
+        logarithm(select(far, q.discount[v] + total[v], splat(1.f))) - log_discount;
+    q.delta[v] = select(far, beyond + 0.f * total[v], near);
+    q.prior_weight[v] = select(far, exponential(-q.delta[v]), near_weight);
+  }
+}
+
+template <class C>
+GPOE void fuse(const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
+  q.far = GPOE_RARELY((given & f.far) != 0);
+  if (q.far)
+    fuse_far<C>(a, at, f, given, q);
+  else
+    fuse_near<C>(a, f, given, q);
+}
+
+// ---- Forward --------------------------------------------------------------------------------
+
+// temperature * scale * noise of row s of the sample
+template <class C>
+GPOE void scaled_noise(
+    const typename C::A& a, const Site& at, i64 row, const Factors<C>& f, const Fused<C>& q,
+    Float* x) {
+  GPOE_LANES(v) x[v] = splat(0.f);
+  if (a.noise)
+    load<C>(a.noise, row * a.size, at, x);
+  else if (a.seed)
+    normals<C::WIDTH>(*a.seed, (u64)row, at.element, x);
+  GPOE_LANES(v) {
+    // e^(-delta / power) of the scale of the prior
+    const Float w = q.prior_weight[v];
+    Float scale = (a.power == 2.f ? square_root(w) : w) * f.prior_scale[v];
+    if (q.far) {
+      const Float exact = exponential(f.prior_log_scale[v] - q.delta[v] * a.inverse_power);
+      scale = select(q.exponent[v] > 0.f, exact, scale);
+    }
+    x[v] = a.temperature * scale * x[v];
+  }
+}
+
+// The offset of the mean in units of the prior's scale: 0 for 0 even where 1 / scale_p overflows.
+GPOE Float standardise(Float shift, Float sharpness) {
+  return select(shift == 0.f, splat(0.f), shift * sharpness);
+}
+
+// 1 - e^-v with v = 2 delta / power
+template <class C>
+GPOE Float growth(const typename C::A& a, const Fused<C>& q, int v) {
+  return a.power == 2.f ? q.evidence[v] : q.evidence[v] * (1.f + q.prior_weight[v]);
+}
+
+template <class C, class Sum>
+GPOE void forward(const typename C::A& a, const Site& at, const u32* given, u32 wanted, Sum& sum) {
+  Factors<C> f;
+  load_factors<C>(a, at, wanted, f);
+  for (i64 s = 0; s < a.subsets; ++s) {
+    const i64 row = s * a.samples + at.b, offset = row * a.size;
+    Fused<C> q;
+    fuse<C>(a, at, f, given[s], q);
+    Float loc[C::WIDTH];
+    GPOE_LANES(v) loc[v] = f.prior_loc[v] + q.shift[v];
+    if (a.fused_loc) store<C>(a.fused_loc, offset, at, loc);
+    if (a.fused_log_scale) {
+      Float log_scale[C::WIDTH];
+      GPOE_LANES(v) log_scale[v] = f.prior_log_scale[v] - a.inverse_power * q.delta[v];
+      store<C>(a.fused_log_scale, offset, at, log_scale);
+    }
+    if (a.z) {
+      Float z[C::WIDTH];
+      scaled_noise<C>(a, at, row, f, q, z);
+      GPOE_LANES(v) z[v] = loc[v] + z[v];
+      store<C>(a.z, offset, at, z);
+    }
+    if (a.kl) {
+      Float kl = splat(0.f);
+      GPOE_LANES(v) {
+        const Float distance = standardise(q.shift[v], f.sharpness[v]);
+        const Float tangent = exp_minus_tangent(2.f * a.inverse_power * q.delta[v], growth<C>(a, q, v));
+        kl = kl + first_lanes(0.5f * (tangent + distance * distance), at.count - v * LANES);
+      }
+      sum.add(s, kl);
+    }
+  }
+}
+
+// ---- Backward -------------------------------------------------------------------------------
+
+// The gradients of one subset with respect to shift, delta, loc_p and log_scale_p.
+template <class C>
+struct Gradients {
+  Float shift[C::WIDTH], delta[C::WIDTH], loc[C::WIDTH], log_scale[C::WIDTH];
+};
+
+template <class C>
+GPOE void gradients_of_subset(
+    const typename C::A& a, const Site& at, i64 row, const Factors<C>& f, const Fused<C>& q,
+    Gradients<C>& g) {
+  const i64 offset = row * a.size;
+  Float x[C::WIDTH];
+  GPOE_LANES(v) g.loc[v] = g.log_scale[v] = splat(0.f);
+  if (a.grad_z) {
+    load<C>(a.grad_z, offset, at, g.loc);
+    scaled_noise<C>(a, at, row, f, q, x);
+    GPOE_LANES(v) g.log_scale[v] = g.loc[v] * x[v];
+  }
+  if (a.grad_fused_loc) {
+    load<C>(a.grad_fused_loc, offset, at, x);
+    GPOE_LANES(v) g.loc[v] = g.loc[v] + x[v];
+  }
+  if (a.grad_fused_log_scale) {
+    load<C>(a.grad_fused_log_scale, offset, at, x);
+    GPOE_LANES(v) g.log_scale[v] = g.log_scale[v] + x[v];
+  }
+  const float kl = a.grad_kl ? a.grad_kl[row] : 0.f;
+  GPOE_LANES(v) {
+    const Float distance = standardise(q.shift[v], f.sharpness[v]);
+    g.shift[v] = g.loc[v] + kl * standardise(distance, f.sharpness[v]);
+    g.delta[v] = a.inverse_power * (kl * growth<C>(a, q, v) - g.log_scale[v]);
+    g.log_scale[v] = g.log_scale[v] - kl * distance * distance;
+  }
+}
+
+template <class C>
+struct Accumulated {
+  Float loc[C::EXPERTS][C::WIDTH], log_scale[C::EXPERTS][C::WIDTH];
+  Float prior_loc[C::WIDTH], prior_log_scale[C::WIDTH], gamma[C::WIDTH];
+};
+
+template <class C>
+GPOE void add_gradients(
+    const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, const Fused<C>& q,
+    const Gradients<C>& g, Accumulated<C>& sums) {
+  // common noise lowers every r_m by log D: what all of them feel
+  Float felt[C::WIDTH];
+  GPOE_LANES(v) {
+    const Float all =
+        q.evidence[v] * g.delta[v] + g.shift[v] * q.shift[v] * q.prior_weight[v];
+    Float kept = all;
+    felt[v] = splat(0.f);
+    if (C::COMMON_NOISE && a.common_noise) {
+      const Float per = select(f.gamma[v] > 0.f, divide(f.gamma[v], q.discount[v]), splat(0.f));
+      felt[v] = all * per;
+      kept = all - felt[v] * divide(q.evidence[v], q.inverse[v]);
+      // without noise yet, what would overflow counts as 0
+      const Mask over = (f.gamma[v] == 0.f) & (q.delta[v] > FAR);
+      const Float odds = select(over, splat(0.f), divide(q.evidence[v], q.prior_weight[v]));
+      sums.gamma[v] = sums.gamma[v] - all * odds;
+    }
+    sums.prior_loc[v] = sums.prior_loc[v] + (g.loc[v] - q.evidence[v] * g.shift[v]);
+    sums.prior_log_scale[v] = sums.prior_log_scale[v] + (g.log_scale[v] + a.power * kept);
+  }
+  GPOE_EXPERTS_IN(m, given) {
+    Float e[C::WIDTH];
+    if (q.far) {
+      log_ratio<C>(a, at, f, m, e);
+      GPOE_LANES(v) e[v] = exponential(e[v] - q.exponent[v]);
+    } else {
+      GPOE_LANES(v) e[v] = f.ratio[m][v];
+    }
+    GPOE_LANES(v) {
+      const Float w = e[v] * q.inverse[v];
+      const Float r = w * (g.delta[v] + g.shift[v] * (f.offset[m][v] - q.shift[v]));
+      sums.loc[m][v] = sums.loc[m][v] + w * g.shift[v];
+      sums.log_scale[m][v] = sums.log_scale[m][v] - a.power * (r - felt[v] * e[v]);
+    }
+  }
+}
+
+template <class C>
+GPOE void backward(const typename C::A& a, const Site& at, const u32* given, u32 wanted) {
+  Factors<C> f;
+  Accumulated<C> sums;
+  load_factors<C>(a, at, wanted, f);
+  const u32 all = ~0u >> (32 - (int)a.experts);
+  GPOE_EXPERTS_IN(m, all)
+    GPOE_LANES(v) sums.loc[m][v] = sums.log_scale[m][v] = splat(0.f);
+  GPOE_LANES(v) sums.prior_loc[v] = sums.prior_log_scale[v] = sums.gamma[v] = splat(0.f);
+
+  for (i64 s = 0; s < a.subsets; ++s) {
+    Fused<C> q;
+    Gradients<C> g;
+    fuse<C>(a, at, f, given[s], q);
+    gradients_of_subset<C>(a, at, s * a.samples + at.b, f, q, g);
+    add_gradients<C>(a, at, f, given[s], q, g, sums);
+  }
+
+  const i64 dense = at.b * a.size;
+  GPOE_EXPERTS_IN(m, all) {
+    const bool loaded = (wanted >> m) & 1u;
+    if (a.expert[m].grad_loc) {
+      if (loaded)
+        soft_clamp_backward<C>(a, a.expert[m].loc, at.b * a.expert[m].loc_stride, at, sums.loc[m]);
+      store<C>(a.expert[m].grad_loc, dense, at, sums.loc[m]);
+    }
+    if (a.expert[m].grad_log_scale) {
+      if (loaded)
+        soft_clamp_backward<C>(
+            a, a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, sums.log_scale[m]);
+      store<C>(a.expert[m].grad_log_scale, dense, at, sums.log_scale[m]);
+    }
+  }
+  if (a.grad_prior_loc) {
+    soft_clamp_backward<C>(a, a.prior_loc, at.b * a.prior_loc_stride, at, sums.prior_loc);
+    store<C>(a.grad_prior_loc, dense, at, sums.prior_loc);
+  }
+  if (a.grad_prior_log_scale) {
+    soft_clamp_backward<C>(
+        a, a.prior_log_scale, at.b * a.prior_log_scale_stride, at, sums.prior_log_scale);
+    store<C>(a.grad_prior_log_scale, dense, at, sums.prior_log_scale);
+  }
+  if (C::COMMON_NOISE && a.grad_common_noise)
+    store<float, C::WIDTH>(
+        a.grad_common_noise, dense + at.element, at.count, at.aligned, sums.gamma);
+}
+
+// ---- The grid of a GPU ----------------------------------------------------------------------
+//
+// A block works on one chunk of one sample: threads stride over its elements, all of them equally
+// often, so that every warp is whole at every shuffle. Shared memory holds the subsets of the
+// sample as bits, and one partial divergence for each subset and warp.
+
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)
+
+struct WarpSums {
+  float* sums;  // (S, warps)
+  int warps;
+  GPOE void add(i64 s, Float x) {
+    GPOE_UNROLL
+    for (int d = 16; d > 0; d /= 2) x += __shfl_down_sync(0xffffffffu, x, d);
+    if ((threadIdx.x & 31u) == 0) sums[s * warps + (threadIdx.x >> 5)] += x;
+  }
+};
+
+// Calls work(site) for every element of this thread; `count` is 0 beyond the end of a chunk.
+template <class C, class Work>
+GPOE void for_each_site(const typename C::A& a, Work work) {
+  Site at;
+  at.b = blockIdx.x / (u32)a.chunks;
+  at.aligned = a.aligned != 0;
+  const i64 step = (i64)blockDim.x * C::WIDTH, chunk = blockIdx.x % (u32)a.chunks;
+  const i64 end = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
+  for (i64 start = chunk * a.length; start < end; start += step) {
+    at.element = start + (i64)threadIdx.x * C::WIDTH;
+    at.count = end - at.element;
+    if (at.count < 0) at.count = 0;
+    if (at.count > C::WIDTH) at.count = C::WIDTH;
+    work(at);
+  }
+}
+
+// Fills the bits of all subsets of the sample of this block; returns their union.
+template <class C>
+GPOE u32 gather_bits(const typename C::A& a, u32* bits) {
+  const i64 b = blockIdx.x / (u32)a.chunks;
+  for (i64 s = threadIdx.x; s < a.subsets; s += blockDim.x) bits[s] = given_bits<C>(a, s, b);
+  __syncthreads();
+  u32 wanted = 0;
+  for (i64 s = 0; s < a.subsets; ++s) wanted |= bits[s];
+  return wanted;
+}
+
+template <class C>
+GPOE void forward_kernel(const typename C::A& a, u32* shared) {
+  WarpSums sums;
+  sums.sums = (float*)(shared + a.subsets);
+  sums.warps = (int)(blockDim.x / 32);
+  for (i64 k = threadIdx.x; k < a.subsets * sums.warps; k += blockDim.x) sums.sums[k] = 0.f;
+  const u32 wanted = gather_bits<C>(a, shared);
+
+  for_each_site<C>(
+      a, [&](const Site& at) { forward<C>(a, at, shared, wanted, sums); });
+
+  if (a.kl) {
+    __syncthreads();
+    const i64 b = blockIdx.x / (u32)a.chunks, chunk = blockIdx.x % (u32)a.chunks;
+    for (i64 s = threadIdx.x; s < a.subsets; s += blockDim.x) {
+      float total = 0.f;
+      for (int w = 0; w < sums.warps; ++w) total += sums.sums[s * sums.warps + w];
+      a.kl[(s * a.samples + b) * a.chunks + chunk] = total;
+    }
+  }
+}
+
+template <class C>
+GPOE void backward_kernel(const typename C::A& a, u32* shared) {
+  const u32 wanted = gather_bits<C>(a, shared);
+  for_each_site<C>(a, [&](const Site& at) { backward<C>(a, at, shared, wanted); });
+}
+
+#endif
+
+#if defined(__CUDACC__)  // one specialisation and one direction per compilation
+typedef Specialisation<
+    GPOE_STORAGE, GPOE_EXPERTS, GPOE_WIDTH, GPOE_CLAMP, GPOE_COMMON_NOISE> Chosen;
+extern __shared__ u32 gpoe_shared[];
+extern "C" __global__ void __launch_bounds__(128, 1)
+    GPOE_NAME(const __grid_constant__ Chosen::A a) {
+  GPOE_KERNEL<Chosen>(a, gpoe_shared);
+}
+#endif

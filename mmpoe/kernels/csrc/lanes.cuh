@@ -1,0 +1,571 @@
+// The numbers that the kernels compute with, and how they are read and written.
+//
+// A GPU thread holds plain floats. On a CPU every Float is a vector of 16 of them (the vector
+// extension of GCC and Clang), so that one source, written as if for one number, serves both.
+// A thread works on WIDTH Floats at a time: WIDTH * LANES consecutive elements.
+//
+// Compiled by NVRTC, by a C++ compiler for the CPU, and by one with GPOE_SIMULATE defined, where
+// threads of a GPU are simulated: there a Float is one number too.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#if defined(__CUDACC__)
+#define GPOE __device__ __forceinline__
+#define GPOE_UNROLL _Pragma("unroll")
+#else
+#define GPOE inline __attribute__((always_inline))
+#define GPOE_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+// An audit of instructions compiles what usually runs alone.
+#if defined(GPOE_USUAL_PATH)
+#define GPOE_USUALLY(condition) true
+#define GPOE_RARELY(condition) false
+#else
+#define GPOE_USUALLY(condition) (condition)
+#define GPOE_RARELY(condition) (condition)
+#endif
+
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)
+const int LANES = 1;
+typedef float Float;
+typedef int Int;
+typedef u32 Word;
+typedef u64 Wide;  // a 64-bit product of two Words
+typedef bool Mask;
+#else
+const int LANES = 16;
+typedef float Float __attribute__((vector_size(64)));
+typedef int Int __attribute__((vector_size(64)));
+typedef u32 Word __attribute__((vector_size(64)));
+typedef u64 Wide __attribute__((vector_size(64)));  // 8 of them: one for every other lane
+typedef Int Mask;
+typedef u16 Half __attribute__((vector_size(32)));
+#endif
+
+// ---- Bits and selections --------------------------------------------------------------------
+
+#if defined(__CUDACC__)
+GPOE Word as_word(Float x) { return __float_as_uint(x); }
+GPOE Float as_float(Word x) { return __uint_as_float(x); }
+#else
+GPOE Word as_word(Float x) {
+  Word y;
+  __builtin_memcpy(&y, &x, sizeof y);
+  return y;
+}
+GPOE Float as_float(Word x) {
+  Float y;
+  __builtin_memcpy(&y, &x, sizeof y);
+  return y;
+}
+#endif
+
+GPOE Float splat(float x) { return x + Float(); }
+GPOE Float select(Mask m, Float a, Float b) { return m ? a : b; }
+GPOE Word select(Mask m, Word a, Word b) { return m ? a : b; }
+// If x is no number, so is minimum(c, x), and maximum(c, x).
+GPOE Float maximum(Float a, Float b) { return select(a > b, a, b); }
+GPOE Float minimum(Float a, Float b) { return select(a < b, a, b); }
+GPOE Float magnitude(Float x) { return as_float(as_word(x) & 0x7fffffffu); }
+
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)
+GPOE Float to_float(Word x) { return (float)(int)x; }  // of a Word below 2^31
+GPOE Float signed_to_float(Int x) { return (float)x; }
+GPOE bool any(Mask m) { return m; }
+GPOE float sum(Float x) { return x; }
+GPOE Float first_lanes(Float x, i64 count) { return count > 0 ? x : 0.f; }
+#else
+GPOE Float to_float(Word x) { return __builtin_convertvector((Int)x, Float); }
+GPOE Float signed_to_float(Int x) { return __builtin_convertvector(x, Float); }
+GPOE bool any(Mask m) {
+  const Wide w = (Wide)m;
+  u64 bits = 0;
+  for (int l = 0; l < 8; ++l) bits |= w[l];
+  return bits != 0;
+}
+GPOE float sum(Float x) {
+  double total = 0;
+  for (int l = 0; l < LANES; ++l) total += x[l];
+  return (float)total;
+}
+GPOE Float first_lanes(Float x, i64 count) {  // zero beyond the first `count`
+  const Int lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return select(lane < (int)(count < LANES ? count : LANES), x, Float());
+}
+#endif
+
+// ---- Elementary functions -------------------------------------------------------------------
+//
+// On a GPU its own: accurate ones where a result is returned, fast ones (absolute error 2^-21) for
+// the noise. Elsewhere branch-free polynomials with less than 2 ulp of error; the coefficients of
+// exp, log, sine and cosine are those of the Cephes library (S. L. Moshier), single precision.
+
+#if defined(__CUDACC__)
+GPOE Float exponential(Float x) { return expf(x); }
+GPOE Float logarithm(Float x) { return logf(x); }
+GPOE Float square_root(Float x) {
+  float y;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+GPOE Float reciprocal(Float x) { return __fdividef(1.f, x); }
+GPOE Float divide(Float a, Float b) { return __fdividef(a, b); }
+GPOE Float hyperbolic_tangent(Float x) { return tanhf(x); }
+GPOE Float rough_logarithm(Float x) { return fminf(__logf(x), 0.f); }  // of x in (0, 1]
+GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2, 1/2]
+  __sincosf(6.283185307f * x, sine, cosine);
+}
+#else
+
+#if defined(GPOE_SIMULATE)
+GPOE Float reciprocal(Float x) { return 1.f / x; }
+GPOE Float square_root(Float x) { return __builtin_sqrtf(x); }
+#else
+GPOE Float reciprocal(Float x) { return 1.f / x; }
+GPOE Float square_root(Float x) {
+  Float y;
+  for (int l = 0; l < LANES; ++l) y[l] = __builtin_sqrtf(x[l]);
+  return y;
+}
+#endif
+
+GPOE Float divide(Float a, Float b) { return a / b; }
+
+GPOE Float exponential(Float x) {  // 0 below -87, never more than e^88
+  x = minimum(splat(88.f), x);
+  const Float shifted = x * 1.44269504088896341f + 12582912.f;  // rounded in its last bits
+  const Float n = shifted - 12582912.f;
+  const Float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Float p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.f);
+  const Word scaled = as_word(p) + (as_word(shifted) << 23);  // times 2^n
+  return select(x < -87.f, splat(0.f), as_float(scaled));
+}
+GPOE Float logarithm(Float x) {  // of a positive normal number
+  const Word u = as_word(x) - 0x3f3504f3u;  // bits of sqrt(1/2)
+  const Float e = signed_to_float((Int)u >> 23);
+  const Float m = as_float((u & 0x7fffffu) + 0x3f3504f3u) - 1.f;  // from sqrt(1/2) to sqrt(2)
+  const Float z = m * m;
+  Float p = splat(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const Float tail = z * (m * p - 0.5f) - e * 2.12194440e-4f;
+  return (m + tail) + e * 0.693359375f;
+}
+GPOE Float hyperbolic_tangent(Float x) {
+  const Float a = magnitude(x), z = x * x;
+  Float series = splat(-1.4558343870e-3f);
+  series = series * z + 3.5921280366e-3f;
+  series = series * z - 8.8632355299e-3f;
+  series = series * z + 2.1869488536e-2f;
+  series = series * z - 5.3968253968e-2f;
+  series = series * z + 1.3333333333e-1f;
+  series = series * z - 3.3333333333e-1f;
+  const Float far = 1.f - 2.f / (exponential(2.f * a) + 1.f);
+  return select(a < 0.4f, x + x * (z * series), select(x < 0.f, -far, far));
+}
+GPOE Float rough_logarithm(Float x) { return logarithm(x); }
+GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2, 1/2]
+  const Float shifted = x * 4.f + 12582912.f;  // the quarter turn is in its last bits
+  const Word quarter = as_word(shifted);
+  const Float r = (x - (shifted - 12582912.f) * 0.25f) * 6.283185307f;
+  const Float z = r * r;
+  Float s = splat(-1.9515295891e-4f);
+  s = s * z + 8.3321608736e-3f;
+  s = s * z - 1.6666654611e-1f;
+  s = r + r * (z * s);
+  Float c = splat(2.443315711809948e-5f);
+  c = c * z - 1.388731625493765e-3f;
+  c = c * z + 4.166664568298827e-2f;
+  c = (c * z) * z + (1.f - 0.5f * z);
+  const Mask odd = (quarter & 1u) != 0u;
+  const Word sine_sign = (quarter & 2u) << 30, cosine_sign = ((quarter + 1u) & 2u) << 30;
+  *sine = as_float(as_word(select(odd, c, s)) ^ sine_sign);
+  *cosine = as_float(as_word(select(odd, s, c)) ^ cosine_sign);
+}
+#endif
+
+// e^-v - 1 + v for v >= 0, given 1 - e^-v, without the cancellation near 0
+GPOE Float exp_minus_tangent(Float v, Float growth) {
+  Float p = splat(-1.f / 2520.f);
+  p = p * v + 1.f / 360.f;
+  p = p * v - 1.f / 60.f;
+  p = p * v + 1.f / 12.f;
+  p = p * v - 1.f / 3.f;
+  p = p * v + 1.f;
+  return select(v < 0.25f, 0.5f * v * v * p, v - growth);
+}
+
+// ---- Normal noise ---------------------------------------------------------------------------
+//
+// Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw (2011): the counter
+// holds the row and the element divided by 4, the key is the seed. Four words make four normals by
+// the transform of Box and Muller. A draw depends on the seed, row and element alone: not on the
+// device, the number of threads or the width of a vector.
+
+#if !defined(__CUDACC__) && !defined(GPOE_SIMULATE) && defined(__AVX512F__)
+GPOE Wide multiply(Wide a, u32 b) {  // of the low halves; GCC has no pattern for it
+  Wide product;
+  const Wide factor = b + Wide();
+  asm("vpmuludq %2, %1, %0" : "=v"(product) : "v"(a), "v"(factor));
+  return product;
+}
+#else
+GPOE Wide multiply(Wide a, u32 b) { return (a & 0xffffffffull) * (u64)b; }
+#endif
+
+// Only the low half of each Wide counts.
+GPOE void philox(Wide c[4], u64 seed) {
+  u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
+  GPOE_UNROLL
+  for (int round = 0; round < 10; ++round) {
+    const Wide p = multiply(c[0], 0xD2511F53u), q = multiply(c[2], 0xCD9E8D57u);
+    c[0] = (q >> 32) ^ c[1] ^ (u64)k0;
+    c[1] = q;
+    c[2] = (p >> 32) ^ c[3] ^ (u64)k1;
+    c[3] = p;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+}
+
+// Two words to two normals.
+GPOE void box_muller(Word a, Word b, Float* x, Float* y) {
+  const Float u = (to_float(a >> 8) + 0.5f) * 5.9604644775390625e-08f;  // (0, 1]
+  const Float angle = to_float(b >> 8) * 5.9604644775390625e-08f - 0.5f;  // [-1/2, 1/2)
+  const Float radius = square_root(-2.f * rough_logarithm(u));
+  Float sine, cosine;
+  turn(angle, &sine, &cosine);
+  *x = radius * cosine;
+  *y = radius * sine;
+}
+
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)
+GPOE void random_words(u64 seed, u64 row, u64 quad, Word w[4]) {
+  Wide c[4] = {(u32)quad, quad >> 32, (u32)row, row >> 32};
+  philox(c, seed);
+  GPOE_UNROLL
+  for (int k = 0; k < 4; ++k) w[k] = (u32)c[k];
+}
+template <int WIDTH>
+GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
+  Word w[4];
+  if (WIDTH >= 4) {
+    GPOE_UNROLL
+    for (int v = 0; v < WIDTH; v += 4) {
+      random_words(seed, row, (u64)(element + v) >> 2, w);
+      box_muller(w[0], w[1], out + v, out + v + 1);
+      box_muller(w[2], w[3], out + v + 2, out + v + 3);
+    }
+  } else {
+    Float pair[2];
+    random_words(seed, row, (u64)element >> 2, w);
+    const bool second = (element & 2) != 0;
+    box_muller(second ? w[2] : w[0], second ? w[3] : w[1], pair, pair + 1);
+    if (WIDTH == 2) {
+      out[0] = pair[0];
+      out[1] = pair[1];
+    } else {
+      out[0] = (element & 1) ? pair[1] : pair[0];
+    }
+  }
+}
+#else
+#if defined(__clang__)
+#define GPOE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define GPOE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (const Word){__VA_ARGS__})
+#endif
+// a0 b0 a1 b1 ... of the low and high half of the lanes
+GPOE void interleave(Float* a, Float* b) {
+  const Word x = as_word(*a), y = as_word(*b);
+  *a = as_float(GPOE_SHUFFLE(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+  *b = as_float(GPOE_SHUFFLE(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+}
+// Lane l of out[v] is the normal of element + 16 v + l.
+template <int WIDTH>
+GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
+  static_assert(WIDTH == 4, "four words for sixteen lanes are four vectors");
+  const u64 quad = (u64)element >> 2;
+  const Wide even = {0, 2, 4, 6, 8, 10, 12, 14};
+  Wide c[2][4];
+  Word w[4];
+  for (int odd = 0; odd < 2; ++odd) {
+    const Wide q = even + (quad + odd), high = (quad >> 32) + Wide();
+    const Wide counter[4] = {q, high, (u64)(u32)row + Wide(), (row >> 32) + Wide()};
+    for (int k = 0; k < 4; ++k) c[odd][k] = counter[k];
+    philox(c[odd], seed);
+  }
+  for (int k = 0; k < 4; ++k) w[k] = (Word)((c[0][k] & 0xffffffffull) | (c[1][k] << 32));
+  box_muller(w[0], w[1], out, out + 1);
+  box_muller(w[2], w[3], out + 2, out + 3);
+  // word k of lane l belongs to element 4 l + k
+  interleave(out, out + 2);
+  interleave(out + 1, out + 3);
+  interleave(out, out + 1);
+  interleave(out + 2, out + 3);
+}
+#endif
+
+// ---- Storage: float32, bfloat16, float16 ----------------------------------------------------
+
+struct bfloat16 {
+  u16 bits;
+};
+struct float16 {
+  u16 bits;
+};
+
+GPOE Word bfloat16_bits(Float x) {  // rounded to nearest even, in the low half
+  const Word u = as_word(x);
+  const Word rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return select((u & 0x7fffffffu) > 0x7f800000u, rounded * 0u + 0x7fc0u, rounded);
+}
+
+#if defined(__CUDACC__)
+GPOE Word float16_bits(Float x) {
+  u16 h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+  return h;
+}
+GPOE Float from_float16(Word h) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((u16)h));
+  return x;
+}
+#else
+GPOE Word float16_bits(Float x) {
+  const Word u = as_word(x), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+  const Word normal = (a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13;
+  // below 2^-14 the sum with 1/2 rounds to the spacing of subnormals
+  const Word small = as_word(as_float(a) + 0.5f) - 0x3f000000u;
+  Word h = select(a < 0x38800000u, small, normal);
+  h = select(a >= 0x477ff000u, h * 0u + 0x7c00u, h);
+  h = select(a > 0x7f800000u, h * 0u + 0x7e00u, h);
+  return sign | h;
+}
+GPOE Float from_float16(Word h) {
+  const Word sign = (h & 0x8000u) << 16, a = h & 0x7fffu;
+  const Float scaled = as_float(a << 13) * 5.192296858534828e+33f;  // 2^112
+  const Word special = (a << 13) | 0x7f800000u;
+  return as_float(sign | select(a >= 0x7c00u, special, as_word(scaled)));
+}
+#endif
+
+GPOE Float widen(const float*, Word bits) { return as_float(bits); }
+GPOE Float widen(const bfloat16*, Word bits) { return as_float(bits << 16); }
+GPOE Float widen(const float16*, Word bits) { return from_float16(bits); }
+GPOE Word narrow(const float*, Float x) { return as_word(x); }
+GPOE Word narrow(const bfloat16*, Float x) { return bfloat16_bits(x); }
+GPOE Word narrow(const float16*, Float x) { return float16_bits(x); }
+
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)
+
+// A packet is moved by one instruction: up to 128 bits, aligned to its size. In assembly, since a
+// compiler may split a plain store of 128 bits to merge it with the code for unaligned rows.
+#if defined(__CUDACC__)
+template <int BYTES>
+struct Packet;
+template <>
+struct Packet<16> {
+  static GPOE void read(const void* p, u32* w) {
+    asm("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+        : "l"(__cvta_generic_to_global(p)));
+  }
+  static GPOE void write(void* p, const u32* w) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+                 "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                 : "memory");
+  }
+};
+template <>
+struct Packet<8> {
+  static GPOE void read(const void* p, u32* w) {
+    asm("ld.global.nc.v2.b32 {%0, %1}, [%2];"
+        : "=r"(w[0]), "=r"(w[1])
+        : "l"(__cvta_generic_to_global(p)));
+  }
+  static GPOE void write(void* p, const u32* w) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]),
+                 "r"(w[1])
+                 : "memory");
+  }
+};
+template <>
+struct Packet<4> {
+  static GPOE void read(const void* p, u32* w) {
+    asm("ld.global.nc.b32 %0, [%1];" : "=r"(w[0]) : "l"(__cvta_generic_to_global(p)));
+  }
+  static GPOE void write(void* p, const u32* w) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(w[0])
+                 : "memory");
+  }
+};
+#endif  // a simulation brings its own, which checks alignment
+
+GPOE Float load_one(const float* p) { return *p; }
+GPOE Float load_one(const bfloat16* p) { return widen(p, p->bits); }
+GPOE Float load_one(const float16* p) { return widen(p, p->bits); }
+GPOE void store_one(float* p, Float x) { *p = x; }
+GPOE void store_one(bfloat16* p, Float x) { p->bits = (u16)narrow(p, x); }
+GPOE void store_one(float16* p, Float x) { p->bits = (u16)narrow(p, x); }
+
+GPOE void unpack(const float*, const u32* w, Float* x, int width) {
+  GPOE_UNROLL
+  for (int v = 0; v < width; ++v) x[v] = as_float(w[v]);
+}
+template <class T>
+GPOE void unpack(const T* p, const u32* w, Float* x, int width) {
+  GPOE_UNROLL
+  for (int v = 0; v < width; v += 2) {
+    x[v] = widen(p, w[v / 2] & 0xffffu);
+    x[v + 1] = widen(p, w[v / 2] >> 16);
+  }
+}
+GPOE void pack(const float*, const Float* x, u32* w, int width) {
+  GPOE_UNROLL
+  for (int v = 0; v < width; ++v) w[v] = as_word(x[v]);
+}
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
+GPOE void pack(const bfloat16*, const Float* x, u32* w, int width) {
+  GPOE_UNROLL
+  for (int v = 0; v < width; v += 2)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w[v / 2]) : "f"(x[v + 1]), "f"(x[v]));
+}
+#endif
+template <class T>
+GPOE void pack(const T* p, const Float* x, u32* w, int width) {
+  GPOE_UNROLL
+  for (int v = 0; v < width; v += 2) w[v / 2] = narrow(p, x[v]) | narrow(p, x[v + 1]) << 16;
+}
+
+template <class T, int WIDTH, int BYTES = WIDTH * sizeof(T)>
+struct Access {
+  static const int PACKET = BYTES < 16 ? BYTES : 16;
+  static GPOE void load(const T* p, Float* x) {
+    u32 w[BYTES / 4];
+    GPOE_UNROLL
+    for (int k = 0; k < BYTES; k += PACKET)
+      Packet<PACKET>::read((const char*)p + k, w + k / 4);
+    unpack(p, w, x, WIDTH);
+  }
+  static GPOE void store(T* p, const Float* x) {
+    u32 w[BYTES / 4];
+    pack(p, x, w, WIDTH);
+    GPOE_UNROLL
+    for (int k = 0; k < BYTES; k += PACKET) Packet<PACKET>::write((char*)p + k, w + k / 4);
+  }
+};
+template <class T, int WIDTH>
+struct Access<T, WIDTH, 2> {  // one number of 16 bits
+  static GPOE void load(const T* p, Float* x) { x[0] = load_one(p); }
+  static GPOE void store(T* p, const Float* x) { store_one(p, x[0]); }
+};
+
+// Reads `count` elements, or WIDTH of them if `count` is WIDTH and `aligned` holds; 0 beyond.
+template <class T, int WIDTH>
+GPOE void load(const void* from, i64 offset, i64 count, bool aligned, Float* x) {
+  const T* p = (const T*)from + offset;
+  if (GPOE_USUALLY(aligned && count == WIDTH)) {
+    Access<T, WIDTH>::load(p, x);
+  } else {
+    GPOE_UNROLL
+    for (int v = 0; v < WIDTH; ++v) x[v] = v < count ? load_one(p + v) : 0.f;
+  }
+}
+template <class T, int WIDTH>
+GPOE void store(void* to, i64 offset, i64 count, bool aligned, const Float* x) {
+  T* p = (T*)to + offset;
+  if (GPOE_USUALLY(aligned && count == WIDTH)) {
+    Access<T, WIDTH>::store(p, x);
+  } else {
+    GPOE_UNROLL
+    for (int v = 0; v < WIDTH; ++v)
+      if (v < count) store_one(p + v, x[v]);
+  }
+}
+
+#else
+
+GPOE Float load_lanes(const float* p) {
+  Float x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+template <class T>
+GPOE Float load_lanes(const T* p) {
+  Half h;
+  __builtin_memcpy(&h, p, sizeof h);
+  return widen(p, __builtin_convertvector(h, Word));
+}
+GPOE Float stored(const float*, Float x) { return x; }
+template <class T>
+GPOE Half stored(const T* p, Float x) {
+  return __builtin_convertvector(narrow(p, x), Half);
+}
+template <class T>
+GPOE void store_lanes(T* p, Float x) {
+  const auto y = stored(p, x);
+  __builtin_memcpy(p, &y, sizeof y);
+}
+#if defined(__AVX512F__)
+// Past the caches: what is written is not read from memory first. The address is aligned.
+GPOE void stream_lanes(float* p, Float x) {
+  asm volatile("vmovntps %1, %0" : "=m"(*(Float*)p) : "v"(x));
+}
+template <class T>
+GPOE void stream_lanes(T* p, Float x) {
+  asm volatile("vmovntdq %1, %0" : "=m"(*(Half*)p) : "v"(stored(p, x)));
+}
+#else
+template <class T>
+GPOE void stream_lanes(T* p, Float x) {
+  store_lanes(p, x);
+}
+#endif
+
+// Reads `count` elements, at most WIDTH * LANES of them; 0 beyond.
+template <class T, int WIDTH>
+GPOE void load(const void* from, i64 offset, i64 count, bool, Float* x) {
+  const T* p = (const T*)from + offset;
+  T part[WIDTH * LANES];
+  if (count < WIDTH * LANES) {
+    __builtin_memset(part, 0, sizeof part);
+    __builtin_memcpy(part, p, count * sizeof(T));
+    p = part;
+  }
+  for (int v = 0; v < WIDTH; ++v) x[v] = load_lanes(p + v * LANES);
+}
+template <class T, int WIDTH>
+GPOE void store(void* to, i64 offset, i64 count, bool aligned, const Float* x) {
+  T* p = (T*)to + offset;
+  if (count < WIDTH * LANES) {
+    T part[WIDTH * LANES];
+    for (int v = 0; v < WIDTH; ++v) store_lanes(part + v * LANES, x[v]);
+    __builtin_memcpy(p, part, count * sizeof(T));
+  } else if (aligned) {
+    for (int v = 0; v < WIDTH; ++v) stream_lanes(p + v * LANES, x[v]);
+  } else {
+    for (int v = 0; v < WIDTH; ++v) store_lanes(p + v * LANES, x[v]);
+  }
+}
+
+#endif

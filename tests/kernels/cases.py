@@ -1,0 +1,149 @@
+"""Inputs of the fused operation, and how far a backend is from PyTorch in float64 on them."""
+
+import torch
+from hypothesis import strategies as st
+
+from mmpoe.kernels import launch, reference
+from mmpoe.kernels.arguments import Inputs, Needed, Outputs
+
+DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def make(
+    seed=0,
+    experts=4,
+    subsets=1,
+    rows=3,
+    event=(4, 5),
+    dtype=torch.float32,
+    spread=1.0,
+    prior=True,
+    noise="tensor",
+    clamp=0.0,
+    power=2,
+    common=False,
+    layout="dense",
+    filler=torch.nan,
+    share=0.6,
+):
+    """Draws inputs; what is given in no subset holds the filler.
+
+    Each expert is given with the probability `share`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape, scale=1.0):
+        return (scale * torch.randn(*shape, generator=generator)).to(dtype)
+
+    given = torch.rand(subsets, rows, experts, generator=generator) < share
+    loc, log_scale = [], []
+    for m in range(experts):
+        pair = [draw(rows, *event), draw(rows, *event, scale=spread)]
+        for t in pair:
+            t[~given[:, :, m].any(dim=0)] = filler
+        if layout == "chunks" and event:
+            pair = torch.cat(pair, dim=1).chunk(2, dim=1)
+        elif layout == "strided" and len(event) > 1:
+            pair = [t.transpose(1, -1).contiguous().transpose(1, -1) for t in pair]
+        elif layout == "expanded":
+            given[:, :, m] &= given[:, 0, m].any()  # all rows are the first, which may be missing
+            pair = [t[:1].expand(rows, *event) for t in pair]
+        loc.append(pair[0])
+        log_scale.append(pair[1])
+    channels = event[0] if event else 1
+    gamma = 2 * torch.rand(channels, generator=generator)
+    gamma[0] = 0.0
+    return Inputs(
+        loc,
+        log_scale,
+        given,
+        (draw(rows, *event), draw(rows, *event, scale=spread / 2)) if prior else None,
+        draw(subsets, rows, *event) if noise == "tensor" else None,
+        torch.tensor(seed + 2**40) if noise == "seed" else None,
+        gamma if common else None,
+        power,
+        clamp,
+        0.8,
+    )
+
+
+@st.composite
+def drawn(draw, dtypes=tuple(DTYPES), experts=(1, 6), events=None):
+    """Draws inputs of all kinds."""
+    events = events or [(), (1,), (7,), (2, 33), (3, 4, 8), (4, 64), (130,)]
+    return make(
+        seed=draw(st.integers(0, 2**20)),
+        experts=draw(st.integers(*experts)),
+        subsets=draw(st.integers(1, 4)),
+        rows=draw(st.integers(1, 3)),
+        event=draw(st.sampled_from(events)),
+        dtype=draw(st.sampled_from(dtypes)),
+        spread=draw(st.sampled_from([0.01, 1.0, 3.0])),
+        prior=draw(st.booleans()),
+        noise=draw(st.sampled_from(["tensor", "seed", None])),
+        clamp=draw(st.sampled_from([0.0, 2.5])),
+        power=draw(st.sampled_from([1, 2])),
+        common=draw(st.booleans()),
+        layout=draw(st.sampled_from(["dense", "chunks", "strided", "expanded"])),
+    )
+
+
+def needed(inputs):
+    experts = [True] * len(inputs.loc)
+    prior = inputs.prior is not None
+    return Needed(experts, experts, prior, prior, inputs.common_noise is not None)
+
+
+def gradients_for(outputs, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return Outputs(*(torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs))
+
+
+def run(inputs, on=None):
+    """Returns all outputs and all gradients of a kernel, as one list."""
+    wanted = inputs.noise is not None or inputs.seed is not None
+    outputs = launch.forward(inputs, (wanted, True, True, True), on)
+    outputs = outputs._replace(z=outputs.z if wanted else outputs.loc)
+    gradients = gradients_for(outputs)
+    if not wanted:
+        gradients = gradients._replace(z=None)
+    into = launch.backward(inputs, gradients, needed(inputs), on)
+    return [*outputs, *into.loc, *into.log_scale, *(t for t in into[2:] if t is not None)]
+
+
+def exact(inputs):
+    """Returns the same by PyTorch in float64."""
+
+    def wide(t):
+        return None if t is None else t.double().requires_grad_()
+
+    noise = None if inputs.noise is None else inputs.noise.double()
+    double = inputs._replace(
+        loc=[wide(t) for t in inputs.loc],
+        log_scale=[wide(t) for t in inputs.log_scale],
+        prior=inputs.prior and (wide(inputs.prior[0]), wide(inputs.prior[1])),
+        noise=noise,
+        common_noise=wide(inputs.common_noise),
+    )
+    outputs = reference.run(double)
+    shaped = (torch.empty(t.shape, dtype=inputs.loc[0].dtype) for t in outputs[:3])
+    gradients = gradients_for([*shaped, torch.empty(outputs[3].shape)])
+    gradients = Outputs(*(t.double() for t in gradients))
+    if inputs.noise is None and inputs.seed is None:
+        gradients = gradients._replace(z=None)
+    into = reference.gradients(double, gradients, needed(inputs))
+    found = [*outputs, *into.loc, *into.log_scale, *(t for t in into[2:] if t is not None)]
+    return [t.detach() for t in found]
+
+
+def distance(inputs, on=None):
+    """Returns the largest error, relative to the largest number of each tensor."""
+    worst = 0.0
+    for value, truth in zip(run(inputs, on), exact(inputs), strict=True):
+        if value.numel() == 0:
+            continue
+        if not value.isfinite().all():
+            return float("inf")
+        error = (value.double() - truth).abs().max() / truth.abs().max().clamp(min=1)
+        worst = max(worst, error.item())
+    return worst

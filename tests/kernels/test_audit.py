@@ -1,0 +1,82 @@
+"""What NVRTC makes of the kernels: no GPU is needed to read it."""
+
+import os
+
+import pytest
+
+from benchmarks import audit_poe
+from mmpoe.kernels import jit
+from mmpoe.kernels.arguments import Specialisation
+
+exhaustive = pytest.mark.skipif(
+    not os.environ.get("MMPOE_EXHAUSTIVE"), reason="takes minutes: make test-kernels"
+)
+
+
+def has_tools():
+    try:
+        jit.nvrtc()
+    except jit.BuildError:
+        return False
+    return audit_poe.tool() is not None
+
+
+pytestmark = pytest.mark.skipif(not has_tools(), reason="needs NVRTC and cuobjdump")
+
+REGISTERS = 232  # of 255: the largest is forward with 8 experts
+INSTRUCTIONS = {"forward": 450, "backward": 420}  # per element, 4 experts
+
+
+def check(special, architecture):
+    report = audit_poe.audit(special, architecture)
+    assert report.spills == 0
+    assert report.stack == 0
+    assert report.registers <= REGISTERS
+
+    # every tensor by one instruction per thread, and once more where an expert is far
+    experts = special.experts
+    packet = 8 * special.width * (4 if special.storage == "float" else 2)
+    clamped = 2 * (experts + 1) if special.clamp else 0
+    loads = {"forward": 4 * experts + 3, "backward": 5 * experts + 6 + clamped}
+    stores = {"forward": 3, "backward": 2 * experts + 2}
+    if packet > 32:
+        extra = packet == 64  # the seed is a load of 64 bits
+        assert report.loads[packet] == loads[special.direction] + extra
+        gamma = special.common_noise and special.direction == "backward" and packet == 128
+        assert report.stores[packet] == stores[special.direction] + gamma
+    if experts == 4 and not special.clamp:
+        assert report.instructions / special.width <= INSTRUCTIONS[special.direction]
+
+
+@pytest.mark.parametrize("storage", ["float", "bfloat16"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_four_experts(storage, direction):
+    check(Specialisation(direction, storage, 4, 4, clamp=False, common_noise=False), 90)
+
+
+@exhaustive
+@pytest.mark.parametrize("architecture", audit_poe.ARCHITECTURES)
+@pytest.mark.parametrize("special", list(audit_poe.grid()), ids=lambda s: "-".join(map(str, s)))
+def test_the_grid(special, architecture):
+    check(special, architecture)
+
+
+def test_nvrtc_says_nothing(caplog):
+    special = Specialisation("forward", "float16", 3, 4, clamp=True, common_noise=True)
+    binary = jit.cuda_binary(special, 80)
+    assert binary[:4] == b"\x7fELF"
+    assert "NVRTC says" not in caplog.text
+
+
+def test_an_architecture_from_the_future_gets_ptx():
+    special = Specialisation("forward", "float", 1, 4, clamp=False, common_noise=False)
+    text = jit.cuda_binary(special, 999)
+    assert b".entry gpoe_forward" in text
+    with pytest.raises(jit.BuildError, match="does not compile for compute capability 10"):
+        jit.cuda_binary(special, 10)
+
+
+def test_errors_of_nvrtc_are_said():
+    special = Specialisation("forward", "no_such_type", 1, 4, clamp=False, common_noise=False)
+    with pytest.raises(jit.BuildError, match=r"NVRTC failed: .*no_such_type"):
+        jit.cuda_binary(special, 90)
