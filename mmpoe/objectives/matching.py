@@ -37,7 +37,7 @@ def posterior_matching(
     matched experts :math:`r` alone, so that adding it to another objective changes no other
     gradient by a single bit. On average over data, its minimum is
 
-    .. math:: r(z \mid x_s) = \mathrm{E}\big[ q(z \mid x_r) \,\big|\, x_s \big],
+    .. math:: r(z \mid x_s) = \mathrm{E} \big[ q(z \mid x_r) \; | \; x_s \big],
 
     the posterior of a random complete sample that has this :math:`x_s`: as wide as it should be to
     draw what is missing. Up to a constant, the loss is :math:`-\mathrm{E}_q[\log r(z \mid x_s)]`
