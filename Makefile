@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check tests doctest docs bench-smoke format clean
+.PHONY: help setup demo test check tests doctest docs bench-smoke bench-poe test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,13 @@ docs: $(READY)  ## Build the documentation into docs/_build/html, warnings are e
 
 bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_import --smoke
+	$(BIN)/python -m benchmarks.bench_poe --smoke
+
+bench-poe: $(READY)  ## Time the fused product of experts against PyTorch, minutes
+	$(BIN)/python -m benchmarks.bench_poe
+
+test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
+	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
