@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check tests doctest docs bench-smoke bench-multivae calibration-gate format clean
+.PHONY: help setup demo test check tests doctest docs bench-smoke bench-multivae bench-poe \
+	calibration-gate test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +47,7 @@ docs: $(READY)  ## Build the documentation into docs/_build/html, warnings are e
 
 bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_import --smoke
+	$(BIN)/python -m benchmarks.bench_poe --smoke
 	$(BIN)/python -m benchmarks.bench_multivae --smoke
 
 bench-multivae: $(READY)  ## Measure side by side with MultiVae, which is installed; write the tables
@@ -54,6 +56,12 @@ bench-multivae: $(READY)  ## Measure side by side with MultiVae, which is instal
 
 calibration-gate: $(READY)  ## Train models, calibrate them, and hold them against exact conditionals
 	$(BIN)/python -m pytest -m gate -s tests/test_calibration_gate.py
+
+bench-poe: $(READY)  ## Time the fused product of experts against PyTorch, minutes
+	$(BIN)/python -m benchmarks.bench_poe
+
+test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
+	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
