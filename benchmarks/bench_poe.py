@@ -43,17 +43,19 @@ class Case(NamedTuple):
     draws: bool
     eager: float | None = None
     compiled: float | None = None
+    lean: bool = False
 
 
+RIVALS = ("eager", "compiled", "lean", "lean compiled")
 FINEST, SUBSETS, COARSEST = (16, 8, 192, 192), (4, 8, 192, 192), (16, 256, 1, 1)
 CASES = [
-    Case("finest level", 1, FINEST, torch.float32, True, 4, 3),
+    Case("finest level", 1, FINEST, torch.float32, True, 4, 3, lean=True),
     Case("finest level", 1, FINEST, torch.float32, False),
     Case("finest level", 1, FINEST, torch.bfloat16, True, 4, 3),
-    Case("15 subsets", 15, SUBSETS, torch.float32, True, 6, 5),
+    Case("15 subsets", 15, SUBSETS, torch.float32, True, 6, 5, lean=True),
     Case("15 subsets", 15, SUBSETS, torch.float32, False),
     Case("15 subsets", 15, SUBSETS, torch.bfloat16, True, 5, 5),
-    Case("coarsest level", 1, COARSEST, torch.float32, True, 4, 1.8),
+    Case("coarsest level", 1, COARSEST, torch.float32, True, 4, 1.8, lean=True),
 ]
 
 
@@ -166,8 +168,9 @@ def measure(case: Case, rounds: int, bandwidth: float, smoke: bool) -> list[str]
         "lean compiled": torch.compile(lean),
         "fused": fuse_with("cpu"),
     }
-    if smoke:
-        ways = {name: way for name, way in ways.items() if "compiled" not in name}
+    for name in list(ways):
+        if (smoke and "compiled" in name) or ("lean" in name and not case.lean):
+            del ways[name]
     repeats = 1 if smoke or torch.Size(case.shape).numel() > 1e5 else 50
     times: dict[str, list[float]] = {name: [] for name in ways}
     runs = {
@@ -196,12 +199,14 @@ def measure(case: Case, rounds: int, bandwidth: float, smoke: bool) -> list[str]
     median = {name: statistics.median(t) * 1e3 for name, t in times.items()}
     share = moved / (median["fused"] / 1e3) / bandwidth
     dtype = str(case.dtype).removeprefix("torch.")
-    others = [name for name in ("eager", "compiled", "lean", "lean compiled") if name in times]
+
+    def column(width: int, value: float | None, unit: str = "") -> str:
+        return " " * width if value is None else f"{value:{width - len(unit)}.1f}{unit}"
+
     print(
         f"{case.name:15}{dtype:9}{'drawn' if case.draws else 'given':6}"
-        + "".join(f"{median[name]:9.2f}" for name in others)
-        + f"{median['fused']:9.2f}"
-        + "".join(f"{ratio(name):7.1f}x" for name in others)
+        + "".join(column(9, median.get(name)) for name in (*RIVALS, "fused"))
+        + "".join(column(8, ratio(name), "x") for name in RIVALS)
         + f"{moved / 1e6:7.0f}{share:7.2f}",
         flush=True,
     )
@@ -291,9 +296,8 @@ def main() -> None:
     if options.smoke:
         cases = [case._replace(shape=(2, 8, 16, 16)) for case in CASES[2:5]]
         rounds = 1
-    names = ["eager", "lean"] if options.smoke else ["eager", "compiled", "lean", "compiled"]
-    heads = "".join(f"{name:>9}" for name in (*names, "fused"))
-    heads += "".join(f"{name:>8}" for name in names)
+    heads = "".join(f"{name:>9}" for name in ("eager", "compiled", "lean", "compiled", "fused"))
+    heads += "".join(f"{name:>8}" for name in ("eager", "comp.", "lean", "comp."))
     print("\nforward and backward in ms, fused against each, MB moved, share of the triad")
     print(f"{'case':15}{'dtype':9}{'noise':6}{heads}{'MB':>7}{'share':>7}")
     short = [line for case in cases for line in measure(case, rounds, bandwidth, options.smoke)]

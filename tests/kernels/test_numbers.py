@@ -1,6 +1,7 @@
 """The fused CPU kernels against PyTorch in float64, and what must hold to the bit."""
 
 import math
+import platform
 
 import pytest
 import torch
@@ -40,6 +41,17 @@ def test_writing_past_the_caches_changes_no_bit(monkeypatch, dtype, event):
     monkeypatch.setattr(cpu, "_LARGE", 0)
     for a, b in zip(run(inputs), expected, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86-64 only")
+def test_processors_with_narrower_vectors(monkeypatch):
+    monkeypatch.setattr(cpu, "_libraries", {})
+    monkeypatch.setenv("CXX", "g++ -mno-avx512f")
+    for options in ({"noise": "seed"}, {"common": True, "clamp": 3.0, "power": 1}):
+        inputs = make(event=(5, 77), subsets=3, rows=4, **options)
+        assert distance(inputs) < 1e-5
+    inputs.log_scale[0][..., ::3] -= 50.0
+    assert all(t.isfinite().all() for t in run(inputs)[:4])
 
 
 def test_threads_change_no_bit():

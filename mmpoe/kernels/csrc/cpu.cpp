@@ -19,7 +19,8 @@ static void prefer_large_pages(const Chosen::A& a, void* p, i64 elements) {
 #if defined(__linux__)
   const i64 page = 1 << 21, bytes = elements * (i64)sizeof(Chosen::T);
   if (!p || bytes < 2 * page) return;
-  const u64 start = ((u64)p + page - 1) & ~(u64)(page - 1), end = ((u64)p + bytes) & ~(u64)(page - 1);
+  const u64 mask = ~(u64)(page - 1), first = (u64)p;
+  const u64 start = (first + page - 1) & mask, end = (first + bytes) & mask;
   if (end > start) madvise((void*)start, end - start, MADV_HUGEPAGE);
 #endif
 }

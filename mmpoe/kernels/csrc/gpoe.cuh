@@ -151,7 +151,7 @@ GPOE void find_far(const typename C::A& a, const Site& at, u32 wanted, Factors<C
 template <class C>
 GPOE void load_common_noise(const typename C::A& a, const Site& at, Float* gamma) {
   GPOE_LANES(v) gamma[v] = splat(0.f);
-  if (!C::COMMON_NOISE || !a.common_noise) return;
+  if (!C::COMMON_NOISE || !a.common_noise || at.count <= 0) return;
   const i64 first = at.element / a.channel_size;
   if (first == (at.element + C::ELEMENTS - 1) / a.channel_size) {
     GPOE_LANES(v) gamma[v] = splat(a.common_noise[first]);
@@ -271,7 +271,8 @@ GPOE void fuse_far(
     q.evidence[v] = total[v] * q.inverse[v];
     q.shift[v] = moment[v] * q.inverse[v];
 
-    const Float odds = C::COMMON_NOISE && a.common_noise ? divide(total[v], q.discount[v]) : total[v];
+    Float odds = total[v];
+    if (C::COMMON_NOISE && a.common_noise) odds = divide(total[v], q.discount[v]);
     const Float rounded = 1.f + odds;
     const Float near_weight = q.discount[v] * q.inverse[v];
     const Float near =
@@ -292,7 +293,8 @@ GPOE void fuse_far(
 }
 
 template <class C>
-GPOE void fuse(const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
+GPOE void fuse(
+    const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
   q.far = GPOE_RARELY((given & f.far) != 0);
   if (q.far)
     fuse_far<C>(a, at, f, given, q);
@@ -361,7 +363,8 @@ GPOE void forward(const typename C::A& a, const Site& at, const u32* given, u32 
       Float kl = splat(0.f);
       GPOE_LANES(v) {
         const Float distance = standardise(q.shift[v], f.sharpness[v]);
-        const Float tangent = exp_minus_tangent(2.f * a.inverse_power * q.delta[v], growth<C>(a, q, v));
+        const Float exponent = 2.f * a.inverse_power * q.delta[v];
+        const Float tangent = exp_minus_tangent(exponent, growth<C>(a, q, v));
         kl = kl + first_lanes(0.5f * (tangent + distance * distance), at.count - v * LANES);
       }
       sum.add(s, kl);

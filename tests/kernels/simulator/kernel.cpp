@@ -4,7 +4,8 @@
 
 #include "gpoe.cuh"
 
-typedef Specialisation<GPOE_STORAGE, GPOE_EXPERTS, GPOE_WIDTH, GPOE_CLAMP, GPOE_COMMON_NOISE> Chosen;
+typedef Specialisation<
+    GPOE_STORAGE, GPOE_EXPERTS, GPOE_WIDTH, GPOE_CLAMP, GPOE_COMMON_NOISE> Chosen;
 
 static Chosen::A arguments;
 static std::vector<u32> shared_memory;
