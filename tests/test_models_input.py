@@ -182,3 +182,19 @@ def test_bad_parts_are_named():
         tensor({"a": torch.zeros(1, 3)})
     with pytest.raises(ValueError, match="'scale' should be positive and finite, but is 0"):
         Normal(nn.Identity(), scale=0)
+
+
+def test_entries_that_an_encoder_rejects_are_named():
+    x = batch()
+    x["type"] = x["type"][:, :2]
+    wanted = r"that of 'type', given entries of shape \(4, 2\) .* \(4x2 and 3x16\)"
+    with pytest.raises(ValueError, match=wanted) as caught:
+        make(flat)(x, OBSERVED)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_other_errors_of_an_encoder_are_its_own():
+    model = make(flat)
+    model.encoders["us"].forward = lambda x: torch.empty(0).no_such_method
+    with pytest.raises(AttributeError, match="no_such_method"):
+        model(batch(), OBSERVED)

@@ -270,8 +270,9 @@ class MultimodalVAE(nn.Module):
             observed: What was observed, boolean, with shape :math:`(B, M)`.
 
         Raises:
-            ValueError: If an observed entry is absent, of another dtype than the model or not
-                finite, or an encoder does not return one tensor per group.
+            ValueError: If an observed entry is absent, of another dtype than the model, not finite
+                or of a shape that its encoder rejects, or an encoder does not return one tensor
+                per group.
         """
         check_observed(observed, self.modalities)
         compiling = torch.compiler.is_compiling()
@@ -286,7 +287,7 @@ class MultimodalVAE(nn.Module):
             finite = self.validate and not compiling
             check_entries(x, m, seen, self._dtype(m), finite=finite)
             entries = fill(x[m], seen) if present is None else x[m][present]
-            rows[m], outputs[m] = present, self.encoders[m](entries)
+            rows[m], outputs[m] = present, self._encode(m, entries)
 
         if not outputs and x and self.groups[0].shape is None:
             m = next(iter(x))  # encode no rows of it, to learn the shape of the latents
@@ -296,6 +297,20 @@ class MultimodalVAE(nn.Module):
         features = self._features(outputs)
         like = self._like().new_zeros((), device=observed.device)
         return Encodings(self.modalities, observed.shape[0], rows, features, like)
+
+    def _encode(self, modality: str, entries: Tensor) -> Tensor | Sequence[Tensor]:
+        """Runs one encoder, and says whose entries they are if it cannot take them."""
+        if torch.compiler.is_compiling():
+            return self.encoders[modality](entries)
+        try:
+            return self.encoders[modality](entries)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # out of memory, say
+                raise
+            raise ValueError(
+                f"'x' should hold what the encoders take, but that of {modality!r}, given entries "
+                f"of shape {tuple(entries.shape)} and {entries.dtype}, fails: {error}"
+            ) from error
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and device of the model."""
