@@ -16,7 +16,8 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import mmpoe
-from mmpoe.imputation import ResidualHead, add_matched_experts, calibrate
+from mmpoe.imputation import add_matched_experts, calibrate, calibration
+from mmpoe.imputation.matched import ResidualHead
 from mmpoe.likelihoods import Normal
 from mmpoe.metrics import coverage
 from mmpoe.nn import MLP
@@ -360,6 +361,8 @@ def test_matched_experts_start_as_the_experts(build):
     r = model(batch(), OBSERVED, noise=noise, matched=True)
     for a, b in zip(q.z, r.z, strict=True):
         assert torch.equal(a, b)
+    for a, b in zip(q.kl, r.kl, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     parts = [p for group in model.groups for p in group.matched.parameters()]
     assert parts
     assert all(p.requires_grad for p in parts)
@@ -374,6 +377,47 @@ def test_residual_heads_act_on_channels():
     x = torch.randn(3, 6, 4, 5)
     assert head(x).shape == x.shape
     torch.testing.assert_close(head(x)[:, :, 1, 2], head(x[:, :, 1, 2]))
+
+
+def test_widths_of_the_prior():
+    vae = golden().model()
+    add_matched_experts(vae)
+    x, width = golden().sample(4)[0], torch.tensor(1.5).double()
+    with torch.no_grad():
+        vae.groups[0].matched.posterior.log_width.fill_(width.log())
+    nothing, one = torch.tensor([[False, False]]), torch.tensor([[True, False]])
+    q = vae(x, nothing.expand(4, 2), matched=True)
+    torch.testing.assert_close(q.posteriors[0].scale, width.expand(4, 1))
+    torch.testing.assert_close(q.priors[0].scale, torch.ones(4, 1).double())  # that of the model
+    for given in (nothing, one):
+        q = vae(x, given.expand(4, 2), matched=True)
+        torch.testing.assert_close(q.kl[0], kl_divergence(q.posteriors[0], q.priors[0]))
+    precision = 1 + 1 / width**2  # that of the expert of a is 1
+    torch.testing.assert_close(q.posteriors[0].variance, (1 / precision).expand(4, 1))
+
+
+def test_posteriors_that_are_wider_than_the_prior_are_matched():
+    # complete data say N(0, 4) on average, and the prior is N(0, 1)
+    sharp = nn.Linear(1, 2)
+    with torch.no_grad():
+        sharp.weight.copy_(torch.tensor([[2.0], [0.0]]))
+        sharp.bias.copy_(torch.tensor([0.0, -3.0]))
+    blind = nn.Linear(1, 2)
+    with torch.no_grad():
+        blind.weight.zero_()
+        blind.bias.copy_(torch.tensor([0.0, 3.0]))
+    vae = mmpoe.MVAE(
+        {"a": sharp, "b": blind}, {m: Normal(nn.Linear(1, 1)) for m in "ab"}, latent_dim=1
+    )
+    x = {m: torch.randn(4000, 1) for m in "ab"}
+    observed = torch.ones(4000, 2, dtype=torch.bool)
+    calibrate(vae, (x, observed), steps=600, lr=1e-2, held_out=0)
+    with torch.no_grad():
+        complete = vae(x, ["a", "b"]).posteriors[0]
+        part = vae(x, ["b"], matched=True).posteriors[0]
+    spread = complete.loc.var() + complete.variance.mean()
+    assert spread > 3
+    assert part.variance.mean().item() == pytest.approx(spread.item(), rel=0.05)
 
 
 def test_unknown_shapes_cannot_be_matched():
@@ -453,14 +497,14 @@ def test_calibration_keeps_the_best_and_stops():
 @pytest.mark.parametrize("at", [0, 40])
 def test_interrupt_leaves_a_model_to_use(monkeypatch, at):
     model, calls = make(noisy_model), itertools.count()
-    original = mmpoe.imputation.match
+    original = calibration.match
 
     def interrupting(*args, **kwargs):
         if next(calls) == at:
             signal.raise_signal(signal.SIGINT)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(mmpoe.imputation, "match", interrupting)
+    monkeypatch.setattr(calibration, "match", interrupting)
     modes = {m: m.training for m in model.modules()}
     history = calibrate(model, vectors(), steps=200)
     assert history.interrupted
@@ -489,10 +533,10 @@ def test_frozen_models_can_be_calibrated():
 def test_random_numbers_after_calibration_do_not_depend_on_looks():
     draws = []
     for every in (5, 25):
-        mmpoe.imputation.CHECK_EVERY, kept = every, mmpoe.imputation.CHECK_EVERY
+        calibration.CHECK_EVERY, kept = every, calibration.CHECK_EVERY
         torch.manual_seed(1)
         calibrate(make(noisy_model), vectors(), steps=20)
-        mmpoe.imputation.CHECK_EVERY = kept
+        calibration.CHECK_EVERY = kept
         draws.append(torch.rand(3))
     assert torch.equal(*draws)
 

@@ -297,10 +297,12 @@ def test_pictures():
     print(f"before: {before}\nafter: {after}")
 
     assert before["coverage"] < 0.7
+    assert max(before["slope"], before["sign"]) < 0.2
     assert before["energy"] >= 4.9
     for teacher in ("complete", "bootstrap"):
         assert 0.84 <= after[teacher]["coverage"] <= 0.92
         assert after[teacher]["energy"] <= 4.7
-        assert min(after[teacher]["slope"], after[teacher]["sign"]) > 0.7
+        assert after[teacher]["slope"] > 0.8
+        assert after[teacher]["sign"] > 0.5  # a coin toss has two peaks, which no Gaussian has
         assert after[teacher]["rmse"] < before["rmse"] + 0.01
     assert after["all"]["coverage"] < after["complete"]["coverage"] - 0.08

@@ -1,0 +1,140 @@
+"""Matched experts: a second set, which learns what the posterior of complete data says."""
+
+from __future__ import annotations
+
+__all__ = ["ResidualHead", "WidePrior", "add_matched_experts", "latent_groups"]
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmpoe.gaussian import kl_divergence
+from mmpoe.hierarchy import LatentGroup, MatchedExperts
+from mmpoe.kernels import PoE
+from mmpoe.models import MultimodalVAE
+from mmpoe.nn import MLP, ModalityDict
+from mmpoe.posteriors import Posterior
+
+
+class ResidualHead(nn.Module):
+    """Adds to some features a function of them, which is zero at the start.
+
+    Arguments:
+        features: The number of features, or channels.
+        hidden: The number of features of the hidden layer.
+    """
+
+    def __init__(self, features: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.network = MLP(features, features, hidden=[hidden])
+        last = self.network[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the same shape, (N, C, *)."""
+        return x + self.network(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class WidePrior(Posterior):
+    r"""Another rule, with the prior :math:`\mathcal{N}(\mu_p, (w \, \sigma_p)^2)`, w learned.
+
+    A product is never wider than its prior, but what complete data say on average may be. There is
+    one width :math:`w` for each channel, 1 at the start. Divergences are from the prior itself.
+
+    Arguments:
+        rule: The rule.
+        channels: The number of channels: the size of the first event dimension of z.
+    """
+
+    def __init__(self, rule: Posterior, channels: int) -> None:
+        super().__init__(rule.clamp)
+        self.rule, self.family = rule, rule.family
+        self.log_width = nn.Parameter(torch.zeros(channels))
+
+    def forward(
+        self,
+        loc: Sequence[Tensor],
+        log_scale: Sequence[Tensor],
+        given: Tensor,
+        prior: tuple[Tensor, Tensor] | None = None,
+        *,
+        noise: Tensor | None = None,
+        sample: bool = True,
+        temperature: float = 1.0,
+        squashed: bool = False,
+    ) -> PoE:
+        """Fuses, samples and measures, see :meth:`mmpoe.posteriors.Posterior.forward`."""
+        blank = torch.zeros_like(loc[0])
+        prior = (blank, blank) if prior is None else prior
+        width = self.log_width.reshape(-1, *(1,) * (blank.dim() - 2))  # (C, 1...)
+        q = self.rule(
+            loc,
+            log_scale,
+            given,
+            (prior[0], prior[1] + width.to(blank.dtype)),
+            noise=noise,
+            sample=sample,
+            temperature=temperature,
+            squashed=squashed,
+        )
+        if not squashed:
+            prior = (self.squash(prior[0]), self.squash(prior[1]))
+        kl = kl_divergence(q.loc, q.log_scale, *prior)
+        return q._replace(kl=kl.flatten(given.dim() - 1).sum(dim=-1))
+
+
+def add_matched_experts(model: MultimodalVAE) -> None:
+    r"""Gives a model a second set of experts, equal to the first at the start.
+
+    They share the features of the encoders. An expert that is a network is copied; one that hands
+    on what its encoder says gets a small residual network. The rule that fuses them is copied too,
+    and its prior gets a learned width. Groups that have matched experts already keep them.
+
+    :func:`calibrate` does this by itself. It is needed before loading the ``state_dict`` of a
+    calibrated model into a new one, and before matching is trained along with the model.
+
+    Arguments:
+        model: The model.
+
+    Raises:
+        ValueError: If the shape of the latents is not known yet.
+
+    Example:
+        >>> from mmpoe.models import MVAE
+        >>> from mmpoe.likelihoods import Normal
+        >>> vae = MVAE({"a": nn.Linear(3, 4)}, {"a": Normal(nn.Linear(2, 3))}, latent_dim=2)
+        >>> add_matched_experts(vae)
+        >>> vae.is_matched
+        True
+    """
+    like = next(model.parameters(), torch.zeros(()))
+    made: list[MatchedExperts] = []
+    groups = latent_groups(model)
+    for level, group in enumerate(groups):
+        if group.shape is None:
+            raise ValueError(
+                f"The shape of 'groups[{level}]' should be known before it gets matched experts: "
+                "give 'latent_dim' to the model, or run it once."
+            )
+        expert = group.expert
+        parts = dict(expert.items()) if isinstance(expert, ModalityDict) else {"": expert}
+        if all(isinstance(part, nn.Identity) for part in parts.values()):
+            size = 2 * group.shape[0]
+            copied: Any = {m: ResidualHead(size).to(like) for m in model.modalities}
+        else:
+            copied = copy.deepcopy(expert)
+        rule = WidePrior(copy.deepcopy(group.posterior), group.shape[0]).to(like)
+        made.append(MatchedExperts(copied, rule).train(group.training).requires_grad_())
+    for group, matched in zip(groups, made, strict=True):
+        if group.matched is None:
+            group.matched = matched
+
+
+def latent_groups(model: MultimodalVAE) -> list[LatentGroup]:
+    """Returns the groups of a model, coarse to fine."""
+    return list(model.groups)  # pyright: ignore[reportReturnType]
