@@ -23,15 +23,16 @@ def has_tools():
 
 pytestmark = pytest.mark.skipif(not has_tools(), reason="needs NVRTC and cuobjdump")
 
-REGISTERS = 232  # of 255: the largest is forward with 8 experts
-INSTRUCTIONS = {"forward": 450, "backward": 420}  # per element, 4 experts
+REGISTERS = {1: 128, 2: 168, 4: 188, 8: 220, 16: 252, 32: 255}  # by the number of experts
+RARE = 40  # more registers, for the clamp and common noise
+INSTRUCTIONS = {"forward": 450, "backward": 440}  # per element, 4 experts
 
 
 def check(special, architecture):
     report = audit_poe.audit(special, architecture)
     assert report.spills == 0
     assert report.stack == 0
-    assert report.registers <= REGISTERS
+    assert report.registers <= REGISTERS[special.experts] + RARE * special.clamp
 
     # every tensor by one instruction per thread, and once more where an expert is far
     experts = special.experts
