@@ -147,7 +147,7 @@ def _choose(
     if choice is None:
         source, choice = "MMPOE_BACKEND", os.environ.get("MMPOE_BACKEND") or None
     if choice is not None:
-        _available(choice, source)
+        _check_name(choice, source)
 
     name = choice or device.type
     if name == "eager" or name not in BACKENDS:
@@ -156,6 +156,7 @@ def _choose(
     if reason is None:
         return name
     if choice is not None:
+        _available(choice, source)
         raise RuntimeError(f"The backend {name!r} asked for by '{source}' {reason}.")
     return "eager"
 
@@ -200,9 +201,13 @@ def _modules() -> _Modules:
     return _Modules(cpu, cuda, jit)
 
 
-def _available(name: str, source: str) -> str:
+def _check_name(name: str, source: str) -> None:
     if name not in BACKENDS:
         raise ValueError(f"'{source}' should be one of {', '.join(BACKENDS)}, but is {name!r}.")
+
+
+def _available(name: str, source: str) -> str:
+    _check_name(name, source)
     if (state := status()[name]) != "available":
         raise RuntimeError(f"The backend {name!r} asked for by '{source}' is {state}.")
     return name
