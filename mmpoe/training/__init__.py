@@ -1,6 +1,33 @@
-"""A short training loop on Lightning Fabric, and checkpoints (extra ``mmpoe[train]``)."""
+"""Training on Lightning Fabric: a loop, and checkpoints to go on from (extra ``mmpoe[train]``)."""
 
-__all__ = ["CheckpointError", "History", "fit", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Adversary",
+    "CheckpointError",
+    "Checkpoints",
+    "CollapseWarning",
+    "History",
+    "NonFiniteError",
+    "Run",
+    "fit",
+    "load_checkpoint",
+    "load_state",
+    "load_weights",
+    "save_checkpoint",
+    "save_state",
+    "shard",
+]
 
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from .loop import History, fit
+from .batches import shard
+from .checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_state,
+    load_weights,
+    save_checkpoint,
+    save_state,
+)
+from .folder import Checkpoints
+from .log import CollapseWarning
+from .loop import fit
+from .run import History, Run
+from .steps import Adversary, NonFiniteError

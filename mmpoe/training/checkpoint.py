@@ -1,8 +1,17 @@
-r"""Checkpoints: weights in safetensors, the rest in JSON, checked when read. No pickle, ever."""
+r"""Checkpoints: tensors in safetensors, the rest in JSON, checked when read. No pickle, ever."""
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "CheckpointError",
+    "check_description",
+    "digest",
+    "load_checkpoint",
+    "load_state",
+    "load_weights",
+    "save_checkpoint",
+    "save_state",
+]
 
 import hashlib
 import json
@@ -12,15 +21,21 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpoe.extras import needs
 
+from .files import check_space, write_file
+from .nested import flatten, unflatten
+
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+FORMAT = 1
+"""The version of what :func:`save_state` writes."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: the message says which file, and what is wrong with it."""
+    """A checkpoint that cannot be used: the message says which file, and what is wrong with it."""
 
 
 def save_checkpoint(
@@ -40,46 +55,29 @@ def save_checkpoint(
 
     Raises:
         ValueError: If `description` holds ``previous``.
-        OSError: If the folder cannot be written to.
+        OSError: If the folder cannot be written to, or its disk is full.
     """
-    with needs("train"):
-        from safetensors.torch import save
-
     if "previous" in description:
         raise ValueError(
             "'description' should not hold 'previous', a key of the checkpoint itself, "
             f"but holds {description['previous']!r} there."
         )
+    weights, aliases = _encode(state)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-
-    # modules that share parameters have several names for one tensor; it is stored once
-    names: dict[tuple[Any, ...], str] = {}
-    aliases: dict[str, str] = {}
-    for name, value in state.items():
-        first = names.setdefault((value.device, value.data_ptr(), value.dtype), name)
-        if first != name and torch.equal(value, state[first]):  # not a transposed view, or a part
-            aliases[name] = first
-
-    # cloned, as parts of one tensor that differ are stored one by one
-    stored = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in state.items()
-        if name not in aliases
-    }
-    weights = save(stored)
-    manifest = {"sha256": hashlib.sha256(weights).hexdigest(), "aliases": aliases}
-    new = {**description, **manifest}
+    new = {**description, "sha256": digest(weights), "aliases": aliases}
     text = json.dumps(new, indent=2)
+    check_space(folder, len(weights) + 2 * len(text))
 
     try:
         previous = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError):  # there is none, or it is of no use
         pass
     else:
-        _write(folder / DESCRIPTION, json.dumps({**new, "previous": previous}, indent=2).encode())
-    _write(folder / WEIGHTS, weights)
-    _write(folder / DESCRIPTION, text.encode())
+        both = json.dumps({**new, "previous": previous}, indent=2)
+        write_file(folder / DESCRIPTION, both.encode())
+    write_file(folder / WEIGHTS, weights)
+    write_file(folder / DESCRIPTION, text.encode())
 
 
 def load_checkpoint(
@@ -96,22 +94,9 @@ def load_checkpoint(
     Raises:
         CheckpointError: If a file is missing, truncated or altered, or does not describe weights.
     """
-    with needs("train"):
-        from safetensors.torch import load
-
     folder = Path(folder)
-    try:
-        weights = (folder / WEIGHTS).read_bytes()
-        description = json.loads((folder / DESCRIPTION).read_text())
-    except OSError as error:
-        raise CheckpointError(
-            f"'folder' should hold {WEIGHTS} and {DESCRIPTION}, but {error.filename} "
-            f"cannot be read: {error.strerror}."
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / DESCRIPTION} is not valid JSON: {error}.") from error
-
-    found = hashlib.sha256(weights).hexdigest()
+    weights, description = _read(folder / WEIGHTS, folder / DESCRIPTION, "folder")
+    found = digest(weights)
     entry = description
     while _is_description(entry) and entry["sha256"] != found and "previous" in entry:
         entry = entry["previous"]  # a save was stopped before it replaced the weights
@@ -121,20 +106,179 @@ def load_checkpoint(
             "(an object), but does not."
         )
     if entry["sha256"] != found:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} should have the SHA-256 {description['sha256']} that "
-            f"{DESCRIPTION} names, but has {found}: it is incomplete or was altered."
-        )
+        raise _altered(folder / WEIGHTS, DESCRIPTION, description["sha256"], found)
+    state = _decode(weights, entry["aliases"], folder / DESCRIPTION)
+    return state, {key: value for key, value in entry.items() if key != "previous"}
 
-    state = load(weights)
-    for name, first in entry["aliases"].items():
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Puts weights into a module, all or none.
+
+    Arguments:
+        module: The module.
+        state: The weights by name.
+        source: Where they come from, for the message.
+
+    Raises:
+        CheckpointError: If they are those of another architecture; the message names the first
+            difference.
+    """
+    own = module.state_dict()
+    for name, value in own.items():
+        if name not in state:
+            raise CheckpointError(
+                f"{source} should hold {name!r}, a tensor of the model, but does not: "
+                "it is of another architecture."
+            )
+        if state[name].shape != value.shape:
+            raise CheckpointError(
+                f"{source} should hold {name!r} with shape {tuple(value.shape)}, but holds "
+                f"{tuple(state[name].shape)}: it is of another architecture."
+            )
+    for name in state:
+        if name not in own:
+            raise CheckpointError(
+                f"{source} should hold tensors of the model, but holds {name!r}, which it does "
+                "not have: it is of another architecture."
+            )
+    module.load_state_dict(state)
+
+
+def check_description(found: Mapping[str, Any], wanted: Mapping[str, Any], source: object) -> None:
+    """Raises a CheckpointError at the first entry in which a description is not as it should be.
+
+    Arguments:
+        found: The description of a checkpoint.
+        wanted: What it should hold; more is fine.
+        source: Where the description comes from, for the message.
+    """
+    for key, value in json.loads(json.dumps(wanted)).items():  # as JSON has it: no tuples
+        if isinstance(value, dict) and isinstance(found.get(key), dict):
+            check_description(found[key], value, f"{source}, '{key}',")
+        elif key not in found or found[key] != value:
+            what = repr(found[key]) if key in found else "nothing"
+            raise CheckpointError(
+                f"{source} should hold {value!r} as '{key}', as this run does, but holds {what}."
+            )
+
+
+def save_state(path: str | os.PathLike[str], state: object) -> None:
+    """Writes a nested state: dictionaries, lists and tuples of tensors, numbers and strings.
+
+    Arguments:
+        path: Where to write, without a suffix: ``<path>.safetensors`` and ``<path>.json``.
+        state: The state, see :func:`mmpoe.training.nested.flatten`.
+
+    Raises:
+        TypeError: If the state holds anything else.
+        OSError: If the files cannot be written, or the disk is full.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> save_state(folder / "batch", (torch.ones(2), {"step": 3}))
+        >>> load_state(folder / "batch")
+        (tensor([1., 1.]), {'step': 3})
+    """
+    tensors, rest = flatten(state)
+    content, aliases = _encode(tensors)
+    head = {"format": FORMAT, "sha256": digest(content), "aliases": aliases, "state": rest}
+    text = json.dumps(head).encode()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_space(path.parent, len(content) + len(text))
+    write_file(path.with_name(path.name + ".safetensors"), content)
+    write_file(path.with_name(path.name + ".json"), text)
+
+
+def load_state(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
+    """Reads what :func:`save_state` wrote.
+
+    Arguments:
+        path: The path that was given to it.
+
+    Raises:
+        CheckpointError: If a file is missing, truncated or altered, or of another format.
+    """
+    path = Path(path)
+    binary, text = (path.with_name(path.name + suffix) for suffix in (".safetensors", ".json"))
+    content, head = _read(binary, text, "path")
+    if not (_is_description(head) and head.get("format") == FORMAT):
+        version = head.get("format") if isinstance(head, dict) else None
+        raise CheckpointError(
+            f"{text} should be of format {FORMAT}, which this version of mmpoe reads, "
+            f"but is of format {version}."
+        )
+    if digest(content) != head["sha256"]:
+        raise _altered(binary, text.name, head["sha256"], digest(content))
+    try:
+        return unflatten(_decode(content, head["aliases"], text), head.get("state"))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{text} does not describe {binary.name}: {error}.") from error
+
+
+def digest(content: bytes) -> str:
+    """Returns the SHA-256 of some bytes, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
+    """The content of a safetensors file, and the names that share a tensor of another name."""
+    with needs("train"):
+        from safetensors.torch import save
+
+    # modules that share parameters have several names for one tensor; it is stored once
+    names: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, value in state.items():
+        first = names.setdefault((value.device, value.data_ptr(), value.dtype), name)
+        if first != name and torch.equal(value, state[first]):  # not a transposed view, or a part
+            aliases[name] = first
+
+    # cloned, as parts of one tensor that differ are stored one by one
+    stored = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+        if name not in aliases
+    }
+    return save(stored), aliases
+
+
+def _decode(content: bytes, aliases: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
+    with needs("train"):
+        from safetensors.torch import load
+
+    state = load(content)
+    for name, first in aliases.items():
         if not isinstance(first, str) or first not in state:
             raise CheckpointError(
-                f"{folder / DESCRIPTION} should name tensors of {WEIGHTS} as 'aliases', "
-                f"but names {first!r}."
+                f"{source} should name tensors of {source.with_suffix('.safetensors').name} as "
+                f"'aliases', but names {first!r}."
             )
         state[name] = state[first]
-    return state, {key: value for key, value in entry.items() if key != "previous"}
+    return state
+
+
+def _read(binary: Path, text: Path, argument: str) -> tuple[bytes, Any]:
+    """The content of the two files of a checkpoint, the second one parsed."""
+    with needs("train"):
+        import safetensors.torch  # noqa: F401  # before an error about files
+
+    try:
+        return binary.read_bytes(), json.loads(text.read_text())
+    except OSError as error:
+        raise CheckpointError(
+            f"'{argument}' should hold {binary.name} and {text.name}, but {error.filename} "
+            f"cannot be read: {error.strerror}."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{text} is not valid JSON: {error}.") from error
+
+
+def _altered(path: Path, manifest: str, wanted: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} should have the SHA-256 {wanted} that {manifest} names, but has {found}: "
+        "it is incomplete or was altered."
+    )
 
 
 def _is_description(entry: object) -> TypeGuard[dict[str, Any]]:
@@ -143,15 +287,3 @@ def _is_description(entry: object) -> TypeGuard[dict[str, Any]]:
         and isinstance(entry.get("sha256"), str)
         and isinstance(entry.get("aliases"), dict)
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
