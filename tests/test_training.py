@@ -1,20 +1,39 @@
 """The training loop learns, survives interrupts and bad gradients, and checkpoints are checked."""
 
+import csv
 import json
 import math
 import os
 import signal
+import sys
+import types
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from example_models import NAMES, OBSERVED, batch, flat, make
+from example_models import NAMES, OBSERVED, batch, flat, hierarchical, make
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import mmpoe
-from mmpoe.training import CheckpointError, fit, load_checkpoint, save_checkpoint
+from mmpoe.training import (
+    Adversary,
+    CheckpointError,
+    CollapseWarning,
+    NonFiniteError,
+    Run,
+    fit,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_state,
+    shard,
+)
+from mmpoe.training.nested import flatten, unflatten
 
 
 def objective(model, data, progress):
@@ -184,6 +203,9 @@ def test_interrupt_ends_after_the_step_with_weights_in_order():
         ("clip", 0, "positive"),
         ("average", 1.0, r"in \[0, 1\)"),
         ("average", -0.1, r"in \[0, 1\)"),
+        ("floor", 1.5, r"in \[0, 1\]"),
+        ("accumulate", 0, "an integer of at least 1"),
+        ("patience", 0, "an integer of at least 1"),
     ],
 )
 def test_bad_arguments_are_named(name, value, wanted):
@@ -340,3 +362,318 @@ def test_a_save_that_is_stopped_leaves_the_old_checkpoint_or_the_new(tmp_path, m
     assert "previous" not in json.loads((tmp_path / "model.json").read_text())
     with pytest.raises(ValueError, match="'description' should not hold 'previous'"):
         save_checkpoint(tmp_path, {}, {"previous": 1})
+
+
+# steps that are skipped
+
+
+class Steep(nn.Module):
+    """A model whose bound and gradient are those of a product with the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, -0.25, 2.0]))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def product(model, x, done):
+    return model(x)
+
+
+GOOD = torch.tensor([[0.1, 0.3, -0.2], [0.4, -0.1, 0.2]])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.full((2, 3), math.nan),
+        torch.tensor([[math.inf, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+        torch.full((2, 3), 3e38),  # bound and gradient overflow
+    ],
+)
+def test_a_skipped_step_changes_no_bit_of_weights_and_optimiser(bad):
+    states = []
+
+    def watch(optimizer, *_):
+        states.append([v.clone() for s in optimizer.state.values() for v in s.values()])
+
+    results = []
+    for batches in ([GOOD, bad, 2 * GOOD], [GOOD, 2 * GOOD]):
+        model = Steep()
+        states.clear()
+        handle = register_optimizer_step_pre_hook(watch)
+        options = {"lr": 0.1, "floor": 1.0, "warmup": 0, "progress": False}
+        history = fit(model, batches, product, steps=len(batches), **options)
+        handle.remove()
+        assert history.skipped == len(batches) - 2
+        results.append([model.weight.detach(), *states[-1]])
+    assert len(results[0]) == 4  # weights, two moments and the number of steps
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_bound_that_is_not_finite_is_skipped_even_if_its_gradient_is():
+    model = Steep()
+    history = fit(model, [GOOD], lambda *a: product(*a) + math.inf, steps=3, progress=False)
+    assert history.skipped == 3
+    assert torch.equal(model.weight, Steep().weight)
+
+
+def test_training_stops_after_skipped_steps_in_a_row_and_keeps_the_batch(tmp_path):
+    bad = {"x": [torch.tensor([1.0, math.nan, -2.0]), None], "names": ("a", "b")}
+    batches = [{"x": [torch.ones(3), None]}, bad]
+
+    def objective(model, batch, done):
+        return model(batch["x"][0]) * (1 if done < 0.4 else math.nan)
+
+    run = Run(tmp_path, save_every=2, log_every=1)
+    with pytest.raises(NonFiniteError, match=r"^3 steps in a row were skipped") as caught:
+        fit(Steep(), batches, objective, steps=10, patience=3, run=run, progress=False)
+    path = tmp_path / "bad-batch"
+    assert f"load_state({str(path)!r})" in str(caught.value)
+    (found,) = load_state(path)
+    assert found["names"] == ("a", "b")
+    assert found["x"][1] is None
+    torch.testing.assert_close(found["x"][0], bad["x"][0], equal_nan=True, rtol=0, atol=0)
+
+    with pytest.raises(NonFiniteError, match=r"batches are in /.*mmpoe-.*bad-batch.safetensors"):
+        fit(Steep(), [torch.full((1, 3), math.nan)], product, steps=10, progress=False)
+    strange = [(torch.full((3,), math.nan), object())]
+    with pytest.raises(NonFiniteError, match=r"cannot be saved: 'state/0/1' should be a tensor"):
+        fit(Steep(), strange, lambda m, b, d: m(b[0]), steps=10, progress=False)
+
+
+# what a step is made of
+
+
+def test_accumulated_gradients_are_those_of_the_joined_batch():
+    model, generator = make(flat), torch.Generator().manual_seed(3)
+    noise = [torch.randn(8, 4, generator=generator)]
+
+    def objective(model, rows, done):
+        x = {m: v[rows] for m, v in batch().items()}
+        given = OBSERVED[rows]
+        return mmpoe.elbo(model(x, given, noise=[n[rows] for n in noise]), x, given)
+
+    found = []
+    for size in (8, 4, 2, 1):
+        copy = make(flat)
+        copy.load_state_dict(model.state_dict())
+        with recorded_steps() as (_, gradients):
+            options = {"accumulate": 8 // size, "clip": math.inf, "progress": False}
+            history = fit(copy, torch.arange(8).split(size), objective, steps=1, **options)
+        found.append((gradients, history.bounds))
+    for gradients, bounds in found[1:]:
+        assert bounds == pytest.approx(found[0][1], rel=1e-5)
+        for one, other in zip(gradients, found[0][0], strict=True):
+            torch.testing.assert_close(torch.tensor(one), torch.tensor(other))
+
+
+def test_optimisers_and_the_last_rate_can_be_chosen():
+    # the published schedule: from 2e-3 to 1e-4
+    options = {
+        "optimizer": torch.optim.Adamax,
+        "lr": 2e-3,
+        "floor": 0.05,
+        "warmup": 0,
+        "weight_decay": 0,
+    }
+    with recorded_steps() as (rates, _):
+        fit(Steep(), [GOOD], product, steps=4, progress=False, **options)
+    expected = [1e-4 + 1.9e-3 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert rates == pytest.approx(expected)
+
+
+def test_an_adversary_learns_against_the_model():
+    class Scale(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(value))
+
+    model, critic, seen = Scale(1.0), Scale(2.0), []
+
+    def objective(model, x, done):
+        assert not critic.value.requires_grad
+        seen.append(model.value.detach().clone())
+        return -model.value * critic.value * x  # d/dvalue is minus the critic's value
+
+    def loss(network, x, done):
+        assert network is critic
+        assert network.value.requires_grad
+        assert torch.equal(seen[-1], model.value)  # before the model's step
+        return network.value * x
+
+    sgd = {"optimizer": lambda parameters, lr, weight_decay=0: torch.optim.SGD(parameters, lr)}
+    adversary = Adversary(critic, loss, lr=0.5, start=0.5, **sgd)
+    options = {"lr": 0.1, "warmup": 0, "floor": 1.0, "clip": math.inf, "average": 0}
+    data = [torch.ones(2)]
+    fit(model, data, objective, steps=4, adversary=adversary, **options, **sgd, progress=False)
+    # the critic is 2, 2, 2, 1.5 in the four steps, and then 1
+    assert model.value.item() == pytest.approx(1 - 0.1 * (2 + 2 + 2 + 1.5))
+    assert critic.value.item() == pytest.approx(1.0)
+    assert critic.training
+
+
+def test_half_precision_leaves_data_and_weights_in_full():
+    seen = []
+
+    def watch(model, data, progress):
+        x, observed = data
+        output = model(x, given=observed)
+        bound = mmpoe.elbo(output, x, observed)
+        seen.append((x["us"].dtype, output.kl[0].dtype, bound.dtype))
+        return bound
+
+    torch.manual_seed(0)
+    model = make(flat)
+    inside = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    inside.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    history = train(model, objective=watch, precision="bf16-mixed", accelerator="cpu")
+    assert seen[:2] == [torch.bfloat16, (torch.float32,) * 3]
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert sum(history.bounds[-5:]) > sum(history.bounds[:5]) + 5
+
+
+def test_bad_choices_are_named():
+    with pytest.raises(ValueError, match=r"'precision' should be one of .*, but is '8-bit'"):
+        train(make(flat), precision="8-bit")
+    with pytest.raises(ValueError, match=r"'precision' should be '32-true' or .* on a CPU"):
+        train(make(flat), precision="16-mixed", accelerator="cpu")
+
+
+# what is logged
+
+
+def numbers(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_log_has_a_row_per_interval(tmp_path):
+    kls = []
+
+    def watch(model, data, progress):
+        x, observed = data
+        output = model(x, given=observed)
+        kls.append([kl.mean().item() for kl in output.kl])
+        return mmpoe.elbo(output, x, observed)
+
+    run = Run(tmp_path, save_every=100, log_every=4, evaluate=lambda model, step: 0.5 * step)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        history = train(make(hierarchical), objective=watch, steps=10, run=run)
+    rows = numbers(tmp_path / "log.csv")
+    assert [row["step"] for row in rows] == ["4", "8", "10"]
+    for row in rows[:2]:
+        step = int(row["step"])
+        assert float(row["bound"]) == pytest.approx(sum(history.bounds[step - 4 : step]) / 4)
+        found = [float(row["kl_1"]), float(row["kl_2"])]
+        assert found == pytest.approx(kls[step - 1])
+        assert row["score"] == ""
+    assert rows[2]["score"] == "5.0"
+    assert history.best == history.checkpoint
+
+
+def test_collapsed_groups_are_told_once(tmp_path):
+    def ignoring(model, data, progress):  # the divergence costs so much that latents are useless
+        x, observed = data
+        return mmpoe.elbo(model(x, given=observed), x, observed, beta=1000.0)
+
+    run = Run(tmp_path, log_every=2)
+    torch.manual_seed(0)
+    with pytest.warns(CollapseWarning, match=r"of 2 latent groups, .* kl_1 = .* nats") as caught:
+        train(make(hierarchical), objective=ignoring, steps=300, lr=3e-2, run=run)
+    told = [name for w in caught for name in ("kl_1 =", "kl_2 =") if name in str(w.message)]
+    assert len(told) == len(set(told))
+
+
+def test_tensorboard_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match=r"mmpoe\[tensorboard\]"):
+        train(make(flat), run=Run(tmp_path, tensorboard=True))
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            self.folder, self.purge_step, self.rows = folder, purge_step, []
+            writers.append(self)
+
+        def add_scalar(self, name, value, step):
+            self.rows.append((name, step))
+
+        def flush(self):
+            pass
+
+        def close(self):
+            self.rows.append("closed")
+
+    writers = []
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    train(make(flat), steps=4, run=Run(tmp_path, log_every=2, save_every=9, tensorboard=True))
+    (writer,) = writers
+    assert writer.folder == tmp_path / "tensorboard"
+    assert writer.purge_step == 1
+    assert [row[1] for row in writer.rows if row[0] == "bound"] == [2, 4]
+    assert writer.rows[-1] == "closed"
+
+
+# states, shares
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+tensors = st.lists(st.floats(width=32, allow_nan=False), max_size=3).map(torch.tensor)
+states = st.recursive(
+    plain | tensors,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text() | st.integers() | st.booleans(), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def equal(a, b):
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        keys = [(type(k), k) for k in a] == [(type(k), k) for k in b]
+        return keys and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@given(states)
+def test_nested_states_are_put_together_again(state):
+    held, rest = flatten(state)
+    assert equal(unflatten(held, json.loads(json.dumps(rest))), state)
+
+
+def test_states_of_optimisers_are_kept(tmp_path):
+    model = make(flat)
+    for kind in (torch.optim.AdamW, torch.optim.Adamax, torch.optim.RMSprop):
+        optimizer = kind(model.parameters(), lr=0.1)
+        objective(model, (batch(), OBSERVED), 0).mean().backward()
+        optimizer.step()
+        save_state(tmp_path / "state", optimizer.state_dict())
+        assert equal(load_state(tmp_path / "state"), optimizer.state_dict())
+
+
+def test_cases_are_shared_out(monkeypatch):
+    cases = list("abcdefg")
+    for world in range(1, 9):
+        shares = [shard(cases, rank, world) for rank in range(world)]
+        assert sorted(case for share in shares for case in share) == cases
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert shard(cases) == cases
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert shard(cases) == ["c", "f"]
+    with pytest.raises(ValueError, match=r"'rank' should be from 0 to 1, but is 2"):
+        shard(cases, 2, 2)

@@ -193,7 +193,7 @@ def _verify(path: Path) -> None:
             raise CheckpointError(
                 f"{path / name} is incomplete: it holds {len(content)} of {size} bytes."
             )
-        if digest(content) != sha256:
+        if len(content) != size or digest(content) != sha256:
             raise CheckpointError(
-                f"{path / name} was altered: its SHA-256 is not the one in {MANIFEST}."
+                f"{path / name} was altered: its size or SHA-256 is not the one in {MANIFEST}."
             )

@@ -19,7 +19,7 @@ NAMES = ["a", "b"]
 
 
 class Samples(Dataset):
-    """Rows that are augmented by all generators there are; a third of them lack either modality."""
+    """Rows augmented by all generators there are; a third of them lack either modality."""
 
     def __init__(self, n=40):
         generator = Generator().manual_seed(7)
@@ -29,7 +29,7 @@ class Samples(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index):
-        noise = 0.1 * (torch.rand(()) + random.random() + float(np.random.rand()))
+        noise = 0.1 * (torch.rand(()) + random.random() + float(np.random.rand()))  # noqa: NPY002
         names = [NAMES, NAMES[:1], NAMES[1:]][index % 3]
         return {m: self.rows[index, NAMES.index(m)] + noise for m in names}
 
@@ -63,7 +63,7 @@ class Training:
     def __init__(self, seed=0):
         torch.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
         self.model = mmpoe.MVAE(
             {m: MLP(3, 4, hidden=[8]) for m in NAMES},
             {m: Normal(MLP(2, 3, hidden=[8]), learn_scale=True) for m in NAMES},
