@@ -1,0 +1,91 @@
+"""A program for several processes: `gradients <out>` or `train <out> <folder> <stop after>`."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from example_models import OBSERVED, batch, hierarchical, make
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+import mmpoe
+from mmpoe.training import Checkpoints, Run, fit
+
+# rows by batch: of two processes, the first has the even ones and the second the odd ones;
+# "us" is observed in odd rows alone
+PATTERNS = {
+    "lacks one": [[1, 3], [0, 2], [5, 7], [4, 6]],
+    "changing": [[1, 3], [0, 2], [6, 4], [5, 7]],
+    "only early": [[1, 3], [0, 2], [6, 4], [2, 4]],
+}
+
+
+def sgd(parameters, lr, weight_decay):
+    return torch.optim.SGD(parameters, lr)
+
+
+def learn(batches, accumulate):
+    """Two steps of gradient descent, with noise that belongs to the rows."""
+    model = make(hierarchical)
+    noise = [torch.randn(8, n, generator=torch.Generator().manual_seed(n)) for n in (3, 2)]
+
+    def objective(model, rows, done):
+        x = {m: values[rows] for m, values in batch().items()}
+        given = OBSERVED[rows]
+        return mmpoe.elbo(model(x, given, noise=[n[rows] for n in noise]), x, given)
+
+    fit(
+        model,
+        [torch.tensor(rows) for rows in batches],
+        objective,
+        steps=2,
+        optimizer=sgd,
+        lr=0.05,
+        clip=torch.inf,
+        average=0,
+        warmup=0,
+        accumulate=accumulate,
+        accelerator="cpu",
+        progress=False,
+    )
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def train(folder, stop):
+    """Twelve steps with a sampler and noise; the second process hears a signal."""
+    torch.manual_seed(0)
+    model, calls, noise = make(hierarchical), [], []
+    rank = int(os.environ["RANK"])
+
+    def objective(model, rows, done):
+        calls.append(done)
+        if len(calls) == stop and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        x = {m: values[rows] for m, values in batch().items()}
+        noise.append(torch.rand(()).item())
+        return mmpoe.elbo(model(x, OBSERVED[rows]), x, OBSERVED[rows])
+
+    rows = DataLoader(range(8), 2, shuffle=True, collate_fn=torch.tensor)
+    run = Run(folder, resume=True, save_every=2)
+    options = {"accelerator": "cpu", "progress": False, "run": run}
+    history = fit(model, rows, objective, steps=12, **options)
+    print(f"rank {rank}: {len(history.bounds)} {history.signal} {noise[0]}", flush=True)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+if __name__ == "__main__":
+    mode, out = sys.argv[1], Path(sys.argv[2])
+    rank = os.environ["RANK"]
+    save = Checkpoints.save
+    Checkpoints.save = lambda *a, **o: (print(f"rank {rank} saves", flush=True), save(*a, **o))[1]
+    if mode == "gradients":
+        found = {
+            f"{pattern}.{name}": value
+            for pattern, batches in PATTERNS.items()
+            for name, value in learn(batches, accumulate=2).items()
+        }
+    else:
+        found = train(sys.argv[3], int(sys.argv[4]))
+    save_file(found, out / f"{mode}-{rank}.safetensors")

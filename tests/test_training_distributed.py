@@ -1,0 +1,96 @@
+"""Two processes on a CPU, started by torchrun, learn what one learns from the joined batch."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_training import PATTERNS, learn
+from safetensors.torch import load_file
+
+from mmpoe.training import CheckpointError, Checkpoints, Run, fit
+from mmpoe.training.batches import split
+
+ROOT = Path(__file__).parents[1]
+
+
+def torchrun(*arguments):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"),
+            *("2", Path(__file__).with_name("distributed_training.py"), *map(str, arguments)),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_the_joined_batch(tmp_path):
+    """Also where a modality is missing in one process, or in its last batch, or in all of them."""
+    torchrun("gradients", tmp_path)
+    ranks = [load_file(tmp_path / f"gradients-{rank}.safetensors") for rank in (0, 1)]
+    for pattern, batches in PATTERNS.items():
+        start = learn([[0]], 1)
+        joined = learn([sum(batches, [])], 1)  # noqa: RUF017
+        for name, expected in joined.items():
+            own, other = (rank[f"{pattern}.{name}"] for rank in ranks)
+            assert torch.equal(own, other)
+            torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
+        moved = sum(not torch.equal(joined[name], start[name]) for name in joined)
+        assert moved > len(joined) / 2
+
+
+@pytest.mark.slow
+def test_processes_stop_together_and_go_on_to_the_same_bits(tmp_path):
+    """One of two processes hears SIGTERM; only the first one writes."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    printed = torchrun("train", tmp_path, whole, 0)
+    expected = load_file(tmp_path / "train-0.safetensors")
+    assert "rank 0 saves" in printed
+    assert "rank 1 saves" not in printed
+    noise = re.findall(r"rank \d: 12 None (.*)", printed)
+    assert len(set(noise)) == 2  # each process draws its own
+
+    printed = torchrun("train", tmp_path, cut, 5)
+    assert sorted(re.findall(r"rank \d: \d+ \d+", printed)) == ["rank 0: 5 15", "rank 1: 5 15"]
+    assert Checkpoints(cut / "checkpoints").steps() == [4, 5]
+    torchrun("train", tmp_path, cut, 0)
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"train-{rank}.safetensors")
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    model = torch.nn.Linear(1, 1)
+    run = Run(cut, resume=True)
+    with pytest.raises(CheckpointError, match=r"should be of 1 processes, .* but is of 2"):
+        fit(model, [torch.ones(1, 1)], lambda m, x, d: m(x), steps=1, run=run, progress=False)
+
+
+def test_shares_of_a_loader_go_round(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for options in ({}, {"generator": generator}):
+        loader = torch.utils.data.DataLoader(range(23), 3, shuffle=True, **options)
+        passes = []
+        for _ in range(2):
+            shares = []
+            for rank in range(3):
+                torch.manual_seed(rank)
+                generator.manual_seed(5)
+                before = torch.get_rng_state()
+                share = split(loader, rank, 3, seed=1)
+                shares.append([rows.tolist() for rows in share])
+                torch.set_rng_state(before)
+            passes.append(shares)
+        rows = [row for share in passes[0] for batch in share for row in batch]
+        assert len(set(rows)) == len(rows)
+        assert [len(share) for share in passes[0]] == [2, 2, 2]  # of 8 batches, 2 are left out
+    once = split(iter("abcdefg"), 1, 3, seed=1)
+    assert list(once) == ["b", "e"]
