@@ -29,6 +29,7 @@ from mmpoe.training import (
     fit,
     load_checkpoint,
     load_state,
+    loop,
     save_checkpoint,
     save_state,
     shard,
@@ -533,6 +534,52 @@ def test_half_precision_leaves_data_and_weights_in_full():
     assert seen[:2] == [torch.bfloat16, (torch.float32,) * 3]
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert sum(history.bounds[-5:]) > sum(history.bounds[:5]) + 5
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Half precision with a scaler on the CPU, from a scale that overflows a few times."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import MixedPrecision
+
+    scalers = []
+
+    def make_fabric(precision, accelerator):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**scale, growth_interval=4)
+        scalers.append(scaler)
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=[plugin])
+        fabric.launch()
+        return fabric
+
+    scale = 30
+    monkeypatch.setattr(loop, "make_fabric", make_fabric)
+    return scalers
+
+
+def test_scales_that_overflow_are_not_held_against_a_training(scaled, tmp_path):
+    model, whole = Steep(), Steep()
+    options = {"precision": "16-mixed", "patience": 2, "lr": 0.1, "progress": False}
+    history = fit(whole, [1000 * GOOD], product, steps=60, **options)
+    scale = scaled[0].get_scale()
+    assert 30 > history.skipped > 20  # until the scale fits
+    assert not torch.equal(whole.weight, Steep().weight)
+
+    def stop(model, batch, done):  # the scale goes on from where it was
+        if done > 0.6 and not stopped:
+            stopped.append(done)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return product(model, batch, done)
+
+    stopped = []
+    for again in (False, True):
+        run = Run(tmp_path, resume=again)
+        history = fit(model, [1000 * GOOD], stop, steps=60, run=run, **options)
+    assert torch.equal(model.weight, whole.weight)
+    assert scaled[-1].get_scale() == scale
+
+    with pytest.raises(NonFiniteError, match=r"^2 steps in a row"):
+        fit(Steep(), [GOOD * math.nan], product, steps=60, **options)
 
 
 def test_bad_choices_are_named():
