@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from mmpoe.extras import needs
+from mmpoe.training import CheckpointError, NonFiniteError
 
 with needs("medical"):
     import tyro
@@ -76,7 +78,13 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except CheckpointError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 4
+    except OSError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 5 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2
+    except (ValueError, NonFiniteError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
 

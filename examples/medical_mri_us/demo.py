@@ -38,6 +38,10 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """The folder for metrics.json, panel.png, report.html and model/."""
+    keep: Path | None = None
+    """A folder for checkpoints and a log of the training, to go on from if it is stopped."""
+    resume: bool = False
+    """Whether to go on from the last checkpoint in that folder, if there is one."""
     patients: int = 200
     """The number of training patients, with modalities missing as in ReMIND."""
     held_out: int = 20
@@ -57,10 +61,14 @@ class Demo:
         check_integer("workers", self.workers, 1)
         build_model(self.size)
         self.train.check()
+        if self.resume and self.keep is None:
+            raise ValueError("'keep' should be a folder to resume from, but is None.")
 
 
 def run(demo: Demo) -> int:
-    """Runs the demo and returns its exit code: 0, or 130 if training was interrupted.
+    """Runs the demo and returns its exit code: 0, or that of the signal that stopped training.
+
+    It is 130 for Ctrl-C and 143 for SIGTERM.
 
     Raises:
         ValueError: If an argument cannot be used, before any patient is made, or no patient can,
@@ -89,7 +97,7 @@ def run(demo: Demo) -> int:
         + f"; {len(held_out)} complete ones held out."
     )
 
-    model, history = train(subjects, demo.train)
+    model, history = train(subjects, demo.train, keep=demo.keep, resume=demo.resume)
     for name in ("metrics.json", "panel.png", "report.html"):  # of an earlier run's model
         (demo.out / name).unlink(missing_ok=True)
     save_model(demo.out / "model", model, demo.size, demo.train, history)
@@ -97,7 +105,9 @@ def run(demo: Demo) -> int:
     print(f"Model saved in {demo.out / 'model'}; products of experts ran on '{backend}'.")
     if history.interrupted:
         print(f"Stopped after {len(history.bounds)} steps; the model can be used as it is.")
-        return 130
+        if demo.keep is not None:
+            print(f"To go on, run the same again with --keep {demo.keep} --resume.")
+        return history.exit_code
 
     cells = evaluate(model, subjects, held_out)
     (demo.out / "metrics.json").write_text(json.dumps(cells, indent=1) + "\n")

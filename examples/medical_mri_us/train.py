@@ -7,7 +7,7 @@ __all__ = ["ARCHITECTURE", "Settings", "bound", "build_model", "load_model", "sa
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,15 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 import mmpoe
 from mmpoe.missing import random_subsets
 from mmpoe.models import MMHVAE, image_mmhvae
-from mmpoe.training import CheckpointError, History, fit, load_checkpoint, save_checkpoint
+from mmpoe.training import (
+    CheckpointError,
+    History,
+    Run,
+    fit,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 
 from .checks import check_integer, check_number, check_positive
 from .data import Slices, Subject, batch_slices
@@ -53,6 +61,10 @@ class Settings:
     """The share of draws from patients who have the rarest modality."""
     seed: int = 0
     """What initial weights, batches, subsets and noise are drawn from."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """The precision of training; the last one needs a GPU."""
+    save_every: int = 200
+    """The number of steps from one checkpoint to the next, if a training is kept."""
 
     def check(self) -> None:
         """Raises a ValueError that names the setting, if there is one that cannot be used."""
@@ -64,6 +76,7 @@ class Settings:
         check_number("beta", self.beta, 0)
         check_number("rare", self.rare, 0, 1)
         check_integer("seed", self.seed, 0)
+        check_integer("save_every", self.save_every, 1)
 
 
 def build_model(size: int) -> MMHVAE:
@@ -92,7 +105,12 @@ def bound(model: MMHVAE, batch: Batch, beta: float) -> Tensor:
 
 
 def train(
-    subjects: Sequence[Subject], settings: Settings, *, progress: bool = True
+    subjects: Sequence[Subject],
+    settings: Settings,
+    *,
+    keep: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
 ) -> tuple[MMHVAE, History]:
     """Trains on mixed batches: every slice has its own modalities and its own random subset.
 
@@ -102,6 +120,8 @@ def train(
     Arguments:
         subjects: The patients, incomplete ones included.
         settings: How to train.
+        keep: Where to keep checkpoints and a log, if anywhere.
+        resume: Whether to go on from the last checkpoint that is there, if there is one.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -109,7 +129,9 @@ def train(
 
     Raises:
         ValueError: If a setting cannot be used, there is no subject, images are not square and of
-            one size, or no subject has some modality.
+            one size, no subject has some modality, or the folder holds checkpoints and is not to
+            be resumed.
+        CheckpointError: If the last checkpoint is damaged, or of another model or other settings.
     """
     settings.check()
     size = _common_size(subjects)
@@ -124,6 +146,11 @@ def train(
     def objective(model: MMHVAE, batch: Batch, done: float) -> Tensor:
         return bound(model, batch, settings.beta * min(1.0, 10 * done))
 
+    run = None
+    if keep is not None:
+        description = {**describe(model, size), "settings": asdict(settings)}
+        save_every = settings.save_every
+        run = Run(keep, resume=resume, save_every=save_every, description=description)
     history = fit(
         model,
         loader,
@@ -131,9 +158,20 @@ def train(
         steps=settings.steps,
         minutes=settings.minutes,
         lr=settings.lr,
+        precision=settings.precision,
+        run=run,
         progress=progress,
     )
     return model, history
+
+
+def describe(model: MMHVAE, size: int) -> dict[str, Any]:
+    """Returns what is needed to build a model again."""
+    return {
+        "model": "image_mmhvae",
+        "modalities": model.modalities,
+        "architecture": {"size": size, **ARCHITECTURE},
+    }
 
 
 def save_model(
@@ -141,9 +179,7 @@ def save_model(
 ) -> None:
     """Writes a model with what is needed to build it again and to tell how it came about."""
     description: dict[str, Any] = {
-        "model": "image_mmhvae",
-        "modalities": model.modalities,
-        "architecture": {"size": size, **ARCHITECTURE},
+        **describe(model, size),
         "mmpoe": mmpoe.__version__,
         "torch": torch.__version__,
         "settings": asdict(settings),
@@ -169,7 +205,7 @@ def load_model(folder: Path) -> tuple[MMHVAE, dict[str, Any]]:
         )
     try:
         model = image_mmhvae(MODALITIES, **description.get("architecture", {}))
-        model.load_state_dict(state)
+        load_weights(model, state, folder)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} holds no model that can be built: {error}") from error
     return model.eval(), description

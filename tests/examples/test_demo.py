@@ -28,6 +28,7 @@ from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import MISSINGNESS, cached_dataset, make_dataset
 from examples.medical_mri_us.train import Settings, load_model, train
 from mmpoe.metrics import psnr
+from mmpoe.training import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -175,6 +176,7 @@ def test_incomplete_or_absent_test_subjects_are_named(demo):
         ({"size": 20}, "'size' should be a multiple of 8.*, but is 20"),
         ({"size": 8}, "'size' should be an integer of at least 16, but is 8"),
         ({"workers": 0}, "'workers' should be an integer of at least 1, but is 0"),
+        ({"resume": True}, "'keep' should be a folder to resume from, but is None"),
         ({"train": Settings(rare=2)}, "'rare' should be a number from 0 to 1, but is 2"),
     ],
 )
@@ -244,6 +246,39 @@ def test_interrupt_leaves_a_usable_model(demo, tmp_path):
     model, description = load_model(out / "model")
     assert description["interrupted"]
     assert synthesise(model, subjects("test")[0], ["us"])["t2"].shape == (8, SIZE, SIZE)
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_a_training_that_goes_on(demo, tmp_path):
+    """Fault 35: the exit code is 143, and --resume takes the training up."""
+    out, keep = tmp_path / "out", tmp_path / "keep"
+    arguments = ["demo", "--out", str(out), "--patients", "8", "--held-out", "2"]
+    arguments += ["--size", str(SIZE), "--train.steps", "100000", "--keep", str(keep)]
+    for resume, code in ((False, 143), (True, 130)):
+        process = subprocess.Popen(
+            **command(*arguments, *["--resume"] * resume),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        seen = ""
+        deadline = time.monotonic() + 90
+        while "step/s" not in seen and time.monotonic() < deadline:
+            seen += process.stderr.read(200)
+        process.send_signal(code - 128)
+        printed, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors
+        assert f"--keep {keep} --resume" in printed
+        assert "Traceback" not in errors
+    checkpoints = Checkpoints(keep / "checkpoints")
+    assert len(checkpoints.steps()) == 2  # one of each run
+    damaged = checkpoints.path(checkpoints.steps()[-1]) / "training.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    done = subprocess.run(
+        **command(*arguments, "--resume"), capture_output=True, check=False, timeout=90
+    )
+    assert done.returncode == 4
+    assert f"{damaged} is incomplete" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_unusable_cache_folder_is_an_error_in_words(tmp_path):

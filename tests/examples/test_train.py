@@ -1,6 +1,8 @@
 """Training and its pictures on tiny subjects: what is given, what is scored, what is kept."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -161,3 +163,34 @@ def test_the_panel_is_drawn():
 )
 def test_training_is_drawn_whatever_was_skipped(bounds):
     assert draw_training(bounds).startswith(PNG)
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """Fault 36: the same weights as if it had not been stopped."""
+    small = {**train_module.ARCHITECTURE, "patch": 4, "widths": [16, 8], "latents": [3, 2]}
+    monkeypatch.setattr(train_module, "ARCHITECTURE", small)
+    subjects = [subject(0), subject(1, MODALITIES[:2])]
+    settings = Settings(steps=6, minutes=None, batch=2, save_every=2)
+    whole, history = train(subjects, settings, progress=False)
+    bounds, original, calls = history.bounds, train_module.bound, []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(train_module, "bound", stop)
+    _, history = train(subjects, settings, keep=tmp_path, progress=False)
+    assert (len(history.bounds), history.exit_code) == (3, 143)
+    model, history = train(subjects, settings, keep=tmp_path, resume=True, progress=False)
+    assert history.bounds == bounds
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True)
+    )
+
+    other = Settings(steps=6, minutes=None, batch=2, save_every=2, lr=0.1)
+    with pytest.raises(CheckpointError, match=r"'settings', should hold 0.1 as 'lr', .* 0.002"):
+        train(subjects, other, keep=tmp_path, resume=True, progress=False)
+    with pytest.raises(ValueError, match=r"'resume' be True, but .* up to step 6"):
+        train(subjects, settings, keep=tmp_path, progress=False)
