@@ -72,5 +72,5 @@ def skip_undescribed_field(app, what, name, obj, skip, options):
 
 
 def always_execute(app, env, added, changed, removed):
-    """Runs the tutorial in each build: it depends on the library, not on its own text alone."""
-    return ["tutorial"]
+    """Runs pages with code in each build: they depend on the library, not on their text alone."""
+    return ["tutorial", "training"]
