@@ -421,6 +421,18 @@ def test_a_bound_that_is_not_finite_is_skipped_even_if_its_gradient_is():
     assert torch.equal(model.weight, Steep().weight)
 
 
+def test_a_gradient_that_is_not_finite_is_skipped_even_if_its_bound_is():
+    def kink(model, x, done):
+        value = model(x)
+        return (value - value.detach()).abs().sqrt()  # 0, with a slope of infinity times 0
+
+    model = Steep()
+    history = fit(model, [GOOD], kink, steps=3, progress=False)
+    assert history.bounds == [0.0] * 3
+    assert history.skipped == 3
+    assert torch.equal(model.weight, Steep().weight)
+
+
 def test_training_stops_after_skipped_steps_in_a_row_and_keeps_the_batch(tmp_path):
     bad = {"x": [torch.tensor([1.0, math.nan, -2.0]), None], "names": ("a", "b")}
     batches = [{"x": [torch.ones(3), None]}, bad]

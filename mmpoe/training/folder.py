@@ -96,8 +96,6 @@ class Checkpoints:
             files = {p.name: p.read_bytes() for p in sorted(temporary.iterdir())}
             manifest = {n: {"bytes": len(c), "sha256": digest(c)} for n, c in files.items()}
             write_file(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
-            if final.exists():  # of a later part of a training that goes on from an earlier one
-                remove(final)
             publish(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-import mmpoe
-
 from .batches import Stream
 from .checkpoint import CheckpointError, check_description, load_weights
 from .distributed import gather
@@ -177,11 +175,10 @@ class Keeper:
                 "best": self.best,
                 "known": sorted(self.known),
             }
-            versions = {"step": number, "mmpoe": mmpoe.__version__, "torch": torch.__version__}
             self.history.checkpoint = self.checkpoints.save(
                 number,
                 self._averages().state_dict(),
-                {**versions, **self.description},
+                {"step": number, "torch": torch.__version__, **self.description},
                 state,
                 best=None if self.best is None else self.best[0],
             )

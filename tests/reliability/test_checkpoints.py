@@ -219,8 +219,8 @@ def test_a_save_that_is_cut_short_leaves_whole_checkpoints(tmp_path, monkeypatch
         for owner, name in [
             (os, "fsync"),
             (Path, "replace"),
-            (Path, "unlink"),
-            (shutil, "rmtree"),
+            (os, "unlink"),
+            (os, "rmdir"),
         ]:
             patch.setattr(owner, name, counted(getattr(owner, name)))
         return calls

@@ -108,6 +108,28 @@ def test_a_finished_training_is_read_back(whole, tmp_path):
         Training().fit(STEPS, tmp_path)
 
 
+def test_the_log_has_each_step_once(tmp_path):
+    """What was logged after the last checkpoint, and is now trained again, is logged again."""
+
+    def fail(model, batch, done):
+        if done > 0.5:
+            raise RuntimeError("the machine")
+        return objective(model, batch, done)
+
+    training = Training()
+    objective, training.objective = training.objective, fail
+    with pytest.raises(RuntimeError, match=r"the machine"):
+        training.fit(STEPS, tmp_path, log_every=2)
+    text = (tmp_path / "log.csv").read_text()
+    assert text.splitlines()[-1].startswith("12,")
+    (tmp_path / "log.csv").write_text(text + "13,0.")  # killed while it wrote
+    Training().fit(STEPS, tmp_path, resume=True, log_every=2)  # from step 10
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert len({row.count(",") for row in rows}) == 1
+    steps = sorted({*range(2, STEPS + 1, 2), 5, 15})
+    assert [row.split(",")[0] for row in rows] == ["step", *map(str, steps)]
+
+
 @pytest.mark.slow
 def test_workers_repeat_their_augmentations(tmp_path):
     """Fault 36 with loader processes, whose generators start from what a pass starts from."""
