@@ -132,8 +132,11 @@ class Keeper:
     def _write(self, row: dict[str, Any]) -> None:
         if self.log is not None:
             number, seconds = len(self.history.bounds), round(self.history.seconds, 3)
-            score = {} if self.run.evaluate is None else {"score": ""}
-            self.log.write({"step": number, "seconds": seconds, **score, **row})
+            # columns that the first row has no number for
+            later = ["adversary"] * (len(self.stepper.learners) > 1)
+            later += ["score"] * (self.run.evaluate is not None)
+            first = {"step": number, "seconds": seconds}
+            self.log.write({**first, **row, **{name: row.get(name, "") for name in later}})
 
     def _evaluate(self) -> dict[str, float]:
         """The score of the averaged model, if there is one, noted if it is the best."""

@@ -113,7 +113,7 @@ class Watch:
                 f"next to nothing: {values}. A slower warm-up of the divergence, or free bits "
                 "(see mmpoe.objectives), may bring them into use.",
                 CollapseWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _look(self, model: nn.Module, inputs: object, output: Any) -> None:  # noqa: ANN401

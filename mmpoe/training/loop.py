@@ -226,8 +226,9 @@ def _rate(step: int, done: float, *, highest: float, warmup: int, floor: float) 
 
 
 def _recent(values: list[float], number: int) -> float:
-    recent = values[-number:]
-    return sum(recent) / len(recent)
+    """The mean of the last values, those that are finite."""
+    recent = [value for value in values[-number:] if math.isfinite(value)]
+    return sum(recent) / len(recent) if recent else math.nan
 
 
 def _check(name: str, value: object, wanted: str, holds: bool) -> None:

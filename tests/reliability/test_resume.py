@@ -122,12 +122,14 @@ def test_the_log_has_each_step_once(tmp_path):
         training.fit(STEPS, tmp_path, log_every=2)
     text = (tmp_path / "log.csv").read_text()
     assert text.splitlines()[-1].startswith("12,")
-    (tmp_path / "log.csv").write_text(text + "13,0.")  # killed while it wrote
+    (tmp_path / "log.csv").write_text(text + "1")  # killed while it wrote
     Training().fit(STEPS, tmp_path, resume=True, log_every=2)  # from step 10
     rows = (tmp_path / "log.csv").read_text().splitlines()
     assert len({row.count(",") for row in rows}) == 1
     steps = sorted({*range(2, STEPS + 1, 2), 5, 15})
     assert [row.split(",")[0] for row in rows] == ["step", *map(str, steps)]
+    numbers = [row.split(",")[rows[0].split(",").index("adversary")] for row in rows[1:]]
+    assert [number == "" for number in numbers] == [step < 0.2 * STEPS + 1 for step in steps]
 
 
 @pytest.mark.slow
