@@ -74,8 +74,11 @@ def gather(fabric: Fabric, state: Mapping[str, Tensor]) -> list[dict[str, Tensor
     """Returns the states of all processes, whose tensors have the same names and shapes."""
     if fabric.world_size == 1:
         return [dict(state)]
-    stacked = {name: fabric.all_gather(value) for name, value in state.items()}
-    return [
-        {name: value[rank].cpu() for name, value in stacked.items()}  # pyright: ignore
-        for rank in range(fabric.world_size)
-    ]
+    everyone: list[dict[str, Tensor]] = [{} for _ in range(fabric.world_size)]
+    for name, value in state.items():
+        mine = value.to(fabric.device)
+        found = [torch.empty_like(mine) for _ in everyone]
+        torch.distributed.all_gather(found, mine)
+        for process, theirs in zip(everyone, found, strict=True):
+            process[name] = theirs.cpu()
+    return everyone
