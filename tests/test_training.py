@@ -599,6 +599,12 @@ def test_bad_choices_are_named():
         train(make(flat), precision="8-bit")
     with pytest.raises(ValueError, match=r"'precision' should be '32-true' or .* on a CPU"):
         train(make(flat), precision="16-mixed", accelerator="cpu")
+    for name in ("save_every", "log_every"):
+        with pytest.raises(ValueError, match=rf"'{name}' should be an integer of at least 1"):
+            train(make(flat), run=Run("unused", **{name: 0}))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"'accelerator' should be .* without a GPU"):
+            train(make(flat), accelerator="cuda")
 
 
 # what is logged

@@ -1,4 +1,4 @@
-"""Two processes on a CPU, started by torchrun, learn what one learns from the joined batch."""
+"""Several processes on a CPU, started by torchrun, learn what one learns from the joined batch."""
 
 import os
 import re
@@ -17,11 +17,15 @@ from mmpoe.training.batches import split
 ROOT = Path(__file__).parents[1]
 
 
-def torchrun(*arguments):
+def torchrun(processes, *arguments):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"),
-            *("2", Path(__file__).with_name("distributed_training.py"), *map(str, arguments)),
+            *(
+                str(processes),
+                Path(__file__).with_name("distributed_training.py"),
+                *map(str, arguments),
+            ),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -36,7 +40,7 @@ def torchrun(*arguments):
 @pytest.mark.slow
 def test_gradients_are_those_of_the_joined_batch(tmp_path):
     """Also where a modality is missing in one process, or in its last batch, or in all of them."""
-    torchrun("gradients", tmp_path)
+    torchrun(2, "gradients", tmp_path)
     ranks = [load_file(tmp_path / f"gradients-{rank}.safetensors") for rank in (0, 1)]
     for pattern, batches in PATTERNS.items():
         start = learn([[0]], 1)
@@ -51,26 +55,28 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path):
 
 @pytest.mark.slow
 def test_processes_stop_together_and_go_on_to_the_same_bits(tmp_path):
-    """One of two processes hears SIGTERM; only the first one writes."""
+    """One of three processes hears SIGTERM; only the first one writes."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    printed = torchrun("train", tmp_path, whole, 0)
+    printed = torchrun(3, "train", tmp_path, whole, 0)
     expected = load_file(tmp_path / "train-0.safetensors")
     assert "rank 0 saves" in printed
     assert "rank 1 saves" not in printed
     noise = re.findall(r"rank \d: 12 None (.*)", printed)
-    assert len(set(noise)) == 2  # each process draws its own
+    assert len(set(noise)) == 3  # each process draws its own
 
-    printed = torchrun("train", tmp_path, cut, 5)
-    assert sorted(re.findall(r"rank \d: \d+ \d+", printed)) == ["rank 0: 5 15", "rank 1: 5 15"]
+    printed = torchrun(3, "train", tmp_path, cut, 5)
+    assert sorted(re.findall(r"rank \d: \d+ \d+", printed)) == [
+        f"rank {k}: 5 15" for k in range(3)
+    ]
     assert Checkpoints(cut / "checkpoints").steps() == [4, 5]
-    torchrun("train", tmp_path, cut, 0)
-    for rank in (0, 1):
+    torchrun(3, "train", tmp_path, cut, 0)
+    for rank in range(3):
         found = load_file(tmp_path / f"train-{rank}.safetensors")
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
     model = torch.nn.Linear(1, 1)
     run = Run(cut, resume=True)
-    with pytest.raises(CheckpointError, match=r"should be of 1 processes, .* but is of 2"):
+    with pytest.raises(CheckpointError, match=r"should be of 1 processes, .* but is of 3"):
         fit(model, [torch.ones(1, 1)], lambda m, x, d: m(x), steps=1, run=run, progress=False)
 
 
