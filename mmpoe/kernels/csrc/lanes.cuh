@@ -46,6 +46,9 @@ typedef u32 Word __attribute__((vector_size(64)));
 typedef u64 Wide __attribute__((vector_size(64)));  // 8 of them: one for every other lane
 typedef Int Mask;
 typedef u16 Half __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+#define GPOE_AVX512
+#endif
 #endif
 
 // ---- Bits and selections --------------------------------------------------------------------
@@ -70,8 +73,19 @@ GPOE Float splat(float x) { return x + Float(); }
 GPOE Float select(Mask m, Float a, Float b) { return m ? a : b; }
 GPOE Word select(Mask m, Word a, Word b) { return m ? a : b; }
 // If x is no number, so is minimum(c, x), and maximum(c, x).
+#if defined(GPOE_AVX512)
+GPOE Float maximum(Float a, Float b) {
+  asm("vmaxps %1, %0, %0" : "+v"(a) : "v"(b));
+  return a;
+}
+GPOE Float minimum(Float a, Float b) {
+  asm("vminps %1, %0, %0" : "+v"(a) : "v"(b));
+  return a;
+}
+#else
 GPOE Float maximum(Float a, Float b) { return select(a > b, a, b); }
 GPOE Float minimum(Float a, Float b) { return select(a < b, a, b); }
+#endif
 GPOE Float magnitude(Float x) { return as_float(as_word(x) & 0x7fffffffu); }
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
@@ -104,7 +118,8 @@ GPOE Float first_lanes(Float x, i64 count) {  // zero beyond the first `count`
 //
 // On a GPU its own: accurate ones where a result is returned, fast ones (absolute error 2^-21) for
 // the noise. Elsewhere branch-free polynomials with less than 2 ulp of error; the coefficients of
-// exp, log, sine and cosine are those of the Cephes library (S. L. Moshier), single precision.
+// log, sine and cosine are those of the Cephes library (S. L. Moshier), single precision, those of
+// exp a fit of least largest error.
 
 #if defined(__CUDACC__)
 GPOE Float exponential(Float x) { return expf(x); }
@@ -142,13 +157,13 @@ GPOE Float exponential(Float x) {  // 0 below -87, never more than e^88
   const Float shifted = x * 1.44269504088896341f + 12582912.f;  // rounded in its last bits
   const Float n = shifted - 12582912.f;
   const Float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Float p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.f);
+  Float p = splat(1.38145e-3f);
+  p = p * r + 8.36875e-3f;
+  p = p * r + 4.166839e-2f;
+  p = p * r + 1.6666521e-1f;
+  p = p * r + 0.49999994f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
   const Word scaled = as_word(p) + (as_word(shifted) << 23);  // times 2^n
   return select(x < -87.f, splat(0.f), as_float(scaled));
 }
@@ -220,7 +235,7 @@ GPOE Float exp_minus_tangent(Float v, Float growth) {
 // the transform of Box and Muller. A draw depends on the seed, row and element alone: not on the
 // device, the number of threads or the width of a vector.
 
-#if !defined(__CUDACC__) && !defined(GPOE_SIMULATE) && defined(__AVX512F__)
+#if defined(GPOE_AVX512)
 GPOE Wide multiply(Wide a, u32 b) {  // of the low halves; GCC has no pattern for it
   Wide product;
   const Wide factor = b + Wide();
@@ -526,7 +541,7 @@ GPOE void store_lanes(T* p, Float x) {
   const auto y = stored(p, x);
   __builtin_memcpy(p, &y, sizeof y);
 }
-#if defined(__AVX512F__)
+#if defined(GPOE_AVX512)
 // Past the caches: what is written is not read from memory first. The address is aligned.
 GPOE void stream_lanes(float* p, Float x) {
   asm volatile("vmovntps %1, %0" : "=m"(*(Float*)p) : "v"(x));
