@@ -567,6 +567,9 @@ GPOE void load(const void* from, i64 offset, i64 count, bool, Float* x) {
     __builtin_memcpy(part, p, count * sizeof(T));
     p = part;
   }
+  // Too many streams for the processor to foresee; beyond the end a prefetch does no harm.
+  for (int k = 0; k < WIDTH * LANES; k += 64 / sizeof(T))
+    __builtin_prefetch(p + 2 * WIDTH * LANES + k);
   for (int v = 0; v < WIDTH; ++v) x[v] = load_lanes(p + v * LANES);
 }
 template <class T, int WIDTH>
