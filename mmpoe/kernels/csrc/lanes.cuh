@@ -246,16 +246,21 @@ GPOE Wide multiply(Wide a, u32 b) {  // of the low halves; GCC has no pattern fo
 GPOE Wide multiply(Wide a, u32 b) { return (a & 0xffffffffull) * (u64)b; }
 #endif
 
-// Only the low half of each Wide counts.
-GPOE void philox(Wide c[4], u64 seed) {
+// Of COUNT counters side by side, whose chains of ten rounds a CPU overlaps. Only the low half of
+// each Wide counts.
+template <int COUNT>
+GPOE void philox(Wide (*c)[4], u64 seed) {
   u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
   GPOE_UNROLL
   for (int round = 0; round < 10; ++round) {
-    const Wide p = multiply(c[0], 0xD2511F53u), q = multiply(c[2], 0xCD9E8D57u);
-    c[0] = (q >> 32) ^ c[1] ^ (u64)k0;
-    c[1] = q;
-    c[2] = (p >> 32) ^ c[3] ^ (u64)k1;
-    c[3] = p;
+    GPOE_UNROLL
+    for (int n = 0; n < COUNT; ++n) {
+      const Wide p = multiply(c[n][0], 0xD2511F53u), q = multiply(c[n][2], 0xCD9E8D57u);
+      c[n][0] = (q >> 32) ^ c[n][1] ^ (u64)k0;
+      c[n][1] = q;
+      c[n][2] = (p >> 32) ^ c[n][3] ^ (u64)k1;
+      c[n][3] = p;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
@@ -274,10 +279,10 @@ GPOE void box_muller(Word a, Word b, Float* x, Float* y) {
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
 GPOE void random_words(u64 seed, u64 row, u64 quad, Word w[4]) {
-  Wide c[4] = {(u32)quad, quad >> 32, (u32)row, row >> 32};
-  philox(c, seed);
+  Wide c[1][4] = {{(u32)quad, quad >> 32, (u32)row, row >> 32}};
+  philox<1>(c, seed);
   GPOE_UNROLL
-  for (int k = 0; k < 4; ++k) w[k] = (u32)c[k];
+  for (int k = 0; k < 4; ++k) w[k] = (u32)c[0][k];
 }
 template <int WIDTH>
 GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
@@ -326,8 +331,8 @@ GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
     const Wide q = even + (quad + odd), high = (quad >> 32) + Wide();
     const Wide counter[4] = {q, high, (u64)(u32)row + Wide(), (row >> 32) + Wide()};
     for (int k = 0; k < 4; ++k) c[odd][k] = counter[k];
-    philox(c[odd], seed);
   }
+  philox<2>(c, seed);
   for (int k = 0; k < 4; ++k) w[k] = (Word)((c[0][k] & 0xffffffffull) | (c[1][k] << 32));
   box_muller(w[0], w[1], out, out + 1);
   box_muller(w[2], w[3], out + 2, out + 3);
