@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Independent, Normal
 
+import mmpoe
 from mmpoe.adversarial import (
     PUBLISHED,
     ImageBank,
@@ -21,6 +22,7 @@ from mmpoe.adversarial import (
     r1_penalty,
 )
 from mmpoe.adversarial.losses import KINDS
+from mmpoe.likelihoods import Laplace
 from mmpoe.missing import pack, subsets
 from mmpoe.nn import MLP, ModalityDict, PatchDiscriminator
 
@@ -809,3 +811,24 @@ def test_bad_schedules_are_named():
         PUBLISHED(-1)
     with pytest.raises(AttributeError):
         PUBLISHED.beta = 1.0
+
+
+def test_published_weights_belong_to_a_bound():
+    """The published loss is a bound, up to a constant, as the documentation says."""
+    torch.manual_seed(0)
+    model = mmpoe.MVAE(
+        {m: nn.Sequential(nn.Flatten(), nn.Linear(16, 4)) for m in ("us", "t2")},
+        {m: Laplace(nn.Sequential(nn.Linear(2, 16), nn.Unflatten(1, (1, 4, 4))), scale=0.002)
+         for m in ("us", "t2")},
+    ).double()  # fmt: skip
+    x = {m: torch.randn(5, 1, 4, 4, dtype=torch.float64) for m in model.modalities}
+    observed = torch.ones(5, 2, dtype=torch.bool)
+    output = model(x, ["us"])
+    for epoch in (0, 20, 300):
+        weights = PUBLISHED(epoch)
+        bound = mmpoe.elbo(output, x, observed, weights.beta / PUBLISHED.beta)
+        found = -PUBLISHED.beta * bound / (16 * 2)
+        errors = [(x[m] - output.likelihoods[m].mean).abs().mean(dim=(1, 2, 3)) for m in x]
+        published = sum(errors) / 2 / 2 + weights.beta * output.kl[0] / (16 * 2)
+        constant = PUBLISHED.beta * math.log(2 * 0.002)
+        torch.testing.assert_close(found, published + constant)
