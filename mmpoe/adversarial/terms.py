@@ -164,8 +164,6 @@ def _fakes(
     p = output.likelihoods[modality]
     chosen = judged[..., _column(output, modality)]  # (B) or (S, B)
     place = chosen.flatten().nonzero()[:, 0].to(output.kl[0].device)
-    if len(place) == 0:
-        return place, p.mean.new_zeros(0)
     images = p.mean.flatten(0, chosen.dim() - 1).index_select(0, place)
     return place, _in_view(images, modality, place % judged.shape[-2], judged.shape[-2], valid)
 
