@@ -299,6 +299,8 @@ def test_bank_remembers_zero_outside_the_view():
     inside = torch.tensor([[True, False], [True, True]])
     with pytest.raises(ValueError, match=r"'us' holds NaN or infinity in rows \[0, 1\]"):
         bank.push(x, seen(True, True))
+    with pytest.raises(ValueError, match=r"'valid' .* 'us', \(2, 2, 2\), but has shape \(3,\)"):
+        bank.push(x, seen(True, True), valid={"us": inside.new_ones(3)})
     assert bank.images == {}
     bank.push(x, seen(False, True), valid={"us": inside})
     assert bank.images["us"].tolist() == [[[2, 0], [2, 2]]]

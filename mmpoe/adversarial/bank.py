@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from mmpoe.missing import check_finite, check_modalities, check_names, check_observed
+from mmpoe.objectives.bounds import check_valid
 
 GENERATOR, PREFIX = "generator", "images."
 
@@ -75,8 +76,8 @@ class ImageBank:
 
         Raises:
             ValueError: If `observed` does not have one boolean column per modality, a modality is
-                unknown, an observed entry is absent or not finite, or images change their shape or
-                dtype.
+                unknown, an observed entry is absent or not finite, `valid` has another shape,
+                or images change their shape or dtype.
         """
         check_observed(observed, self.modalities)
         check_names(list(x), self.modalities, argument="x")
@@ -94,6 +95,8 @@ class ImageBank:
                 )
             seen = seen.to(x[m].device)
             inside = None if valid is None else valid.get(m)
+            if inside is not None:
+                check_valid(inside, tuple(x[m].shape), m)
             check_finite(x[m], seen, m, inside)
             images = x[m].detach()[seen]
             if inside is not None:
