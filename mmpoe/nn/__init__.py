@@ -8,16 +8,32 @@ __all__ = [
     "ConvEncoder",
     "GaussianHead",
     "ImageHead",
+    "InvertedResidualCell",
     "MLPBottomUp",
     "MLPTopDown",
+    "MarkovStep",
     "ModalityDict",
     "OwnBlock",
     "Patchify",
     "PrivateExpert",
+    "ProjectionCell",
+    "ResNetHead",
     "ResidualBlock",
+    "ResidualCell",
+    "SqueezeExcite",
     "TopDown",
+    "UpsampleConv",
 ]
 
+from .cells import (
+    InvertedResidualCell,
+    MarkovStep,
+    ProjectionCell,
+    ResidualCell,
+    ResNetHead,
+    SqueezeExcite,
+    UpsampleConv,
+)
 from .containers import ModalityDict
 from .convolutional import ConvDecoder, ConvEncoder
 from .mlp import MLP, MLPBottomUp, MLPTopDown
