@@ -29,6 +29,7 @@ VARIANTS = {
     "oblong": {"size": (16, 24)},
     "sequences": {"size": (32,)},
     "volumes": {"size": (8, 16, 8)},
+    "wider than it gets": {"max_width": 64},
     "no projection": {"head_width": 2},  # as many channels as latents
 }
 every_variant = pytest.mark.parametrize("name", VARIANTS)
@@ -95,6 +96,18 @@ def test_size_and_cost_of_the_ablation_without_a_hierarchy():
     assert [group.shape for group in model.groups] == [(256,)]
     assert round(giga_macs(model, ["us"]), 2) == 6.11
     assert round(giga_macs(model, model.modalities), 2) == 8.80
+
+
+def test_published_weight_of_divergences():
+    """Its loss is half the mean absolute error, plus 0.001 divergences per pixel and modality."""
+    torch.manual_seed(0)
+    model = published_mmhvae(size=16, **SMALL)
+    x = {m: 2 * torch.rand(3, 1, 16, 16) - 1 for m in model.modalities}
+    output = model(x)
+    error = torch.stack([(output.likelihoods[m].mean - v).abs() for m, v in x.items()])
+    loss = error.mean(dim=(0, 2, 3, 4)) / 2 + 1e-3 * sum(output.kl) / (4 * 16**2)
+    bound = mmpoe.elbo(output, x, torch.ones(3, 4).bool()) / (4 * 16**2)
+    torch.testing.assert_close(-1e-3 * (bound + math.log(2 * 2e-3)), loss)
 
 
 def test_both_rules_have_the_same_weights():

@@ -139,39 +139,36 @@ def published_mmhvae(
     latents = 2 * max_width
     coarse = math.prod(shapes[0])  # pixels of the coarsest features
 
-    # the path down: a step leads to each group, and each group but the last starts one
-    steps = [
-        nn.Sequential(
-            weight_norm(nn.Linear(latents, max_width * coarse)),
-            nn.Unflatten(1, (max_width, *shapes[0])),
+    vector = nn.Linear(widths[0] * coarse, 2 * latents)
+    image = nn.Linear(latents, max_width * coarse)
+    unflatten = nn.Unflatten(1, (max_width, *shapes[0]))
+
+    # the path down: each group starts a step, which ends at the next one or at the image heads
+    steps = [nn.Sequential() for _ in range(levels)]
+    steps[0].extend([weight_norm(image), unflatten])
+    channels = max_width
+    for level, here in enumerate(widths[1:], start=1):
+        step = steps[min(level, levels) - 1]
+        step.extend([UpsampleConv(channels, here, dims), InvertedResidualCell(here, dims)])
+        channels = here // 2
+        if level >= levels:  # no group is here
+            step.append(ProjectionCell(here, here, channels, dims))
+
+    groups = [
+        LatentGroup(
+            (latents,),
+            expert=nn.Sequential(nn.Flatten(), weight_norm(vector)),
+            merge=MarkovStep(steps[0]),
+            posterior=PoE(power, clamp=CLAMP),
         )
     ]
-    channels = max_width
-    for level in range(1, depth):
-        here = widths[level]
-        layers = [UpsampleConv(channels, here, dims), InvertedResidualCell(here, dims)]
-        channels = here // 2
-        if level < levels:
-            steps[-1].extend(layers)
-            steps.append(nn.Sequential())  # a group is here
-        else:
-            steps[-1].extend([*layers, ProjectionCell(here, here, channels, dims)])
-
-    vector = nn.Linear(widths[0] * coarse, 2 * latents)
-    groups = []
-    for level in range(levels):
-        here, latent = widths[level], widths[level] // 2
-        first = level == 0
+    for here, shape, step in zip(widths[1:levels], shapes[1:levels], steps[1:], strict=True):
         groups.append(
             LatentGroup(
-                (latents,) if first else (latent, *shapes[level]),
-                expert=nn.Sequential(nn.Flatten(), weight_norm(vector))
-                if first
-                else ProjectionCell(2 * here, here, 2 * latent, dims),
-                merge=MarkovStep(steps[level]),
-                prior=None
-                if first
-                else weight_norm(convolution(dims)(here, 2 * latent, 1, bias=False)),
+                (here // 2, *shape),
+                expert=ProjectionCell(2 * here, here, here, dims),
+                merge=MarkovStep(step),
+                prior=weight_norm(convolution(dims)(here, here, 1, bias=False)),
                 posterior=PoE(power, clamp=CLAMP),
             )
         )

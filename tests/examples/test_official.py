@@ -21,6 +21,7 @@ from examples.medical_mri_us.official import (
 )
 from examples.medical_mri_us.train import load_model
 from mmpoe import kernels
+from mmpoe.likelihoods import Laplace
 from mmpoe.models import image_mmhvae, published_mmhvae
 from mmpoe.training import CheckpointError
 
@@ -339,19 +340,26 @@ def test_files_of_other_kinds(tmp_path, checkpoint, monkeypatch):
     code.write_bytes(pickle.dumps({"first_conv.us.weight": Payload()}, protocol=2))
     empty.touch()
     for file in (truncated, text, code, empty):
-        with pytest.raises(CheckpointError, match=r"file of tensors that PyTorch saved, but cann"):
+        with pytest.raises(CheckpointError, match=r"file of tensors that PyTorch saved, but"):
             load_checkpoint(file)
     torch.save({"first_conv.us.weight": Payload()}, code)
-    with pytest.raises(CheckpointError, match=r"file of tensors that PyTorch saved, but cannot"):
+    with pytest.raises(CheckpointError, match=r"file of tensors that PyTorch saved, but"):
         load_checkpoint(code)
     assert not (tmp_path / "payload").exists()
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "absent.pth")
 
 
+def with_learned_scales():
+    model = published_mmhvae(NAMES, 16, width=4, max_width=8)
+    model.decoders["us"] = Laplace(model.decoders["us"].network, learn_scale=True)
+    return model
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        with_learned_scales,
         lambda: image_mmhvae(NAMES, 16),
         lambda: published_mmhvae(NAMES, 16, width=4, max_width=8, cell="inverted"),
     ],
