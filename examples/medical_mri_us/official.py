@@ -97,10 +97,18 @@ def save_checkpoint(model: MMHVAE, path: str | os.PathLike[str]) -> None:
         path: The file to write.
 
     Raises:
-        ValueError: If the model is of another architecture.
+        ValueError: If the model is of another architecture, or its images are not square: the
+            tensors could not say so.
         OSError: If the file cannot be written.
     """
     state = published_state(model)
+    parts: Any = model
+    sides = tuple(parts.groups[0].merge.network[1].unflattened_size[1:])
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise ValueError(
+            "'model' should be one for square images, "
+            f"but its coarsest features have sides of {sides}."
+        )
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -367,10 +375,12 @@ def _modalities(state: dict[str, Tensor]) -> list[str]:
 def _infer(state: dict[str, Tensor]) -> tuple[list[str], dict[str, Any]]:
     """The modalities, and the other arguments of `published_mmhvae`, from names and shapes."""
 
-    def shape(name: str) -> Sequence[int]:
+    def length(name: str, axis: int) -> int:
         if name not in state:
             raise ValueError(f"it lacks {name}.")
-        return state[name].shape
+        if state[name].dim() <= axis:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}.")
+        return state[name].shape[axis]
 
     def count(pattern: str) -> int:
         found = (re.fullmatch(pattern, name) for name in state)
@@ -381,15 +391,15 @@ def _infer(state: dict[str, Tensor]) -> tuple[list[str], dict[str, Any]]:
         raise ValueError("it lacks first_conv.<modality>.weight.")
     first = modalities[0]
     depth = 1 + count(r"td\.[^.]+\.(\d+)\.weight")
-    width = shape(f"first_conv.{first}.weight")[0]
-    max_width = shape("bottleneck_up.linear.parametrizations.weight.original1")[1] // 2
-    coarse = shape("bottleneck_down.linear.parametrizations.weight.original1")[1]
-    pixels, rest = divmod(coarse, min(width * 2 ** (depth - 1), max_width))
-    side = math.isqrt(pixels)
-    if rest or side**2 != pixels:
+    width = length(f"first_conv.{first}.weight", 0)
+    max_width = length("bottleneck_up.linear.parametrizations.weight.original1", 1) // 2
+    features = length("bottleneck_down.linear.parametrizations.weight.original1", 1)
+    channels = max(1, min(width * 2 ** (depth - 1), max_width))
+    side = math.isqrt(features // channels)  # of the coarsest features
+    if channels * side**2 != features:
         raise ValueError(
-            f"bottleneck_down takes {coarse} features, which are no square of "
-            f"{min(width * 2 ** (depth - 1), max_width)} channels."
+            f"bottleneck_down takes {features} features, which are no square of {channels} "
+            "channels."
         )
     return modalities, {
         "size": side * 2 ** (depth - 1),
@@ -398,7 +408,7 @@ def _infer(state: dict[str, Tensor]) -> tuple[list[str], dict[str, Any]]:
         "width": width,
         "max_width": max_width,
         "blocks": count(r"final_blocks\.[^.]+\.res\.(\d+)\.conv_block\.1\.weight"),
-        "head_width": shape(f"final_blocks.{first}.convt3.weight")[1],
+        "head_width": length(f"final_blocks.{first}.convt3.weight", 1),
         "power": 1,
     }
 

@@ -170,12 +170,15 @@ def load_model(folder: Path) -> tuple[MMHVAE, dict[str, Any]]:
             f"{folder} should hold a model of {', '.join(MODALITIES)}, "
             f"but holds one of {description.get('modalities')}."
         )
-    try:
-        model = BUILDERS[description.get("model", "image_mmhvae")](
-            MODALITIES, **description.get("architecture", {})
+    builder = description.get("model", "image_mmhvae")
+    if builder not in tuple(BUILDERS):
+        raise CheckpointError(
+            f"{folder} should hold a model of {' or '.join(BUILDERS)}, but holds one of {builder}."
         )
+    try:
+        model = BUILDERS[builder](MODALITIES, **description.get("architecture", {}))
         model.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} holds no model that can be built: {error}") from error
     return model.eval(), description
 

@@ -24,6 +24,7 @@ from mmpoe import kernels
 from mmpoe.likelihoods import Laplace
 from mmpoe.models import image_mmhvae, published_mmhvae
 from mmpoe.training import CheckpointError
+from mmpoe.training import save_checkpoint as save_folder
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "published_mmhvae.npz")
 NAMES = ["us", "t2", "cet1", "flair"]
@@ -326,6 +327,24 @@ def test_faults_are_named(checkpoint, make, message):
         load_checkpoint(checkpoint(make()))
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (0, 0, 0, 0), (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "first_conv.us.weight",
+        "bottleneck_up.linear.parametrizations.weight.original1",
+        "bottleneck_down.linear.parametrizations.weight.original1",
+        "final_blocks.us.convt3.weight",
+        "td.us.0.weight",
+        PRIOR,
+    ],
+)
+def test_any_shape_is_refused(checkpoint, name, shape):
+    path = checkpoint(with_one(name, torch.zeros(shape)))
+    with pytest.raises(CheckpointError, match=rf"{path} should hold published MMHVAE weights"):
+        load_checkpoint(path)
+
+
 class Payload:
     def __reduce__(self):
         return os.mkdir, ("payload",)
@@ -367,6 +386,14 @@ def with_learned_scales():
 def test_other_architectures_have_no_published_names(tmp_path, model):
     with pytest.raises(ValueError, match=r"'model' should be one that published_mmhvae builds"):
         save_checkpoint(model(), tmp_path / "main.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [(16, 64), (64,), (8, 8, 16)])
+def test_models_of_other_images_are_not_written(tmp_path, size):
+    model = published_mmhvae(["us"], size, width=4, max_width=8)
+    with pytest.raises(ValueError, match=r"'model' should be one for square images, but"):
+        save_checkpoint(model, tmp_path / "main.pth")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -436,3 +463,9 @@ def test_two_modalities_are_converted(tmp_path):
     assert convert(tmp_path / "main.pth", tmp_path / "model").modalities == ["us", "t2"]
     with pytest.raises(CheckpointError, match=r"should hold a model of us, t2, cet1, flair"):
         load_model(tmp_path / "model")
+
+
+def test_models_of_other_kinds_are_not_loaded(tmp_path):
+    save_folder(tmp_path, weights(), {"model": "mystery", "modalities": NAMES})
+    with pytest.raises(CheckpointError, match=r"of image_mmhvae or published_mmhvae, but .* myst"):
+        load_model(tmp_path)
