@@ -16,9 +16,9 @@ from examples.medical_mri_us.official import (
     convert,
     fill_background,
     load_checkpoint,
-    published_state,
     save_checkpoint,
 )
+from examples.medical_mri_us.official_names import published_state
 from examples.medical_mri_us.train import load_model
 from mmpoe import kernels
 from mmpoe.likelihoods import Laplace
@@ -170,6 +170,7 @@ def test_round_trips_keep_every_bit(checkpoint, tmp_path, dtype):
         {},
         {"blocks": 2, "head_width": 2},  # as wide as the latents
         {"levels": 1},
+        {"levels": 2},
         {"modalities": ["a", "type"], "depth": 2},
         {"width": 8, "max_width": 64},  # wider than it gets
     ],
@@ -311,6 +312,11 @@ PRIOR = "pz.1.parametrizations.weight.original0"
             r"but lacks conv_blocks_context\.us\.0\.conv_0\.weight, .* and \d+ more\.",
         ),
         (lambda: {}, r"of one floating-point dtype, but holds none"),
+        (lambda: with_one("x", torch.zeros(1)), r"has the unexpected x\."),
+        (
+            lambda: without("qz.2.conv_0.weight"),
+            r"but lacks qz\.2\.conv_0\.weight; ",
+        ),
         (lambda: with_one("x", torch.zeros(1).double()), r"holds torch.float32, torch.float64"),
         (lambda: {"epoch": 3}, r"should hold tensors by name, and nothing else"),
         (lambda: [torch.zeros(1)], r"should hold tensors by name, and nothing else"),
