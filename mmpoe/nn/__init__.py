@@ -9,18 +9,34 @@ __all__ = [
     "GaussianHead",
     "GlobalDiscriminator",
     "ImageHead",
+    "InvertedResidualCell",
     "MLPBottomUp",
     "MLPTopDown",
+    "MarkovStep",
     "ModalityDict",
     "OwnBlock",
     "PatchDiscriminator",
     "Patchify",
     "PrivateExpert",
+    "ProjectionCell",
+    "ResNetHead",
     "ResidualBlock",
+    "ResidualCell",
+    "SqueezeExcite",
     "TopDown",
+    "UpsampleConv",
     "receptive_field",
 ]
 
+from .cells import (
+    InvertedResidualCell,
+    MarkovStep,
+    ProjectionCell,
+    ResidualCell,
+    ResNetHead,
+    SqueezeExcite,
+    UpsampleConv,
+)
 from .containers import ModalityDict
 from .convolutional import ConvDecoder, ConvEncoder
 from .discriminators import GlobalDiscriminator, PatchDiscriminator, receptive_field
