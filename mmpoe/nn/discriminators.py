@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from .pyramid import Convolution, InstanceNorm, _convolution
+from .pyramid import Convolution, InstanceNorm, convolution
 
 
 def receptive_field(network: nn.Module) -> int:
@@ -175,8 +175,8 @@ def _layers(
 
 
 def _conv4(before: int, after: int, dims: int, stride: int, spectral: bool) -> nn.Module:
-    convolution = _convolution(dims)(before, after, 4, stride=stride, padding=1)
-    return parametrizations.spectral_norm(convolution) if spectral else convolution
+    layer = convolution(dims)(before, after, 4, stride=stride, padding=1)
+    return parametrizations.spectral_norm(layer) if spectral else layer
 
 
 def _field(depth: int) -> int:
