@@ -58,7 +58,7 @@ calibration-gate: $(READY)  ## Train models, calibrate them, and hold them again
 	$(BIN)/python -m pytest -m gate -s tests/test_calibration_gate.py
 
 bench-poe: $(READY)  ## Time the fused product of experts against PyTorch, minutes
-	$(BIN)/python -m benchmarks.bench_poe
+	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_poe | tee benchmarks/results/poe.txt"
 
 test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
 	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels

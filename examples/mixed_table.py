@@ -139,10 +139,10 @@ def draw(results: dict[str, dict[str, dict[str, list[float]]]]) -> None:
     for column, (name, by_pattern) in enumerate(results.items()):
         for row, (score, label) in enumerate([(0, "error of numbers"), (2, "coverage of 90 %")]):
             axis = axes[row, column]
-            for method, marker in zip(METHODS, "xs^o", strict=True):
+            for method, style in zip(METHODS, ("C0x-", "C1s-", "C2^-", "C3o-"), strict=True):
                 heights = [by_method[method][score] for by_method in by_pattern.values()]
                 if np.isfinite(heights).all():
-                    axis.plot(list(by_pattern), heights, f"{marker}-", label=method)
+                    axis.plot(list(by_pattern), heights, style, label=method)
             axis.set(title=name if row == 0 else None, ylabel=label if column == 0 else None)
             if row == 1:
                 axis.axhline(0.9, color="k", linewidth=0.8, linestyle=":")

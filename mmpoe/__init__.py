@@ -2,6 +2,7 @@ r"""Products of experts for multimodal data with missing modalities."""
 
 __version__ = "0.1.0"
 
+from . import adversarial as adversarial
 from . import distributions as distributions
 from . import gaussian as gaussian
 from . import hierarchy as hierarchy

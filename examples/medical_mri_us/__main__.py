@@ -15,6 +15,7 @@ with needs("medical"):
     import tyro
 
     from .demo import Demo, run
+    from .official import convert
     from .phantom import make_dataset
 
 
@@ -43,9 +44,23 @@ class Phantom:
     """The number of processes."""
 
 
+@dataclass(frozen=True)
+class ImportOfficial:
+    """Convert published MMHVAE weights into model.safetensors and model.json.
+
+    The file is read as tensors alone: code inside is never run.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """The published file, CP_main_<epoch>.pth."""
+    out: Path
+    """The folder to write."""
+
+
 Verb = (
     Annotated[Demo, tyro.conf.subcommand("demo", default=Demo())]
     | Annotated[Phantom, tyro.conf.subcommand("phantom")]
+    | Annotated[ImportOfficial, tyro.conf.subcommand("import-official")]
 )
 
 
@@ -60,9 +75,19 @@ Start with: {PROGRAM} demo
 def main() -> int:
     """Runs the verb that the command line asks for, and returns the exit code."""
     try:
-        verb: Demo | Phantom = tyro.cli(Verb, prog=PROGRAM, description=DESCRIPTION)  # pyright: ignore
+        verb: Demo | Phantom | ImportOfficial = tyro.cli(
+            Verb, prog=PROGRAM, description=DESCRIPTION
+        )  # pyright: ignore
         if isinstance(verb, Demo):
             return run(verb)
+        if isinstance(verb, ImportOfficial):
+            model = convert(verb.checkpoint, verb.out)
+            parameters = sum(p.numel() for p in model.parameters())
+            print(
+                f"Wrote {verb.out}: an MMHVAE of {', '.join(model.modalities)}, "
+                f"{len(model.groups)} latent groups, {parameters:,} parameters."
+            )
+            return 0
         index = make_dataset(
             verb.out,
             train=verb.train,

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 
 import mmpoe
 from mmpoe.missing import random_subsets
-from mmpoe.models import MMHVAE, image_mmhvae
+from mmpoe.models import MMHVAE, image_mmhvae, published_mmhvae
 from mmpoe.training import (
     CheckpointError,
     History,
@@ -39,6 +39,9 @@ ARCHITECTURE: dict[str, Any] = {
     "clamp": 5.0,
 }
 """What `image_mmhvae` builds here, at any size; saved with every model."""
+
+BUILDERS = {"image_mmhvae": image_mmhvae, "published_mmhvae": published_mmhvae}
+"""What builds the models that are saved, by name."""
 
 Batch = tuple[dict[str, Tensor], Tensor, Tensor]
 
@@ -192,7 +195,7 @@ def save_model(
 
 
 def load_model(folder: Path) -> tuple[MMHVAE, dict[str, Any]]:
-    """Reads what `save_model` wrote.
+    """Reads what `save_model` wrote, or `official.convert`.
 
     Raises:
         CheckpointError: If the files are damaged, or hold another model.
@@ -203,8 +206,13 @@ def load_model(folder: Path) -> tuple[MMHVAE, dict[str, Any]]:
             f"{folder} should hold a model of {', '.join(MODALITIES)}, "
             f"but holds one of {description.get('modalities')}."
         )
+    builder = description.get("model", "image_mmhvae")
+    if builder not in tuple(BUILDERS):
+        raise CheckpointError(
+            f"{folder} should hold a model of {' or '.join(BUILDERS)}, but holds one of {builder}."
+        )
     try:
-        model = image_mmhvae(MODALITIES, **description.get("architecture", {}))
+        model = BUILDERS[builder](MODALITIES, **description.get("architecture", {}))
         load_weights(model, state, folder)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} holds no model that can be built: {error}") from error

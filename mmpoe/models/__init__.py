@@ -11,6 +11,7 @@ __all__ = [
     "Predictor",
     "UncalibratedWarning",
     "image_mmhvae",
+    "published_mmhvae",
     "sequence_mmhvae",
     "vector_mmhvae",
     "volume_mmhvae",
@@ -21,3 +22,4 @@ from .flat import MMVAE, MVAE, MoPoEVAE
 from .hierarchical import MHVAE, MMHVAE
 from .predictor import Predictor
 from .presets import image_mmhvae, sequence_mmhvae, vector_mmhvae, volume_mmhvae
+from .published import published_mmhvae

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["BottomUp", "GaussianHead", "ImageHead", "Patchify", "ResidualBlock", "TopDown"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -132,16 +132,26 @@ class BottomUp(nn.Module):
     Arguments:
         widths: The number of channels of each level, coarse to fine.
         dims: The number of spatial dimensions: 1, 2 or 3.
+        cell: What makes the block of a level, of its number of channels and `dims`.
+        levels: How many levels to return, the coarsest; all if None.
 
     Example:
         >>> [f.shape[1:] for f in BottomUp([8, 4])(torch.zeros(1, 4, 8, 8))]
         [torch.Size([8, 4, 4]), torch.Size([4, 8, 8])]
     """
 
-    def __init__(self, widths: Sequence[int], dims: int = 2) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        dims: int = 2,
+        *,
+        cell: Callable[[int, int], nn.Module] = ResidualBlock,
+        levels: int | None = None,
+    ) -> None:
         super().__init__()
+        self.levels = levels
         upwards = list(reversed(widths))  # fine to coarse
-        self.blocks = nn.ModuleList(ResidualBlock(width, dims) for width in upwards)
+        self.blocks = nn.ModuleList(cell(width, dims) for width in upwards)
         self.strides = nn.ModuleList(
             _conv3(fine, coarse, dims, stride=2) for fine, coarse in pairwise(upwards)
         )
@@ -151,7 +161,7 @@ class BottomUp(nn.Module):
         features = [self.blocks[0](x)]
         for stride, block in zip(self.strides, self.blocks[1:], strict=True):
             features.append(block(stride(features[-1])))
-        return features[::-1]
+        return features[::-1][: self.levels]
 
 
 class GaussianHead(nn.Sequential):
@@ -251,14 +261,15 @@ class ImageHead(nn.Sequential):
 
 
 def _conv3(before: int, after: int, dims: int, stride: int = 1) -> Convolution:
-    return _zero_bias(_convolution(dims)(before, after, 3, stride=stride, padding=1))
+    return _zero_bias(convolution(dims)(before, after, 3, stride=stride, padding=1))
 
 
 def _conv1(before: int, after: int, dims: int) -> Convolution:
-    return _zero_bias(_convolution(dims)(before, after, 1))
+    return _zero_bias(convolution(dims)(before, after, 1))
 
 
-def _convolution(dims: int) -> type[Convolution]:
+def convolution(dims: int) -> type[Convolution]:
+    """Returns the class of convolutions in 1, 2 or 3 dimensions."""
     if dims not in (1, 2, 3):
         raise ValueError(f"'dims' should be 1, 2 or 3, but is {dims!r}.")
     return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]

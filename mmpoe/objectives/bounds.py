@@ -2,7 +2,7 @@ r"""The evidence lower bound of a model's output."""
 
 from __future__ import annotations
 
-__all__ = ["Beta", "Outcome", "absent", "elbo", "penalty", "score"]
+__all__ = ["Beta", "Outcome", "absent", "check_valid", "elbo", "penalty", "score"]
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -161,7 +161,7 @@ def score(
             f"{(len(observed), *p.event_shape)}, but {modality!r} has shape {tuple(x.shape)}."
         )
     if valid is not None:
-        _check_valid(valid, shape, modality)
+        check_valid(valid, shape, modality)
     if validate and not torch.compiler.is_compiling():  # each entry once, in terms of the batch
         seen = observed
         if rows is not None:
@@ -180,7 +180,8 @@ def score(
     return torch.where(observed, _log_prob(p, target, valid), 0)
 
 
-def _check_valid(valid: Tensor, shape: tuple[int, ...], modality: str) -> None:
+def check_valid(valid: Tensor, shape: tuple[int, ...], modality: str) -> None:
+    """Raises a ValueError unless `valid` is boolean and broadcasts to the shape of a modality."""
     if valid.dtype != torch.bool:
         raise ValueError(f"'valid' should be boolean, but has dtype {valid.dtype}.")
     try:

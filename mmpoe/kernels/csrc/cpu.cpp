@@ -7,7 +7,13 @@
 #include <sys/mman.h>
 #endif
 
-typedef Specialisation<GPOE_STORAGE, 32, 4, true, true> Chosen;
+// A few experts without what is rarely used have kernels of their own, which store far less.
+typedef Specialisation<GPOE_STORAGE, 4, 4, false, false> Usual;
+typedef Specialisation<GPOE_STORAGE, 32, 4, true, true> General;
+
+static bool is_usual(const General::A& a) {
+  return a.experts <= Usual::EXPERTS && a.clamp == 0.f && !a.common_noise;
+}
 
 struct LaneSums {
   Float* sums;  // (S)
@@ -15,9 +21,9 @@ struct LaneSums {
 };
 
 // Asks for large pages for what will be written, before its first touch.
-static void prefer_large_pages(const Chosen::A& a, void* p, i64 elements) {
+static void prefer_large_pages(void* p, i64 elements) {
 #if defined(__linux__)
-  const i64 page = 1 << 21, bytes = elements * (i64)sizeof(Chosen::T);
+  const i64 page = 1 << 21, bytes = elements * (i64)sizeof(GPOE_STORAGE);
   if (!p || bytes < 2 * page) return;
   const u64 mask = ~(u64)(page - 1), first = (u64)p;
   const u64 start = (first + page - 1) & mask, end = (first + bytes) & mask;
@@ -26,9 +32,10 @@ static void prefer_large_pages(const Chosen::A& a, void* p, i64 elements) {
 }
 
 // Calls work(site, bits, union) for the pieces of every chunk of every sample.
-template <class Begin, class Work, class End>
-static void for_each_chunk(const Chosen::A& a, int threads, Begin begin, Work work, End finish) {
-  const i64 piece = Chosen::ELEMENTS;
+template <class C, class Begin, class Work, class End>
+static void for_each_chunk(
+    const typename C::A& a, int threads, Begin begin, Work work, End finish) {
+  const i64 piece = C::ELEMENTS;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     std::vector<u32> bits(a.subsets);
@@ -38,7 +45,7 @@ static void for_each_chunk(const Chosen::A& a, int threads, Begin begin, Work wo
     for (i64 k = 0; k < a.samples * a.chunks; ++k) {
       const i64 b = k / a.chunks, chunk = k % a.chunks;
       u32 wanted = 0;
-      for (i64 s = 0; s < a.subsets; ++s) wanted |= bits[s] = given_bits<Chosen>(a, s, b);
+      for (i64 s = 0; s < a.subsets; ++s) wanted |= bits[s] = given_bits<C>(a, s, b);
       const i64 end = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
       begin(sums);
       for (i64 i = chunk * a.length; i < end; i += piece) {
@@ -53,20 +60,21 @@ static void for_each_chunk(const Chosen::A& a, int threads, Begin begin, Work wo
   }
 }
 
-extern "C" void forward(const Chosen::A* arguments, int threads) {
-  const Chosen::A& a = *arguments;
+template <class C>
+static void forward_as(const void* arguments, int threads) {
+  const typename C::A& a = *(const typename C::A*)arguments;
   const i64 elements = a.subsets * a.samples * a.size;
-  prefer_large_pages(a, a.z, elements);
-  prefer_large_pages(a, a.fused_loc, elements);
-  prefer_large_pages(a, a.fused_log_scale, elements);
-  for_each_chunk(
+  prefer_large_pages(a.z, elements);
+  prefer_large_pages(a.fused_loc, elements);
+  prefer_large_pages(a.fused_log_scale, elements);
+  for_each_chunk<C>(
       a, threads,
       [&](Float* sums) {
         for (i64 s = 0; s < a.subsets; ++s) sums[s] = splat(0.f);
       },
       [&](const Site& at, const u32* bits, u32 wanted, Float* lanes) {
         LaneSums sums = {lanes};
-        forward<Chosen>(a, at, bits, wanted, sums);
+        forward<C>(a, at, bits, wanted, sums);
       },
       [&](i64 b, i64 chunk, const Float* sums) {
         if (!a.kl) return;
@@ -75,19 +83,34 @@ extern "C" void forward(const Chosen::A* arguments, int threads) {
       });
 }
 
-extern "C" void backward(const Chosen::A* arguments, int threads) {
-  const Chosen::A& a = *arguments;
+template <class C>
+static void backward_as(const void* arguments, int threads) {
+  const typename C::A& a = *(const typename C::A*)arguments;
   const i64 elements = a.samples * a.size;
   for (i64 m = 0; m < a.experts; ++m) {
-    prefer_large_pages(a, a.expert[m].grad_loc, elements);
-    prefer_large_pages(a, a.expert[m].grad_log_scale, elements);
+    prefer_large_pages(a.expert[m].grad_loc, elements);
+    prefer_large_pages(a.expert[m].grad_log_scale, elements);
   }
-  prefer_large_pages(a, a.grad_prior_loc, elements);
-  prefer_large_pages(a, a.grad_prior_log_scale, elements);
-  for_each_chunk(
+  prefer_large_pages(a.grad_prior_loc, elements);
+  prefer_large_pages(a.grad_prior_log_scale, elements);
+  for_each_chunk<C>(
       a, threads, [](Float*) {},
       [&](const Site& at, const u32* bits, u32 wanted, Float*) {
-        backward<Chosen>(a, at, bits, wanted);
+        backward<C>(a, at, bits, wanted);
       },
       [](i64, i64, const Float*) {});
+}
+
+extern "C" void forward(const General::A* a, int threads) {
+  if (is_usual(*a))
+    forward_as<Usual>(a, threads);
+  else
+    forward_as<General>(a, threads);
+}
+
+extern "C" void backward(const General::A* a, int threads) {
+  if (is_usual(*a))
+    backward_as<Usual>(a, threads);
+  else
+    backward_as<General>(a, threads);
 }

@@ -59,13 +59,14 @@ struct Specialisation {
 };
 
 #define GPOE_LANES(v) GPOE_UNROLL for (int v = 0; v < C::WIDTH; ++v)
-#if defined(__CUDACC__) || defined(GPOE_SIMULATE)  // what it indexes should stay in registers
-#define GPOE_EXPERTS_IN(m, bits) \
-  GPOE_UNROLL for (int m = 0; m < C::EXPERTS; ++m) if (((bits) >> m) & 1u)
+// What a loop over experts indexes stays in registers if the loop is unrolled.
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)
+#define GPOE_UNROLL_EXPERTS GPOE_UNROLL
 #else
-#define GPOE_EXPERTS_IN(m, bits) \
-  for (u32 left = (bits), m = __builtin_ctz(left); left; left &= left - 1, m = __builtin_ctz(left))
+#define GPOE_UNROLL_EXPERTS _Pragma("GCC unroll 4")
 #endif
+#define GPOE_EXPERTS_IN(m, bits) \
+  GPOE_UNROLL_EXPERTS for (int m = 0; m < C::EXPERTS; ++m) if (((bits) >> m) & 1u)
 
 // The elements of one thread: `count` of them from `element` of sample `b`.
 struct Site {

@@ -46,6 +46,9 @@ typedef u32 Word __attribute__((vector_size(64)));
 typedef u64 Wide __attribute__((vector_size(64)));  // 8 of them: one for every other lane
 typedef Int Mask;
 typedef u16 Half __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+#define GPOE_AVX512
+#endif
 #endif
 
 // ---- Bits and selections --------------------------------------------------------------------
@@ -70,8 +73,19 @@ GPOE Float splat(float x) { return x + Float(); }
 GPOE Float select(Mask m, Float a, Float b) { return m ? a : b; }
 GPOE Word select(Mask m, Word a, Word b) { return m ? a : b; }
 // If x is no number, so is minimum(c, x), and maximum(c, x).
+#if defined(GPOE_AVX512)
+GPOE Float maximum(Float a, Float b) {
+  asm("vmaxps %1, %0, %0" : "+v"(a) : "v"(b));
+  return a;
+}
+GPOE Float minimum(Float a, Float b) {
+  asm("vminps %1, %0, %0" : "+v"(a) : "v"(b));
+  return a;
+}
+#else
 GPOE Float maximum(Float a, Float b) { return select(a > b, a, b); }
 GPOE Float minimum(Float a, Float b) { return select(a < b, a, b); }
+#endif
 GPOE Float magnitude(Float x) { return as_float(as_word(x) & 0x7fffffffu); }
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
@@ -104,7 +118,8 @@ GPOE Float first_lanes(Float x, i64 count) {  // zero beyond the first `count`
 //
 // On a GPU its own: accurate ones where a result is returned, fast ones (absolute error 2^-21) for
 // the noise. Elsewhere branch-free polynomials with less than 2 ulp of error; the coefficients of
-// exp, log, sine and cosine are those of the Cephes library (S. L. Moshier), single precision.
+// log, sine and cosine are those of the Cephes library (S. L. Moshier), single precision, those of
+// exp a fit of least largest error.
 
 #if defined(__CUDACC__)
 GPOE Float exponential(Float x) { return expf(x); }
@@ -142,13 +157,13 @@ GPOE Float exponential(Float x) {  // 0 below -87, never more than e^88
   const Float shifted = x * 1.44269504088896341f + 12582912.f;  // rounded in its last bits
   const Float n = shifted - 12582912.f;
   const Float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Float p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.f);
+  Float p = splat(1.38145e-3f);
+  p = p * r + 8.36875e-3f;
+  p = p * r + 4.166839e-2f;
+  p = p * r + 1.6666521e-1f;
+  p = p * r + 0.49999994f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
   const Word scaled = as_word(p) + (as_word(shifted) << 23);  // times 2^n
   return select(x < -87.f, splat(0.f), as_float(scaled));
 }
@@ -220,7 +235,7 @@ GPOE Float exp_minus_tangent(Float v, Float growth) {
 // the transform of Box and Muller. A draw depends on the seed, row and element alone: not on the
 // device, the number of threads or the width of a vector.
 
-#if !defined(__CUDACC__) && !defined(GPOE_SIMULATE) && defined(__AVX512F__)
+#if defined(GPOE_AVX512)
 GPOE Wide multiply(Wide a, u32 b) {  // of the low halves; GCC has no pattern for it
   Wide product;
   const Wide factor = b + Wide();
@@ -231,16 +246,21 @@ GPOE Wide multiply(Wide a, u32 b) {  // of the low halves; GCC has no pattern fo
 GPOE Wide multiply(Wide a, u32 b) { return (a & 0xffffffffull) * (u64)b; }
 #endif
 
-// Only the low half of each Wide counts.
-GPOE void philox(Wide c[4], u64 seed) {
+// Of COUNT counters side by side, whose chains of ten rounds a CPU overlaps. Only the low half of
+// each Wide counts.
+template <int COUNT>
+GPOE void philox(Wide (*c)[4], u64 seed) {
   u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
   GPOE_UNROLL
   for (int round = 0; round < 10; ++round) {
-    const Wide p = multiply(c[0], 0xD2511F53u), q = multiply(c[2], 0xCD9E8D57u);
-    c[0] = (q >> 32) ^ c[1] ^ (u64)k0;
-    c[1] = q;
-    c[2] = (p >> 32) ^ c[3] ^ (u64)k1;
-    c[3] = p;
+    GPOE_UNROLL
+    for (int n = 0; n < COUNT; ++n) {
+      const Wide p = multiply(c[n][0], 0xD2511F53u), q = multiply(c[n][2], 0xCD9E8D57u);
+      c[n][0] = (q >> 32) ^ c[n][1] ^ (u64)k0;
+      c[n][1] = q;
+      c[n][2] = (p >> 32) ^ c[n][3] ^ (u64)k1;
+      c[n][3] = p;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
@@ -259,10 +279,10 @@ GPOE void box_muller(Word a, Word b, Float* x, Float* y) {
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
 GPOE void random_words(u64 seed, u64 row, u64 quad, Word w[4]) {
-  Wide c[4] = {(u32)quad, quad >> 32, (u32)row, row >> 32};
-  philox(c, seed);
+  Wide c[1][4] = {{(u32)quad, quad >> 32, (u32)row, row >> 32}};
+  philox<1>(c, seed);
   GPOE_UNROLL
-  for (int k = 0; k < 4; ++k) w[k] = (u32)c[k];
+  for (int k = 0; k < 4; ++k) w[k] = (u32)c[0][k];
 }
 template <int WIDTH>
 GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
@@ -311,8 +331,8 @@ GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
     const Wide q = even + (quad + odd), high = (quad >> 32) + Wide();
     const Wide counter[4] = {q, high, (u64)(u32)row + Wide(), (row >> 32) + Wide()};
     for (int k = 0; k < 4; ++k) c[odd][k] = counter[k];
-    philox(c[odd], seed);
   }
+  philox<2>(c, seed);
   for (int k = 0; k < 4; ++k) w[k] = (Word)((c[0][k] & 0xffffffffull) | (c[1][k] << 32));
   box_muller(w[0], w[1], out, out + 1);
   box_muller(w[2], w[3], out + 2, out + 3);
@@ -526,7 +546,7 @@ GPOE void store_lanes(T* p, Float x) {
   const auto y = stored(p, x);
   __builtin_memcpy(p, &y, sizeof y);
 }
-#if defined(__AVX512F__)
+#if defined(GPOE_AVX512)
 // Past the caches: what is written is not read from memory first. The address is aligned.
 GPOE void stream_lanes(float* p, Float x) {
   asm volatile("vmovntps %1, %0" : "=m"(*(Float*)p) : "v"(x));
@@ -552,6 +572,9 @@ GPOE void load(const void* from, i64 offset, i64 count, bool, Float* x) {
     __builtin_memcpy(part, p, count * sizeof(T));
     p = part;
   }
+  // Too many streams for the processor to foresee; beyond the end a prefetch does no harm.
+  for (int k = 0; k < WIDTH * LANES; k += 64 / sizeof(T))
+    __builtin_prefetch(p + 2 * WIDTH * LANES + k);
   for (int v = 0; v < WIDTH; ++v) x[v] = load_lanes(p + v * LANES);
 }
 template <class T, int WIDTH>

@@ -1,0 +1,109 @@
+r"""When adversarial terms act, and how much."""
+
+from __future__ import annotations
+
+__all__ = ["PUBLISHED", "Schedule", "Weights"]
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mmpoe.objectives.annealing import warmup
+
+
+class Weights(NamedTuple):
+    """What to do in one step of training."""
+
+    beta: float
+    """The weight of the divergence."""
+    generator: float
+    """The weight of the adversarial loss of the model; with 0, it need not be computed."""
+    discriminator: bool
+    """Whether to train discriminators."""
+    bank: bool
+    """Whether to remember real images."""
+    restart: bool
+    """Whether to start the optimiser of the model afresh, before this step."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    r"""The weights of each step, all times in one unit: steps, or epochs.
+
+    Reconstruction comes first: a discriminator has nothing to say about images that are not yet
+    recognisable. Once it is, discriminators get a head start, and then a say.
+
+    Example:
+        >>> schedule = Schedule(warmup=10, discriminator=20, generator=30, ramp=10, weight=0.1)
+        >>> schedule(5)
+        Weights(beta=0.5, generator=0.0, discriminator=False, bank=False, restart=False)
+        >>> schedule(35)
+        Weights(beta=1.0, generator=0.05, discriminator=True, bank=True, restart=False)
+    """
+
+    beta: float = 1.0
+    """The last weight of the divergence."""
+    warmup: int = 0
+    """How long that rises linearly from 0."""
+    weight: float = 1.0
+    """The last weight of the adversarial loss of the model."""
+    generator: int = 0
+    """When that loss sets in."""
+    ramp: int = 0
+    """How long its weight then rises linearly from 0."""
+    discriminator: int = 0
+    """When discriminators begin to be trained."""
+    bank: int | None = None
+    """When real images begin to be remembered; along with the discriminators if None."""
+    restart: int | None = None
+    """When the optimiser of the model starts afresh; never if None."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "generator", "ramp", "discriminator", "bank", "restart"):
+            time = getattr(self, name)
+            if time is not None and time < 0:
+                raise ValueError(f"'{name}' should be at least 0, but is {time}.")
+        for name in ("beta", "weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"'{name}' should be at least 0, but is {getattr(self, name)}.")
+        if self.discriminator > self.generator:
+            raise ValueError(
+                "'discriminator' should be no later than 'generator', which needs it, "
+                f"but they are {self.discriminator} and {self.generator}."
+            )
+
+    def __call__(self, step: int) -> Weights:
+        """Returns the weights of a step, from 0.
+
+        Arguments:
+            step: The step, or epoch.
+
+        Raises:
+            ValueError: If `step` is negative.
+        """
+        remembers = self.discriminator if self.bank is None else self.bank
+        since = step - self.generator
+        return Weights(
+            beta=self.beta * warmup(step, self.warmup),
+            generator=self.weight * warmup(since, self.ramp) if since >= 0 else 0.0,
+            discriminator=step >= self.discriminator,
+            bank=step >= remembers,
+            restart=step == self.restart,
+        )
+
+
+PUBLISHED = Schedule(
+    beta=1e-3,
+    warmup=50,
+    weight=0.025,
+    generator=800,
+    discriminator=790,
+    bank=789,
+    restart=780,
+)
+r"""The schedule of the published MMHVAE, in epochs, of which it has 1000.
+
+Its weights are relative to the loss of that code, for images of :math:`P` pixels in [-1, 1] and
+:math:`M` modalities: half the absolute error, averaged over pixels and observed modalities, plus
+`beta` times the divergence over :math:`P M`, plus `generator` times :func:`adversarial_loss`,
+summed over the subsets of a row.
+"""

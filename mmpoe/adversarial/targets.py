@@ -1,0 +1,75 @@
+r"""Which modalities of which rows a discriminator judges."""
+
+from __future__ import annotations
+
+__all__ = ["Rule", "judged_targets"]
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmpoe.missing import check_observed
+
+Rule = Literal["hidden", "unobserved", "all"]
+RULES = ("hidden", "unobserved", "all")
+
+
+def judged_targets(given: Tensor, observed: Tensor, rule: Rule = "hidden") -> Tensor:
+    r"""Says which modalities to judge of what is decoded from each subset of each row.
+
+    The rules, for a row that observed :math:`r` and a subset :math:`s \subseteq r` of it:
+
+    - ``"hidden"``: what it was not given, :math:`m \notin s`, whether observed or not;
+    - ``"unobserved"``: what it never observed, :math:`m \notin r`, of which nothing else can tell
+      whether it is right;
+    - ``"all"``: every modality, reconstructions included.
+
+    Nothing is judged of an empty subset, which is how :func:`mmpoe.missing.subsets` marks one that
+    does not count. Rules are masks and combine as such: ``judged_targets(given, observed) &
+    observed`` holds the targets that were hidden although they were observed.
+
+    Arguments:
+        given: The subsets, boolean, with shape :math:`(S, B, M)`, :math:`(B, M)`, or
+            :math:`(R, M)` if packed.
+        observed: What was observed, boolean, with shape :math:`(B, M)` or :math:`(R, M)`.
+        rule: The rule.
+
+    Returns:
+        What is judged, boolean, with the shape of `given`.
+
+    Raises:
+        ValueError: If the rule is unknown, a mask is not boolean or has another shape, or a subset
+            holds what was not observed.
+
+    Example:
+        >>> given = torch.tensor([[True, False, False]])
+        >>> observed = torch.tensor([[True, True, False]])
+        >>> judged_targets(given, observed, "hidden")
+        tensor([[False,  True,  True]])
+        >>> judged_targets(given, observed, "unobserved")
+        tensor([[False, False,  True]])
+    """
+    check_observed(observed)
+    if rule not in RULES:
+        raise ValueError(f"'rule' should be one of {', '.join(RULES)}, but is {rule!r}.")
+    if (
+        given.dtype != torch.bool
+        or given.dim() not in (2, 3)
+        or given.shape[-2:] != observed.shape
+    ):
+        raise ValueError(
+            "'given' should be boolean and have shape (S, B, M) or (B, M), where (B, M) is "
+            f"{tuple(observed.shape)}, but has dtype {given.dtype} and shape "
+            f"{tuple(given.shape)}."
+        )
+    observed = observed.to(given.device)
+    if bool((given & ~observed).any()):
+        raise ValueError(
+            "'given' should hold subsets of what was observed, but holds "
+            f"{int((given & ~observed).any(dim=-1).sum())} that are not."
+        )
+    counts = given.any(dim=-1, keepdim=True)
+    if rule == "all":
+        return counts.expand_as(given).clone()
+    return counts & ~(given if rule == "hidden" else observed)

@@ -1,0 +1,250 @@
+r"""Cells of the published MMHVAE: squeeze-and-excite, inverted residuals, weight-normalised ends.
+
+They work on images, :math:`(N, C, H, W)`, and with `dims` 1 or 3 on sequences and volumes.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "InvertedResidualCell",
+    "MarkovStep",
+    "ProjectionCell",
+    "ResNetHead",
+    "ResidualCell",
+    "SqueezeExcite",
+    "UpsampleConv",
+]
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from .pyramid import Convolution, InstanceNorm, convolution
+
+
+class SqueezeExcite(nn.Module):
+    r"""Scales each channel by a number in (0, 1) that the means of all channels decide.
+
+    .. math:: y_c = x_c \, s_c, \qquad s = \mathrm{sigmoid}(W_2 \, \mathrm{relu}(W_1 \bar{x}))
+
+    Arguments:
+        channels: The number of channels C; the hidden layer has C / 16, but at least 4.
+
+    References:
+        | Squeeze-and-Excitation Networks (Hu et al., 2018)
+        | https://arxiv.org/abs/1709.01507
+
+    Example:
+        >>> SqueezeExcite(32)(torch.zeros(1, 32, 4, 4)).shape
+        torch.Size([1, 32, 4, 4])
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 16, 4)
+        self.layers = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns an image of the same shape."""
+        scale = self.layers(x.flatten(2).mean(dim=2))  # (N, C)
+        return x * scale.reshape(*scale.shape, *(1,) * (x.dim() - 2))
+
+
+class ResidualCell(nn.Module):
+    """Two 3 x 3 convolutions with pre-activation and squeeze-and-excite, added to their input.
+
+    Arguments:
+        channels: The number of channels.
+        dims: The number of spatial dimensions: 1, 2 or 3.
+
+    Example:
+        >>> ResidualCell(8)(torch.zeros(1, 8, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(self, channels: int, dims: int = 2) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*_two_convolutions(channels, channels, dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns an image of the same shape."""
+        return x + self.layers(x)
+
+
+class InvertedResidualCell(nn.Module):
+    """Expands channels, mixes pixels channel by channel, contracts, and adds the input.
+
+    A 3 x 3 convolution expands, a depthwise 5 x 5 one mixes, a 1 x 1 one contracts.
+
+    Arguments:
+        channels: The number of channels.
+        dims: The number of spatial dimensions: 1, 2 or 3.
+        expansion: How many times more channels there are inside.
+
+    References:
+        | MobileNetV2: Inverted Residuals and Linear Bottlenecks (Sandler et al., 2018)
+        | https://arxiv.org/abs/1801.04381
+        | NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat & Kautz, 2020)
+        | https://arxiv.org/abs/2007.03898
+
+    Example:
+        >>> InvertedResidualCell(8)(torch.zeros(1, 8, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(self, channels: int, dims: int = 2, expansion: int = 6) -> None:
+        super().__init__()
+        conv, inside = convolution(dims), expansion * channels
+        self.layers = nn.Sequential(
+            InstanceNorm(),
+            conv(channels, inside, 3, padding=1),
+            InstanceNorm(),
+            nn.SiLU(),
+            conv(inside, inside, 5, padding=2, groups=inside),
+            InstanceNorm(),
+            nn.SiLU(),
+            SqueezeExcite(inside),
+            conv(inside, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns an image of the same shape."""
+        return x + self.layers(x)
+
+
+class ProjectionCell(nn.Sequential):
+    """The layers of a :class:`ResidualCell`, then a weight-normalised 1 x 1 convolution.
+
+    There is no sum: the number of channels changes. As an expert, it takes the state and the
+    features of one modality, stacked, and returns a mean and a log standard deviation, stacked.
+
+    Arguments:
+        channels: The number of input channels.
+        width: The number of channels inside.
+        out_channels: The number of output channels.
+        dims: The number of spatial dimensions: 1, 2 or 3.
+
+    Example:
+        >>> ProjectionCell(16, 8, 6)(torch.zeros(1, 16, 4, 4)).shape
+        torch.Size([1, 6, 4, 4])
+    """
+
+    def __init__(self, channels: int, width: int, out_channels: int, dims: int = 2) -> None:
+        last = convolution(dims)(width, out_channels, 1, bias=False)
+        super().__init__(*_two_convolutions(channels, width, dims), weight_norm(last))
+
+
+class UpsampleConv(nn.Sequential):
+    """Doubles each side by linear interpolation, then a 3 x 3 convolution without bias.
+
+    Arguments:
+        channels: The number of input channels.
+        out_channels: The number of output channels.
+        dims: The number of spatial dimensions: 1, 2 or 3.
+
+    Example:
+        >>> UpsampleConv(4, 8)(torch.zeros(1, 4, 3, 3)).shape
+        torch.Size([1, 8, 6, 6])
+    """
+
+    def __init__(self, channels: int, out_channels: int, dims: int = 2) -> None:
+        conv = convolution(dims)(channels, out_channels, 3, padding=1, bias=False)
+        mode = ("linear", "bilinear", "trilinear")[dims - 1]
+        super().__init__(nn.Upsample(scale_factor=2, mode=mode), conv)
+
+
+class MarkovStep(nn.Module):
+    r"""The step down that forgets the state above: :math:`h' = f(z)`.
+
+    Arguments:
+        network: Maps a sample to the next state.
+
+    Example:
+        >>> MarkovStep(nn.Linear(2, 3))(None, torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, h: Tensor | None, z: Tensor) -> Tensor:
+        """Returns the next state."""
+        return self.network(z)
+
+
+class ResNetHead(nn.Sequential):
+    """Maps a state to an image of the same size in (-1, 1), through residual blocks.
+
+    Convolutions reflect the image at its border, and the last two are 7 x 7: sides have at least 4
+    pixels.
+
+    Arguments:
+        channels: The number of channels of the state; if it is not `width`, a 1 x 1 convolution
+            comes first.
+        width: The number of channels inside.
+        out_channels: The number of channels of the image.
+        blocks: The number of residual blocks.
+        dims: The number of spatial dimensions: 1, 2 or 3.
+
+    Example:
+        >>> ResNetHead(4, 8, 1, blocks=2)(torch.zeros(1, 4, 8, 8)).shape
+        torch.Size([1, 1, 8, 8])
+    """
+
+    def __init__(
+        self, channels: int, width: int, out_channels: int, blocks: int, dims: int = 2
+    ) -> None:
+        first = [] if channels == width else [convolution(dims)(channels, width, 1)]
+        super().__init__(
+            *first,
+            *(ReflectingBlock(width, dims) for _ in range(blocks)),
+            _reflecting(width, width, 7, dims),
+            InstanceNorm(),
+            nn.LeakyReLU(0.2),
+            _reflecting(width, out_channels, 7, dims),
+            nn.Tanh(),
+        )
+
+
+class ReflectingBlock(nn.Module):
+    """Two normalised 3 x 3 convolutions that reflect at the border, added to their input.
+
+    Arguments:
+        channels: The number of channels.
+        dims: The number of spatial dimensions: 1, 2 or 3.
+    """
+
+    def __init__(self, channels: int, dims: int = 2) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            _reflecting(channels, channels, 3, dims),
+            InstanceNorm(),
+            nn.ReLU(),
+            _reflecting(channels, channels, 3, dims),
+            InstanceNorm(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns an image of the same shape."""
+        return x + self.layers(x)
+
+
+def _two_convolutions(channels: int, width: int, dims: int) -> list[nn.Module]:
+    conv = convolution(dims)
+    return [
+        InstanceNorm(),
+        nn.SiLU(),
+        conv(channels, width, 3, padding=1),
+        InstanceNorm(),
+        nn.SiLU(),
+        conv(width, width, 3, padding=1),
+        SqueezeExcite(width),
+    ]
+
+
+def _reflecting(channels: int, out_channels: int, side: int, dims: int) -> Convolution:
+    return convolution(dims)(
+        channels, out_channels, side, padding=side // 2, padding_mode="reflect"
+    )
