@@ -49,6 +49,7 @@ bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_import --smoke
 	$(BIN)/python -m benchmarks.bench_poe --smoke
 	$(BIN)/python -m benchmarks.bench_multivae --smoke
+	$(BIN)/python -m benchmarks.bench_mmhvae --smoke --threads 1
 
 bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae | tee benchmarks/results/mmhvae.txt"

@@ -94,8 +94,10 @@ def subset_masks(batch: int) -> Tensor:
 
 def draw_noise(pair: Pair, subsets: int) -> list[Tensor]:
     """Returns noise for each group, with shape (S, B, *)."""
-    batch, groups = len(pair.x["us"]), list(pair.ours.groups)
-    return [torch.randn(subsets, batch, *group.shape) for group in groups]
+    batch = len(pair.x["us"])
+    with torch.no_grad():
+        output = pair.ours(pair.x)
+    return [torch.randn(subsets, batch, *z.shape[1:]) for z in output.z]
 
 
 def log_ratios(output: Output) -> list[Tensor]:

@@ -162,9 +162,9 @@ class ProjectionCell(nn.Sequential):
         last = convolution(dims)(width, out_channels, 1, bias=False)
         super().__init__(*_two_convolutions(channels, width, dims), weight_norm(last))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Returns an image of another number of channels."""
-        return _project_last(self, x)
+        return _project_last(self, input)
 
 
 class UpsampleConv(nn.Sequential):
