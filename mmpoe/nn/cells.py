@@ -1,6 +1,7 @@
 r"""Cells of the published MMHVAE: squeeze-and-excite, inverted residuals, weight-normalised ends.
 
 They work on images, :math:`(N, C, H, W)`, and with `dims` 1 or 3 on sequences and volumes.
+Activations overwrite what instance normalisation or a convolution returned, which nobody else has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ __all__ = [
     "UpsampleConv",
 ]
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -47,8 +51,30 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns an image of the same shape."""
-        scale = self.layers(x.flatten(2).mean(dim=2))  # (N, C)
-        return x * scale.reshape(*scale.shape, *(1,) * (x.dim() - 2))
+        return x * self._scale(x)
+
+    def add(self, x: Tensor, skipped: Tensor) -> Tensor:
+        """Returns an image plus the scaled `x`, in one pass."""
+        return torch.addcmul(skipped, x, self._scale(x))
+
+    def project(self, x: Tensor, projection: Convolution) -> Tensor:
+        r"""Returns the 1 x 1 convolution `projection` of the scaled `x`.
+
+        It is the weight that is scaled, :math:`W (s x) = (W \, \mathrm{diag}(s)) x`, if there are
+        fewer of its elements than of `x`.
+        """
+        if x.shape[2:].numel() < projection.out_channels:
+            return projection(self(x))
+        weight = projection.weight.flatten(1) * self._scale(x).flatten(1)[:, None]  # (N, C', C)
+        if projection.bias is None:
+            out = torch.bmm(weight, x.flatten(2))
+        else:
+            out = torch.baddbmm(projection.bias[:, None], weight, x.flatten(2))
+        return out.unflatten(2, x.shape[2:])
+
+    def _scale(self, x: Tensor) -> Tensor:
+        scale = self.layers(x.flatten(2).mean(dim=2))
+        return scale.reshape(*scale.shape, *(1,) * (x.dim() - 2))  # (N, C, 1...)
 
 
 class ResidualCell(nn.Module):
@@ -69,7 +95,9 @@ class ResidualCell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns an image of the same shape."""
-        return x + self.layers(x)
+        *convolutions, excite = self.layers
+        assert isinstance(excite, SqueezeExcite)
+        return excite.add(_apply(convolutions, x), x)
 
 
 class InvertedResidualCell(nn.Module):
@@ -100,17 +128,17 @@ class InvertedResidualCell(nn.Module):
             InstanceNorm(),
             conv(channels, inside, 3, padding=1),
             InstanceNorm(),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             conv(inside, inside, 5, padding=2, groups=inside),
             InstanceNorm(),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             SqueezeExcite(inside),
             conv(inside, channels, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns an image of the same shape."""
-        return x + self.layers(x)
+        return x + _project_last(self.layers, x)
 
 
 class ProjectionCell(nn.Sequential):
@@ -133,6 +161,10 @@ class ProjectionCell(nn.Sequential):
     def __init__(self, channels: int, width: int, out_channels: int, dims: int = 2) -> None:
         last = convolution(dims)(width, out_channels, 1, bias=False)
         super().__init__(*_two_convolutions(channels, width, dims), weight_norm(last))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns an image of another number of channels."""
+        return _project_last(self, input)
 
 
 class UpsampleConv(nn.Sequential):
@@ -202,7 +234,7 @@ class ResNetHead(nn.Sequential):
             *(ReflectingBlock(width, dims) for _ in range(blocks)),
             _reflecting(width, width, 7, dims),
             InstanceNorm(),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
             _reflecting(width, out_channels, 7, dims),
             nn.Tanh(),
         )
@@ -221,7 +253,7 @@ class ReflectingBlock(nn.Module):
         self.layers = nn.Sequential(
             _reflecting(channels, channels, 3, dims),
             InstanceNorm(),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             _reflecting(channels, channels, 3, dims),
             InstanceNorm(),
         )
@@ -235,13 +267,27 @@ def _two_convolutions(channels: int, width: int, dims: int) -> list[nn.Module]:
     conv = convolution(dims)
     return [
         InstanceNorm(),
-        nn.SiLU(),
+        nn.SiLU(inplace=True),
         conv(channels, width, 3, padding=1),
         InstanceNorm(),
-        nn.SiLU(),
+        nn.SiLU(inplace=True),
         conv(width, width, 3, padding=1),
         SqueezeExcite(width),
     ]
+
+
+def _apply(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _project_last(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Applies layers that end in squeeze-and-excite and a 1 x 1 convolution."""
+    *first, excite, last = layers
+    assert isinstance(excite, SqueezeExcite)
+    assert isinstance(last, Convolution)
+    return excite.project(_apply(first, x), last)
 
 
 def _reflecting(channels: int, out_channels: int, side: int, dims: int) -> Convolution:

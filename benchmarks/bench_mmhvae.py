@@ -1,0 +1,327 @@
+"""How fast the published MMHVAE is here, beside the published way of computing the same network.
+
+Both hold the same weights and are first shown to say the same: images and log-ratios of each group
+with the same noise, the published loss, and on a small network its gradients. Then they are run in
+turns, so that a drift of the machine hits both; a ratio is the median over rounds of the ratio
+within a round.
+
+The published way is a twin, `benchmarks/_published.py`, or the published code itself: with
+`--official PATH`, the classes in a checkout of it are imported and run instead.
+
+*Inference* is one sample of a slice from four inputs. A *training step* is forward, backward and
+Adamax on the published loss: mean absolute errors and sampled log-ratios from three subsets, all
+modalities, the first one and one of the rest. The row below each is the same step on the bound of
+the library, whose divergences are in closed form. Exits with 1 if outputs differ or a ratio is
+below what is promised; a smoke run measures too little to tell the latter.
+
+    python -m benchmarks.bench_mmhvae
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from examples.medical_mri_us.official_names import published_state
+from mmpoe.models import MMHVAE, Output, published_mmhvae
+from mmpoe.objectives import mixture_elbo
+
+from . import _published as published
+from .bench_poe import seconds
+
+NAMES = ["us", "t2", "cet1", "flair"]
+PASSES = [NAMES, ["us"], ["t2", "flair"]]
+"""The subsets of a training step."""
+KL_WEIGHT = 1e-3
+TEMPERATURE = 0.7
+TOLERANCE = 1e-4
+"""How much outputs may differ, relative to the largest of their tensor."""
+
+
+class Network(NamedTuple):
+    """What the network is built of, and the batch to run it on."""
+
+    size: int
+    batch: int
+    depth: int
+    width: int = 16
+    max_width: int = 128
+    blocks: int = 6
+
+
+class Pair(NamedTuple):
+    """The same network twice."""
+
+    ours: MMHVAE
+    theirs: nn.Module
+    x: dict[str, Tensor]
+
+
+FULL = (Network(192, 1, 7), [(Network(64, 4, 6), 1.3), (Network(192, 2, 7), 1.15)])
+TINY = Network(32, 2, 4, width=8, max_width=16, blocks=1)
+SMOKE = (TINY._replace(batch=1), [(TINY, 1.3)])
+
+
+def build(network: Network, checkout: Path | None) -> Pair:
+    """Returns the same network in both ways, and a batch of images above -1."""
+    torch.manual_seed(0)
+    architecture = network._asdict()
+    batch = architecture.pop("batch")
+    ours = published_mmhvae(NAMES, **architecture, power=1)
+    with torch.no_grad():
+        for p in ours.parameters():
+            if p.dim() == 1:  # a bias that is mixed up has to show
+                p.add_(0.05 * torch.randn_like(p))
+    architecture |= {"modalities": NAMES, "head_width": 8}
+    theirs = published.load(published_state(ours), architecture, checkout)
+    x = {m: 1.9 * torch.rand(batch, 1, network.size, network.size) - 0.95 for m in NAMES}
+    return Pair(ours, theirs, x)
+
+
+def subset_masks(batch: int) -> Tensor:
+    """Returns the subsets of a training step, with shape (S, B, M)."""
+    masks = [[m in names for m in NAMES] for names in PASSES]
+    return torch.tensor(masks)[:, None].expand(-1, batch, -1)
+
+
+def draw_noise(pair: Pair, subsets: int) -> list[Tensor]:
+    """Returns noise for each group, with shape (S, B, *)."""
+    batch = len(pair.x["us"])
+    with torch.no_grad():
+        output = pair.ours(pair.x)
+    return [torch.randn(subsets, batch, *z.shape[1:]) for z in output.z]
+
+
+def log_ratios(output: Output) -> list[Tensor]:
+    """Returns the log-ratio of posterior and prior at the sample of each group, summed."""
+    parts = zip(output.posteriors, output.priors, output.z, strict=True)
+    return [(q.log_prob(z) - p.log_prob(z)).sum() for q, p, z in parts]
+
+
+def our_loss(pair: Pair, noise: Sequence[Tensor] | None = None) -> Tensor:
+    """Returns the published loss of a batch, all subsets at once."""
+    first = pair.x["us"]
+    output = pair.ours(pair.x, subset_masks(len(first)), noise=noise)
+    errors = [(output.likelihoods[m].mean - v).abs().mean() for m, v in pair.x.items()]
+    return _loss(errors, log_ratios(output), len(PASSES), first)
+
+
+def their_loss(pair: Pair) -> Tensor:
+    """Returns the same, one subset after the other."""
+    losses = []
+    for names in PASSES:
+        images, ratios = pair.theirs({m: pair.x[m] for m in names})
+        errors = [(images[m] - v).abs().mean() for m, v in pair.x.items()]
+        losses.append(_loss(errors, ratios["prior"], 1, pair.x["us"]))
+    return torch.stack(losses).sum()
+
+
+def our_bound(pair: Pair) -> Tensor:
+    """Returns the loss of the library: the bound, with divergences in closed form."""
+    masks = subset_masks(len(pair.x["us"]))
+    family = masks, torch.full(masks.shape[:2], 1 / len(masks))
+    return -mixture_elbo(pair.ours, pair.x, masks[0], family=family).mean()
+
+
+def _loss(errors: list[Tensor], ratios: list[Tensor], subsets: int, image: Tensor) -> Tensor:
+    error = subsets * torch.stack(errors).mean() / 2
+    return error + KL_WEIGHT * torch.stack(ratios).sum() / (image.numel() * len(NAMES))
+
+
+def check_inference(pair: Pair) -> dict[str, float]:
+    """Returns how much images and log-ratios differ, relative to the largest."""
+    differences, what = {}, f"inference, {_shape(pair)}"
+    noise = draw_noise(pair, len(PASSES))
+    with torch.no_grad():
+        for i, names in enumerate(PASSES):
+            drawn = [n[i] for n in noise]
+            output = pair.ours(pair.x, names, noise=drawn)
+            with published.with_noise(drawn):
+                images, ratios = pair.theirs({m: pair.x[m] for m in names})
+            theirs = [*images.values(), torch.stack(ratios["prior"])]
+            ours = [output.likelihoods[m].mean for m in images] + [torch.stack(log_ratios(output))]
+            differences[f"{what}, from {'+'.join(names)}"] = max(map(_difference, ours, theirs))
+        with published.with_noise([0 * n[0] for n in noise]):
+            images, _ = pair.theirs(dict(pair.x))
+    for targets in (NAMES, ["cet1"]):
+        found = pair.ours.predict(pair.x, targets=targets, temperature=0)
+        differences[f"{what}, predict {'+'.join(targets)}"] = max(
+            _difference(found[m].mean, images[m]) for m in targets
+        )
+    return differences
+
+
+def check_loss(pair: Pair) -> dict[str, float]:
+    """Returns how much the loss differs, relative to itself."""
+    noise = draw_noise(pair, len(PASSES))
+    with torch.no_grad():
+        ours = our_loss(pair, noise)
+        with published.with_noise([n[i] for i in range(len(PASSES)) for n in noise]):
+            theirs = their_loss(pair)
+    return {f"training, {_shape(pair)}, loss": _difference(ours, theirs)}
+
+
+def check_gradients(pair: Pair) -> dict[str, float]:
+    """Returns how much the gradients of the loss differ, relative to the norm of all."""
+    noise = draw_noise(pair, len(PASSES))
+    our_loss(pair, noise).backward()
+    with published.with_noise([n[i] for i in range(len(PASSES)) for n in noise]):
+        their_loss(pair).backward()
+    by_memory = {p.data_ptr(): p for p in pair.ours.parameters()}
+    state = published_state(pair.ours)
+    found, expected = [], []
+    for name, p in pair.theirs.named_parameters():
+        mine = by_memory[state[published.published_name(name)].data_ptr()].grad
+        assert mine is not None
+        assert p.grad is not None
+        found.append(mine.flatten())
+        expected.append(p.grad.flatten())
+    difference = torch.cat(found) - torch.cat(expected)
+    relative = difference.norm() / torch.cat(expected).norm()
+    return {f"training, {_shape(pair)}, gradients": relative.item()}
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
+    """Returns a step down a loss."""
+    optimizer = torch.optim.Adamax(network.parameters(), lr=2e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def time_in_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds that each took in each round, after one to warm up."""
+    times = {name: [] for name in runs}
+    for round_ in range(rounds + 1):
+        for name, run in runs.items():
+            taken = seconds(run)
+            if round_:
+                times[name].append(taken)
+    return times
+
+
+def show(what: str, theirs: list[float], ours: list[float], promised: float | None) -> list[str]:
+    """Prints a row, and returns what falls short."""
+    ratios = sorted(a / b for a, b in zip(theirs, ours, strict=True))
+    ratio = statistics.median(ratios)
+    print(
+        f"{what:46}{1e3 * statistics.median(theirs):11.0f}{1e3 * statistics.median(ours):9.0f}"
+        f"{ratio:8.2f}x{ratios[0]:8.2f}{ratios[-1]:6.2f}"
+        + (f"{promised:9.2f}x" if promised else ""),
+        flush=True,
+    )
+    if promised is None or ratio >= promised:
+        return []
+    return [f"{what}: {ratio:.2f}x, {promised}x promised"]
+
+
+def measure_inference(pair: Pair, rounds: int) -> list[str]:
+    """Times inference, prints a row for all targets and one for one, returns what falls short."""
+
+    @torch.no_grad()
+    def theirs() -> None:
+        pair.theirs(dict(pair.x), TEMPERATURE)
+
+    def predict(targets: list[str]) -> None:
+        pair.ours.predict(pair.x, targets=targets, temperature=TEMPERATURE)
+
+    times = time_in_turns(
+        {"theirs": theirs, "all": lambda: predict(NAMES), "one": lambda: predict(["cet1"])}, rounds
+    )
+    what = f"inference, {_shape(pair)}"
+    short = show(f"{what}, all targets", times["theirs"], times["all"], 1.25)
+    return short + show(f"{what}, one target", times["theirs"], times["one"], 1.6)
+
+
+def measure_training(pair: Pair, promised: float, rounds: int) -> list[str]:
+    """Times training, prints a row for each loss, and returns what falls short."""
+    tasks = {
+        "theirs": training_step(pair.theirs, lambda: their_loss(pair)),
+        "ours": training_step(pair.ours, lambda: our_loss(pair)),
+        "bound": training_step(pair.ours, lambda: our_bound(pair)),
+    }
+    times = time_in_turns(tasks, rounds)
+    short = show(f"training, {_shape(pair)}", times["theirs"], times["ours"], promised)
+    show("  with divergences in closed form", times["theirs"], times["bound"], None)
+    return short
+
+
+def report_differences(differences: Mapping[str, float]) -> list[str]:
+    """Prints how much outputs differ, and returns what differs too much."""
+    for what, difference in differences.items():
+        print(f"{what:58}{difference:9.1e}", flush=True)
+    # a comparison that NaN fails
+    return [f"{what} differ by {d:.1e}" for what, d in differences.items() if not d <= TOLERANCE]
+
+
+def main() -> None:
+    """Compares, measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--official", type=Path, metavar="PATH", help="the published code")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rounds = 1 if options.smoke else options.rounds
+
+    print(
+        f"{_processor()}, {options.threads} threads, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}, float32"
+    )
+    print("against", "a twin of the published code" if not options.official else "published code")
+    network, steps = SMOKE if options.smoke else FULL
+    try:
+        drawing = build(network, options.official)
+        learning = [(build(n, options.official), promised) for n, promised in steps]
+    except ValueError as error:
+        sys.exit(str(error))
+
+    print("\nlargest difference, relative to the largest value; of gradients, of their norms")
+    wrong = report_differences(check_inference(drawing))
+    for pair, _ in learning:
+        wrong += report_differences(check_loss(pair))
+    wrong += report_differences(check_gradients(build(TINY, options.official)))
+    if wrong:
+        sys.exit("Not the same: " + "; ".join(wrong))
+
+    print(f"\nmedians of {rounds} rounds in ms, ratio and its range, and what is promised")
+    print(f"{'':46}{'published':>11}{'mmpoe':>9}{'ratio':>9}{'from':>8}{'to':>6}{'promised':>10}")
+    short = measure_inference(drawing, rounds)
+    for pair, promised in learning:
+        short += measure_training(pair, promised, rounds)
+    if short and not options.smoke:
+        sys.exit("Not as promised: " + "; ".join(short))
+
+
+def _shape(pair: Pair) -> str:
+    batch, _, height, width = pair.x["us"].shape
+    return f"{height} x {width}, batch {batch}"
+
+
+def _processor() -> str:
+    """The name of the processor, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()
