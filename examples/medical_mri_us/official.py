@@ -15,6 +15,7 @@ __all__ = [
 ]
 
 import copy
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from mmpoe.models import MMHVAE, published_mmhvae
 from mmpoe.posteriors import PoE
 from mmpoe.training import CheckpointError
 from mmpoe.training import save_checkpoint as save_folder
+from mmpoe.training.files import write_file
 
 from .official_names import architecture_of, published_state, rename
 
@@ -105,16 +107,9 @@ def save_checkpoint(model: MMHVAE, path: str | os.PathLike[str]) -> None:
             "'model' should be one for square images, "
             f"but its coarsest features have sides of {sides}."
         )
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_file(Path(path), content.getvalue())
 
 
 def fill_background(images: Tensor, mask: Tensor) -> Tensor:
