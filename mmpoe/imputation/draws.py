@@ -12,13 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmpoe.gaussian import widen
 from mmpoe.hierarchy import Encodings
 from mmpoe.missing import check_names
 from mmpoe.models import MultimodalVAE, UncalibratedWarning
 from mmpoe.nn.modes import evaluation
 from mmpoe.objectives import effective_sample_size
 from mmpoe.objectives.importance import log_ratio, propose, score, subset_mask, walk
+
+from .pooling import floating
 
 
 class Imputation(NamedTuple):
@@ -33,12 +34,12 @@ class Imputation(NamedTuple):
     @property
     def mean(self) -> Tensor:
         r"""The mean of the draws, with shape (B, \*)."""
-        return _floating(self.draws).mean(dim=0)
+        return floating(self.draws).mean(dim=0)
 
     @property
     def stddev(self) -> Tensor:
         r"""The standard deviation of the draws, with shape (B, \*); 0 where observed."""
-        return _floating(self.draws).std(dim=0)
+        return floating(self.draws).std(dim=0)
 
     def quantile(self, q: float) -> Tensor:
         r"""Returns the value below which a new draw is with probability `q`.
@@ -54,7 +55,7 @@ class Imputation(NamedTuple):
         """
         if not 0 <= q <= 1:
             raise ValueError(f"'q' should be between 0 and 1, but is {q!r}.")
-        ordered = _floating(self.draws).sort(dim=0).values
+        ordered = floating(self.draws).sort(dim=0).values
         count = len(ordered)
         position = min(max(q * (count + 1) - 1, 0), count - 1)
         below = math.floor(position)
@@ -213,7 +214,3 @@ def _fill(x: Tensor | None, parts: list[Tensor], missing: Tensor, draws: int) ->
     full = x.to(drawn.dtype).expand(draws, *x.shape).clone()
     full[:, missing] = drawn
     return full
-
-
-def _floating(v: Tensor) -> Tensor:
-    return widen(v) if v.is_floating_point() else v.to(torch.get_default_dtype())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Pooled", "rubin_pool"]
+__all__ = ["Pooled", "floating", "rubin_pool"]
 
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ def rubin_pool(estimates: Tensor, variances: Tensor) -> Pooled:
             f"'variances' should be at least 0, but go down to {variances.min():.4g}."
         )
     count = len(estimates)
-    estimates, variances = _floating(estimates), _floating(variances)
+    estimates, variances = floating(estimates), floating(variances)
     between = (1 + 1 / count) * estimates.var(dim=0)
     total = variances.mean(dim=0) + between
     share = torch.where(total > 0, between / torch.where(total > 0, total, 1), 0)
@@ -79,5 +79,6 @@ def rubin_pool(estimates: Tensor, variances: Tensor) -> Pooled:
     return Pooled(estimates.mean(dim=0), total, dof, share + (1 - share) * 2 / (dof + 3))
 
 
-def _floating(v: Tensor) -> Tensor:
+def floating(v: Tensor) -> Tensor:
+    """Returns numbers of any dtype as floating-point ones, at least float32."""
     return widen(v) if v.is_floating_point() else v.to(torch.get_default_dtype())
