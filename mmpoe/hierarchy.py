@@ -7,7 +7,7 @@ to the next; the state after the last group is what decoders see.
 
 from __future__ import annotations
 
-__all__ = ["Encodings", "Inference", "LatentGroup", "MatchedExperts", "top_down"]
+__all__ = ["Encodings", "Inference", "LatentGroup", "MatchedExperts", "latent_groups", "top_down"]
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -345,6 +345,11 @@ class Replace(nn.Module):
     def forward(self, h: Tensor | None, z: Tensor) -> Tensor:
         """Returns `z`."""
         return z
+
+
+def latent_groups(modules: nn.ModuleList) -> list[LatentGroup]:
+    """Returns modules that are latent groups, in a list that type checkers know to hold them."""
+    return list(modules)  # pyright: ignore[reportReturnType]
 
 
 def top_down(

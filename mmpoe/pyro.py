@@ -23,12 +23,12 @@ from pyro.params.param_store import param_with_module_name
 from torch import Tensor
 
 from .distributions import DiagNormal
+from .hierarchy import latent_groups
 from .likelihoods import OptimalScale, check_support
 from .missing import check_finite, check_names, check_observed, fill
 from .models.inputs import check_entries, draw_component
 
 if TYPE_CHECKING:
-    from .hierarchy import LatentGroup
     from .models import MultimodalVAE
 
 
@@ -75,7 +75,7 @@ def model(vae: MultimodalVAE) -> Program:
         like = next(vae.parameters()).detach()
         h = None
         with pyro.plate("batch", len(observed), dim=-1):
-            for level, group in enumerate(_groups(vae)):
+            for level, group in enumerate(latent_groups(vae.groups)):
                 raw = None if group.prior is None else group.prior(h)
                 prior = group.prior_distribution(raw, len(observed), like)
                 h = group.merge(h, _sample(vae, level, prior))
@@ -110,7 +110,7 @@ def guide(vae: MultimodalVAE) -> Program:
         given = draw_component(observed, vae.family)
         h = None
         with pyro.plate("batch", len(observed), dim=-1):
-            for level, group in enumerate(_groups(vae)):
+            for level, group in enumerate(latent_groups(vae.groups)):
                 step = group(h, level, encodings, given, sample=False)
                 h = group.merge(h, _sample(vae, level, step.posterior))
 
@@ -165,7 +165,3 @@ def _scored(
 def _sample(vae: MultimodalVAE, level: int, distribution: DiagNormal) -> Tensor:
     z = pyro.sample(f"z_{len(vae.groups) - level}", distribution)
     return cast("torch.Tensor", z)
-
-
-def _groups(vae: MultimodalVAE) -> list[LatentGroup]:
-    return cast("list[LatentGroup]", list(vae.groups))

@@ -13,13 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mmpoe.hierarchy import latent_groups
 from mmpoe.missing import check_observed
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn.modes import evaluation
 from mmpoe.objectives import posterior_matching
 from mmpoe.objectives.matching import match, teaching_rows
 
-from .matched import add_matched_experts, latent_groups
+from .matched import add_matched_experts
 
 Reader = Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]
 """Returns the batch and the mask of some rows."""
@@ -117,7 +118,9 @@ def calibrate(
     if teacher == "bootstrap":  # what complete rows taught teaches, held fixed
         stages = [(steps // 2, "complete"), (steps, "bootstrap")]
     add_matched_experts(model)
-    matched = nn.ModuleList([g.matched for g in latent_groups(model) if g.matched is not None])
+    matched = nn.ModuleList(
+        [g.matched for g in latent_groups(model.groups) if g.matched is not None]
+    )
     modes = {module: module.training for module in matched.modules()}
     optimizer = torch.optim.Adam(matched.parameters(), lr=lr, betas=(0.9, 0.99))
     history, least, step = Calibration(), math.inf, 0
@@ -137,7 +140,7 @@ def calibrate(
     try:
         for last, kind in stages:
             matched.load_state_dict(best)
-            by, start = copy.deepcopy(latent_groups(model)), step
+            by, start = copy.deepcopy(latent_groups(model.groups)), step
             rows = teaching_rows(observed, kind)
             rows[apart] = False
             batches = _shuffled(rows.nonzero()[:, 0], batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ResidualHead", "WidePrior", "add_matched_experts", "latent_groups"]
+__all__ = ["ResidualHead", "WidePrior", "add_matched_experts"]
 
 import copy
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpoe.gaussian import kl_divergence
-from mmpoe.hierarchy import LatentGroup, MatchedExperts
+from mmpoe.hierarchy import MatchedExperts, latent_groups
 from mmpoe.kernels import PoE
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn import MLP, ModalityDict
@@ -114,7 +114,7 @@ def add_matched_experts(model: MultimodalVAE) -> None:
     """
     like = next(model.parameters(), torch.zeros(()))
     made: list[MatchedExperts] = []
-    groups = latent_groups(model)
+    groups = latent_groups(model.groups)
     for level, group in enumerate(groups):
         if group.shape is None:
             raise ValueError(
@@ -133,8 +133,3 @@ def add_matched_experts(model: MultimodalVAE) -> None:
     for group, matched in zip(groups, made, strict=True):
         if group.matched is None:
             group.matched = matched
-
-
-def latent_groups(model: MultimodalVAE) -> list[LatentGroup]:
-    """Returns the groups of a model, coarse to fine."""
-    return list(model.groups)  # pyright: ignore[reportReturnType]

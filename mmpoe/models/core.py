@@ -6,8 +6,7 @@ __all__ = ["MultimodalVAE", "Output", "UncalibratedWarning"]
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from mmpoe.distributions import DiagNormal, Draws
-from mmpoe.hierarchy import Encodings, Inference, LatentGroup, top_down
+from mmpoe.hierarchy import Encodings, Inference, LatentGroup, latent_groups, top_down
 from mmpoe.likelihoods import Likelihood
 from mmpoe.missing import check_names, check_observed, collate, fill
 from mmpoe.nn import ModalityDict
+from mmpoe.nn.modes import evaluation
 
 from .inputs import check_entries, check_noise, draw_component, given_mask, given_rows
 
@@ -235,7 +235,7 @@ class MultimodalVAE(nn.Module):
             raise ValueError(f"'samples' should be an integer of at least 1, but is {samples!r}.")
         mask = given_mask(x, given, self.modalities, self._like())
         if samples == 1:
-            with self._evaluation():
+            with evaluation(self.modules()):
                 h, _, shape = self._infer(x, mask, temperature=temperature)
                 return {**self._decode(h, shape, targets)}
 
@@ -253,7 +253,7 @@ class MultimodalVAE(nn.Module):
                 stacklevel=3,
             )
         repeated = mask.expand(samples, *mask.shape)
-        with self._evaluation():
+        with evaluation(self.modules()):
             h, _, shape = self._infer(x, repeated, temperature=temperature, matched=matched)
             return {m: Draws(p) for m, p in self._decode(h, shape, targets).items()}
 
@@ -321,17 +321,6 @@ class MultimodalVAE(nn.Module):
         parameter = next(self.encoders[modality].parameters(), None)
         return None if parameter is None else parameter.dtype
 
-    @contextmanager
-    def _evaluation(self) -> Iterator[None]:
-        """Puts all modules in evaluation mode, and back in the mode that each was in."""
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
     def _features(self, outputs: dict[str, Tensor | Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """The features of each modality, one tensor per group, from the outputs of encoders."""
         if self.trunk is not None and outputs:
@@ -385,7 +374,7 @@ class MultimodalVAE(nn.Module):
             z = [v.flatten(0, len(shape) - 1) for v in z]
 
         h, steps = top_down(
-            list(self.groups),  # pyright: ignore[reportArgumentType]
+            latent_groups(self.groups),
             self.encode(x, needed),
             mask,
             rows,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpoe.gaussian import widen
-from mmpoe.hierarchy import Encodings, Inference, LatentGroup, top_down
+from mmpoe.hierarchy import Encodings, Inference, latent_groups, top_down
 from mmpoe.likelihoods import Likelihood, check_support
 from mmpoe.missing import (
     as_mask,
@@ -351,7 +351,7 @@ def walk(
     matched: bool,
 ) -> tuple[Tensor, list[Inference]]:
     """Walks down the groups for every row of a mask of shape (K, B, M), see `top_down`."""
-    groups: list[LatentGroup] = list(model.groups)  # pyright: ignore[reportAssignmentType]
+    groups = latent_groups(model.groups)
     return top_down(groups, encodings, given.flatten(0, 1), z=z, matched=matched)
 
 

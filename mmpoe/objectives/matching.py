@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from mmpoe.hierarchy import LatentGroup, top_down
+from mmpoe.hierarchy import LatentGroup, latent_groups, top_down
 from mmpoe.missing import check_names, check_observed, random_subsets, sample_subsets
 from mmpoe.nn.modes import evaluation
 
@@ -77,7 +77,7 @@ def posterior_matching(
         | Posterior Matching for Arbitrary Conditioning (Strauss & Oliva, 2022)
         | https://arxiv.org/abs/2201.12414
     """
-    return match(model, x, observed, given, teacher=teacher, by=_groups(model))
+    return match(model, x, observed, given, teacher=teacher, by=latent_groups(model.groups))
 
 
 def match(
@@ -147,7 +147,7 @@ def teaching_rows(observed: Tensor, teacher: str) -> Tensor:
 
 def _matched(model: Model) -> nn.ModuleList:
     """The matched experts of all groups."""
-    found = [group.matched for group in _groups(model) if group.matched is not None]
+    found = [group.matched for group in latent_groups(model.groups) if group.matched is not None]
     if len(found) < len(model.groups):
         raise ValueError(
             "'model' should have matched experts in every latent group; "
@@ -165,7 +165,7 @@ def _divergence(
     by: Sequence[LatentGroup] | None,
 ) -> Tensor:
     """The loss of rows that the posterior teaches, or the matched experts of some groups."""
-    groups = _groups(model)
+    groups = latent_groups(model.groups)
     with evaluation(model.modules()), torch.no_grad():
         encodings = model.encode(x, observed)
         family = model.family if by is None else "full"
@@ -177,7 +177,3 @@ def _divergence(
         _, learners = top_down(groups, encodings, given, z=z, matched=True)
     pairs = zip(teachers, learners, strict=True)
     return torch.stack([kl_divergence(q.posterior, r.posterior) for q, r in pairs]).sum(dim=0)
-
-
-def _groups(model: Model) -> list[LatentGroup]:
-    return list(model.groups)  # pyright: ignore[reportReturnType]
