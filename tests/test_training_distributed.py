@@ -11,7 +11,7 @@ import torch
 from distributed_training import PATTERNS, learn
 from safetensors.torch import load_file
 
-from mmpoe.training import CheckpointError, Checkpoints, Run, fit
+from mmpoe.training import CheckpointError, Checkpoints, Run, fit, shard
 from mmpoe.training.batches import split
 
 ROOT = Path(__file__).parents[1]
@@ -100,3 +100,17 @@ def test_shares_of_a_loader_go_round(tmp_path):
         assert [len(share) for share in passes[0]] == [2, 2, 2]  # of 8 batches, 2 are left out
     once = split(iter("abcdefg"), 1, 3, seed=1)
     assert list(once) == ["b", "e"]
+
+
+def test_cases_are_shared_out(monkeypatch):
+    cases = list("abcdefg")
+    for world in range(1, 9):
+        shares = [shard(cases, rank, world) for rank in range(world)]
+        assert sorted(case for share in shares for case in share) == cases
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert shard(cases) == cases
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert shard(cases) == ["c", "f"]
+    with pytest.raises(ValueError, match=r"'rank' should be from 0 to 1, but is 2"):
+        shard(cases, 2, 2)
