@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check tests doctest docs bench-smoke bench-mmhvae bench-multivae \
-	bench-poe calibration-gate test-kernels format clean
+	bench-poe calibration-gate reliability test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ calibration-gate: $(READY)  ## Train models, calibrate them, and hold them again
 
 bench-poe: $(READY)  ## Time the fused product of experts against PyTorch, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_poe | tee benchmarks/results/poe.txt"
+
+reliability: $(READY)  ## Inject faults, and print the table of what happens, minutes
+	$(BIN)/python -m benchmarks.reliability
 
 test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
 	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels

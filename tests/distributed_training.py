@@ -1,4 +1,7 @@
-"""A program for several processes: `gradients <out>` or `train <out> <folder> <stop after>`."""
+"""A program for several processes, on a CPU with gloo.
+
+Usage: `gradients <out>`, `train <out> <folder> <stop after>` or `synthesize <out>`.
+"""
 
 import os
 import signal
@@ -6,12 +9,12 @@ import sys
 from pathlib import Path
 
 import torch
-from example_models import OBSERVED, batch, hierarchical, make
+from example_models import OBSERVED, SIZES, batch, hierarchical, make
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 import mmpoe
-from mmpoe.training import Checkpoints, Run, fit
+from mmpoe.training import Checkpoints, Run, fit, shard
 
 # rows by batch: of two processes, the first has the even ones and the second the odd ones;
 # "us" is observed in odd rows alone
@@ -75,6 +78,19 @@ def train(folder, stop):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def volumes():
+    """Five patients of different length: what was observed of each, and a name."""
+    generator = torch.Generator().manual_seed(0)
+    for i, length in enumerate([3, 1, 4, 2, 5]):
+        yield f"patient {i}", {"type": torch.randn(length, SIZES["type"], generator=generator)}
+
+
+def synthesize(cases):
+    """The missing modality of each case, by name."""
+    model = make(hierarchical).eval()
+    return {name: model.predict(x, targets=["us"], temperature=0)["us"].mean for name, x in cases}
+
+
 if __name__ == "__main__":
     mode, out = sys.argv[1], Path(sys.argv[2])
     rank = os.environ["RANK"]
@@ -86,6 +102,14 @@ if __name__ == "__main__":
             for pattern, batches in PATTERNS.items()
             for name, value in learn(batches, accumulate=2).items()
         }
+    elif mode == "synthesize":
+        torch.distributed.init_process_group("gloo")
+        found = synthesize(shard(list(volumes())))
+        everyone = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, list(found))
+        if rank == "0":
+            print(f"done: {sorted(sum(everyone, []))}")  # noqa: RUF017
+        torch.distributed.destroy_process_group()
     else:
         found = train(sys.argv[3], int(sys.argv[4]))
     save_file(found, out / f"{mode}-{rank}.safetensors")

@@ -147,6 +147,7 @@ def test_interrupt_ends_after_the_step_with_weights_in_order():
         ("floor", 1.5, r"in \[0, 1\]"),
         ("accumulate", 0, "an integer of at least 1"),
         ("patience", 0, "an integer of at least 1"),
+        ("restart", -0.1, "at least 0 or None"),
     ],
 )
 def test_bad_arguments_are_named(name, value, wanted):

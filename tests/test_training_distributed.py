@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_training import PATTERNS, learn
+from distributed_training import PATTERNS, learn, synthesize, volumes
 from safetensors.torch import load_file
 
 from mmpoe.training import CheckpointError, Checkpoints, Run, fit, shard
@@ -78,6 +78,20 @@ def test_processes_stop_together_and_go_on_to_the_same_bits(tmp_path):
     run = Run(cut, resume=True)
     with pytest.raises(CheckpointError, match=r"should be of 1 processes, .* but is of 3"):
         fit(model, [torch.ones(1, 1)], lambda m, x, d: m(x), steps=1, run=run, progress=False)
+
+
+@pytest.mark.slow
+def test_two_processes_synthesise_each_volume_once(tmp_path):
+    """And as one process does."""
+    printed = torchrun(2, "synthesize", tmp_path)
+    assert f"done: {[f'patient {i}' for i in range(5)]}" in printed
+    shares = [load_file(tmp_path / f"synthesize-{rank}.safetensors") for rank in (0, 1)]
+    assert [len(share) for share in shares] == [3, 2]
+    found = {name: volume for share in shares for name, volume in share.items()}
+    expected = synthesize(volumes())
+    assert found.keys() == expected.keys()
+    for name, volume in expected.items():
+        assert torch.equal(found[name], volume)
 
 
 def test_shares_of_a_loader_go_round(tmp_path):

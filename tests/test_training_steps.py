@@ -15,6 +15,7 @@ import mmpoe
 from mmpoe.training import Adversary, NonFiniteError, Run, fit, load_state, loop
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize(
     "bad",
     [
@@ -43,6 +44,7 @@ def test_a_skipped_step_changes_no_bit_of_weights_and_optimiser(bad):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.fault(39)
 def test_a_bound_that_is_not_finite_is_skipped_even_if_its_gradient_is():
     model = Steep()
     history = fit(model, [GOOD], lambda *a: product(*a) + math.inf, steps=3, progress=False)
@@ -50,6 +52,7 @@ def test_a_bound_that_is_not_finite_is_skipped_even_if_its_gradient_is():
     assert torch.equal(model.weight, Steep().weight)
 
 
+@pytest.mark.fault(39)
 def test_a_gradient_that_is_not_finite_is_skipped_even_if_its_bound_is():
     def kink(model, x, done):
         value = model(x)
@@ -62,6 +65,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_even_if_its_bound_is():
     assert torch.equal(model.weight, Steep().weight)
 
 
+@pytest.mark.fault(39)
 def test_training_stops_after_skipped_steps_in_a_row_and_keeps_the_batch(tmp_path):
     bad = {"x": [torch.tensor([1.0, math.nan, -2.0]), None], "names": ("a", "b")}
     batches = [{"x": [torch.ones(3), None]}, bad]
@@ -125,6 +129,54 @@ def test_optimisers_and_the_last_rate_can_be_chosen():
         fit(Steep(), [GOOD], product, steps=4, progress=False, **options)
     expected = [1e-4 + 1.9e-3 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("share", "at"), [(0.0, 0), (0.5, 4), (0.51, 5), (2.0, None)])
+def test_an_optimiser_starts_afresh_once_with_the_rate_that_it_had(share, at):
+    """Its moments are those of the gradients since then; nothing else changes."""
+
+    class Slopes(nn.Module):
+        def __init__(self, value=0.0):
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+    slopes = [1.0, -3.0, 2.0, 5.0, -1.0, 0.5, 4.0, -2.0]
+    options = {"lr": 0.1, "warmup": 3, "weight_decay": 0.1, "clip": math.inf, "average": 0}
+    model, product = Slopes(), lambda model, slope, done: model.value * slope
+    with recorded_steps() as (rates, _):
+        fit(model, slopes, product, steps=8, restart=share, progress=False, **options)
+
+    by_hand = Slopes()
+    make = lambda: torch.optim.AdamW(by_hand.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer = make()
+    for k, slope in enumerate(slopes):
+        cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * k / 8)) / 2
+        assert rates[k] == pytest.approx(0.1 * min(1, (k + 1) / 3) * cosine)
+        if k == at:
+            optimizer = make()
+        optimizer.param_groups[0]["lr"] = rates[k]
+        by_hand.value.grad = torch.tensor(-slope, dtype=torch.float64)
+        optimizer.step()
+    torch.testing.assert_close(model.value, by_hand.value)
+
+
+def test_restarts_leave_an_adversary_alone():
+    """Only the model forgets."""
+    made = {"model": 0, "critic": 0}
+
+    def making(who):
+        def make(parameters, lr, weight_decay=0):
+            made[who] += 1
+            return torch.optim.SGD(parameters, lr)
+
+        return make
+
+    critic = Steep()
+    loss = lambda network, x, done: network(x)
+    adversary = Adversary(critic, loss, optimizer=making("critic"))
+    fit(Steep(), [GOOD], product, steps=6, restart=0.5, optimizer=making("model"),
+        adversary=adversary, progress=False)  # fmt: skip
+    assert made == {"model": 2, "critic": 1}
 
 
 def test_an_adversary_learns_against_the_model():
@@ -198,6 +250,7 @@ def scaled(monkeypatch):
     return scalers
 
 
+@pytest.mark.fault(39)
 def test_scales_that_overflow_are_not_held_against_a_training(scaled, tmp_path):
     model, whole = Steep(), Steep()
     options = {"precision": "16-mixed", "patience": 2, "lr": 0.1, "progress": False}

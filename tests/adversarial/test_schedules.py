@@ -50,7 +50,30 @@ def test_schedules_rise_and_stay(step, warmup, start, lead, ramp, beta, weight):
     assert found.discriminator or found.generator == 0  # a critic that knows nothing has no say
 
 
+@hypothesis_given(
+    st.integers(1, 3000),
+    st.integers(0, 3000),
+    st.builds(
+        Schedule,
+        warmup=st.integers(0, 400),
+        generator=st.integers(200, 400),
+        ramp=st.integers(0, 99),
+        discriminator=st.integers(0, 200),
+        bank=st.none() | st.integers(0, 300),
+        restart=st.none() | st.integers(0, 300),
+    ),
+)
+def test_shares_of_a_training_have_the_weights_of_their_steps(length, step, schedule):
+    """To the bit where something sets in: both are one division of the same integers."""
+    found, expected = schedule.over(length)(step / length), schedule(step)
+    assert found[2:] == expected[2:]
+    assert found[:2] == pytest.approx(expected[:2], abs=1e-9)
+    assert (found.generator > 0) == (expected.generator > 0) or schedule.ramp > 0
+
+
 def test_bad_schedules_are_named():
+    with pytest.raises(ValueError, match=r"'length' should be positive, but is 0"):
+        PUBLISHED.over(0)
     with pytest.raises(ValueError, match=r"'warmup' should be at least 0, but is -1"):
         Schedule(warmup=-1)
     with pytest.raises(ValueError, match=r"'restart' should be at least 0, but is -2"):

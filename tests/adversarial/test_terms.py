@@ -187,6 +187,7 @@ def terms(filler, kind="lsgan", order=(0, 1, 2)):
     return [*found, *(p.grad for p in parameters)]
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("filler", [7.0, math.nan, math.inf, -math.inf])
 @every_kind
 def test_missing_slots_are_never_read(filler, kind):

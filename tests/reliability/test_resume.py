@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from trainings import Training, same
 
 import mmpoe
-from mmpoe.training import Checkpoints, CollapseWarning
+from mmpoe.training import Checkpoints, CollapseWarning, Run, fit
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -153,6 +153,41 @@ def test_workers_repeat_their_augmentations(tmp_path):
     other = make(5)
     assert other.fit(8, tmp_path, resume=True).bounds == bounds
     assert same(other.tensors(), whole.tensors())
+
+
+@pytest.mark.fault(36)
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 4, 5])  # 3 steps are a pass over the data
+def test_workers_that_persist_go_on_in_the_same_order(after, tmp_path):
+    """New ones draw a seed, which those that are used again do not."""
+
+    def learn(seed, stop=None, **options):
+        seen = []
+
+        def objective(model, rows, done):
+            seen.append(rows.flatten().tolist())
+            if len(seen) == stop:
+                signal.raise_signal(signal.SIGTERM)
+            return -model(rows).square().flatten()
+
+        torch.manual_seed(seed)
+        rows = torch.utils.data.TensorDataset(torch.arange(9.0)[:, None])
+        loader = torch.utils.data.DataLoader(
+            rows,
+            3,
+            shuffle=True,
+            num_workers=1,
+            persistent_workers=True,
+            collate_fn=lambda few: torch.stack([row for (row,) in few]),
+        )
+        more = {"steps": 9, "progress": False, "accelerator": "cpu"}
+        fit(torch.nn.Linear(1, 1), loader, objective, **more, **options)
+        return seen
+
+    whole = learn(0)
+    first = learn(0, after, run=Run(tmp_path))
+    assert first + learn(7, run=Run(tmp_path, resume=True)) == whole
+    assert sorted(sum(whole[3:6], [])) == list(range(9))  # noqa: RUF017
 
 
 def start(folder, steps, every):
