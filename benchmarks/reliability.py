@@ -164,7 +164,7 @@ def table(counts: Mapping[int, Mapping[str, int]]) -> str:
 
 def main() -> None:
     """Runs the tests and prints the table; exits with 1 if one has failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("faults", nargs="*", type=int, help="their numbers; all by default")
     wanted = parser.parse_args().faults
     if unknown := set(wanted) - set(FAULTS):

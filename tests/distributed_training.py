@@ -1,11 +1,14 @@
 """A program for several processes, on a CPU with gloo.
 
-Usage: `gradients <out>`, `train <out> <folder> <stop after>` or `synthesize <out>`.
+Usage: `gradients <out>`, `train <out> <folder> <stop after>`, `synthesize <out>`, or
+`shards <out>`.
 """
 
 import os
+import re
 import signal
 import sys
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -78,6 +81,44 @@ def train(folder, stop):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+class Given(torch.nn.Module):
+    """A model with the noise of each batch in turn."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.model, self.batches = make(hierarchical), iter(batches)
+
+    def forward(self, x, observed):
+        rows = next(self.batches)
+        noise = [torch.randn(8, n, generator=torch.Generator().manual_seed(n)) for n in (3, 2)]
+        return self.model(x, observed, noise=[n[rows] for n in noise])
+
+
+def shards(batches):
+    """The code of the documentation, on CPUs and by gradient descent."""
+    page = Path(__file__).parents[1] / "docs" / "training.md"
+    (code,) = re.findall(
+        r"```python\n((?:(?!```).)*fully_shard.*?)```", page.read_text(), re.DOTALL
+    )
+    for old, new in [
+        ('init_device_mesh("cuda"', 'init_device_mesh("cpu"'),
+        ("init_process_group()", 'init_process_group("gloo")'),
+        ("AdamW(bound.parameters(), lr=2e-3)", "SGD(bound.parameters(), lr=0.05)"),
+    ]:
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    own = batches[rank::world]
+    data = [({m: values[rows] for m, values in batch().items()}, OBSERVED[rows]) for rows in own]
+    vae = Given(own)
+    exec(compile(code, page, "exec"), {"vae": vae, "batches": data})
+    shared = [p for p in vae.parameters() if hasattr(p, "full_tensor")]
+    assert all(p.to_local().numel() < p.numel() for p in shared if p.shape[0] > 1)
+    whole = {n: p.full_tensor() if p.dim() else p for n, p in vae.model.named_parameters()}
+    torch.distributed.destroy_process_group()
+    return {name: value.detach().clone() for name, value in whole.items()}
+
+
 def volumes():
     """Five patients of different length: what was observed of each, and a name."""
     generator = torch.Generator().manual_seed(0)
@@ -102,6 +143,8 @@ if __name__ == "__main__":
             for pattern, batches in PATTERNS.items()
             for name, value in learn(batches, accumulate=2).items()
         }
+    elif mode == "shards":
+        found = shards(list(chain.from_iterable(PATTERNS.values())))
     elif mode == "synthesize":
         torch.distributed.init_process_group("gloo")
         found = synthesize(shard(list(volumes())))

@@ -4,13 +4,16 @@ import os
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
-from distributed_training import PATTERNS, learn, synthesize, volumes
+from distributed_training import PATTERNS, Given, learn, synthesize, volumes
+from example_models import OBSERVED, batch
 from safetensors.torch import load_file
 
+import mmpoe
 from mmpoe.training import CheckpointError, Checkpoints, Run, fit, shard
 from mmpoe.training.batches import split
 
@@ -31,7 +34,7 @@ def torchrun(processes, *arguments):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -51,6 +54,25 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path):
             torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
         moved = sum(not torch.equal(joined[name], start[name]) for name in joined)
         assert moved > len(joined) / 2
+
+
+@pytest.mark.slow
+def test_shared_out_weights_take_the_steps_of_the_joined_batch(tmp_path):
+    """With the code of the documentation, whatever modalities a process lacks."""
+    torchrun(2, "shards", tmp_path)
+    ranks = [load_file(tmp_path / f"shards-{rank}.safetensors") for rank in (0, 1)]
+    batches = list(chain.from_iterable(PATTERNS.values()))
+    joined = [one + other for one, other in zip(batches[::2], batches[1::2], strict=True)]
+    vae = Given(joined)
+    optimizer = torch.optim.SGD(vae.parameters(), 0.05)
+    for rows in joined:
+        x = {m: values[rows] for m, values in batch().items()}
+        (-mmpoe.elbo(vae(x, OBSERVED[rows]), x, OBSERVED[rows]).mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, expected in vae.model.named_parameters():
+        for rank in ranks:
+            torch.testing.assert_close(rank[name], expected.detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
