@@ -28,6 +28,12 @@ PATTERNS = {
 }
 
 
+def tell(text):
+    """Prints a line at once, so that lines of several processes do not mix."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def sgd(parameters, lr, weight_decay):
     return torch.optim.SGD(parameters, lr)
 
@@ -77,7 +83,7 @@ def train(folder, stop):
     run = Run(folder, resume=True, save_every=2)
     options = {"accelerator": "cpu", "progress": False, "run": run}
     history = fit(model, rows, objective, steps=12, **options)
-    print(f"rank {rank}: {len(history.bounds)} {history.signal} {noise[0]}", flush=True)
+    tell(f"rank {rank}: {len(history.bounds)} {history.signal} {noise[0]}")
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -136,7 +142,7 @@ if __name__ == "__main__":
     mode, out = sys.argv[1], Path(sys.argv[2])
     rank = os.environ["RANK"]
     save = Checkpoints.save
-    Checkpoints.save = lambda *a, **o: (print(f"rank {rank} saves", flush=True), save(*a, **o))[1]
+    Checkpoints.save = lambda *a, **o: (tell(f"rank {rank} saves"), save(*a, **o))[1]
     if mode == "gradients":
         found = {
             f"{pattern}.{name}": value
@@ -151,7 +157,7 @@ if __name__ == "__main__":
         everyone = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everyone, list(found))
         if rank == "0":
-            print(f"done: {sorted(sum(everyone, []))}")  # noqa: RUF017
+            tell(f"done: {sorted(chain.from_iterable(everyone))}")
         torch.distributed.destroy_process_group()
     else:
         found = train(sys.argv[3], int(sys.argv[4]))
