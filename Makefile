@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check tests doctest docs bench-smoke bench-mmhvae bench-multivae \
-	bench-poe calibration-gate reliability test-kernels format clean
+	bench-poe bench-recipe calibration-gate reliability test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,9 +50,13 @@ bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_poe --smoke
 	$(BIN)/python -m benchmarks.bench_multivae --smoke
 	$(BIN)/python -m benchmarks.bench_mmhvae --smoke --threads 1
+	$(BIN)/python -m benchmarks.bench_recipe --smoke
 
 bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae | tee benchmarks/results/mmhvae.txt"
+
+bench-recipe: $(READY)  ## Compare how long training takes to reach a bound, half an hour
+	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_recipe | tee benchmarks/results/recipe.txt"
 
 bench-multivae: $(READY)  ## Measure side by side with MultiVae, which is installed; write the tables
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import kernels
 from .distributions import DiagNormal
-from .nn import ModalityDict
+from .nn import ModalityDict, ProjectionCell
 from .posteriors import PoE, Posterior
 
 
@@ -268,7 +268,7 @@ class LatentGroup(nn.Module):
 
         They belong to rows of `given`, or, if `at_once`, to samples of the batch.
         """
-        outputs = {}
+        outputs, of_state = {}, {}
         for column, (m, features) in enumerate(encodings.of(level)):
             if features is None:
                 continue
@@ -281,22 +281,45 @@ class LatentGroup(nn.Module):
             taking = None if encoded is None else given[:, column].nonzero()[:, 0]  # (k)
             if taking is not None and len(taking) == 0:
                 continue
-            source = taking
-            if source is None:
-                source = torch.arange(given.shape[0], device=given.device)
-            source = source % encodings.batch_size if rows is None else rows[source]
-            if encoded is not None:  # from samples of the batch to those that were encoded
-                position = given.new_zeros(encodings.batch_size, dtype=torch.long)
-                position[encoded] = torch.arange(len(encoded), device=given.device)
-                source = position[source]
-
+            if taking is not None and len(taking) == len(given):
+                taking = None
+            source = self._rows_to_read(encodings, m, taking, given, rows)
             if h is None or not self.expert_sees_state:
-                out = network(features).index_select(0, source)
+                out = _take(network(features), source)
+            elif isinstance(network, ProjectionCell):
+                # the state's part is the same for all modalities, the features' for all subsets
+                if network not in of_state:
+                    of_state[network] = network.begin(h)
+                of_features = network.begin(features, after=h.shape[1])
+                out = network.end(_take(of_state[network], taking) + _take(of_features, source))
             else:
-                state = h if taking is None else h.index_select(0, taking)
-                out = network(torch.cat([state, features.index_select(0, source)], dim=1))
+                out = network(torch.cat([_take(h, taking), _take(features, source)], dim=1))
             outputs[m] = taking, out
         return outputs
+
+    def _rows_to_read(
+        self,
+        encodings: Encodings,
+        modality: str,
+        taking: Tensor | None,
+        given: Tensor,
+        rows: Tensor | None,
+    ) -> Tensor | None:
+        """Which row of the features each row that takes part reads, None for its own."""
+        encoded = encodings.rows[modality]
+        size = encodings.batch_size
+        whole = taking is None and (encoded is None or len(encoded) == size)
+        if whole and rows is None and not torch.compiler.is_compiling() and len(given) == size:
+            return None
+        source = taking
+        if source is None:
+            source = torch.arange(given.shape[0], device=given.device)
+        source = source % size if rows is None else rows[source]
+        if encoded is not None:  # from samples of the batch to those that were encoded
+            position = given.new_zeros(size, dtype=torch.long)
+            position[encoded] = torch.arange(len(encoded), device=given.device)
+            source = position[source]
+        return source
 
     def _shape_from(
         self, outputs: dict[str, tuple[Tensor | None, Tensor]], level: int, encodings: Encodings
@@ -400,6 +423,10 @@ def top_down(
         steps.append(step)
     assert h is not None  # there is at least one group
     return h, steps
+
+
+def _take(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
 
 
 def _settle(given: Tensor, q: tuple[Tensor, Tensor], p: DiagNormal) -> tuple[Tensor, Tensor]:

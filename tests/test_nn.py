@@ -15,6 +15,7 @@ from mmpoe.nn import (
     MLPTopDown,
     ModalityDict,
     Patchify,
+    ProjectionCell,
     ResidualBlock,
     TopDown,
 )
@@ -157,3 +158,13 @@ def test_markov_steps_forget_the_state():
 def test_other_dimensions_are_errors(dims):
     with pytest.raises(ValueError, match=rf"'dims' should be 1, 2 or 3, but is {dims}"):
         ResidualBlock(4, dims)
+
+
+def test_a_projection_cell_in_two_parts_is_the_whole():
+    torch.manual_seed(0)
+    cell = ProjectionCell(5, 4, 6).double()
+    h, x = torch.randn(3, 2, 8, 8).double(), torch.randn(3, 3, 8, 8).double()
+    with torch.no_grad():
+        whole = cell(torch.cat([h, x], dim=1))
+        parts = cell.end(cell.begin(h) + cell.begin(x, after=2))
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)

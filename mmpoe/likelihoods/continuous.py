@@ -184,7 +184,7 @@ class Normal(_LocationScale):
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise normal distribution with mean `phi`."""
-        return dist.Normal(phi, self.scale, validate_args=False)
+        return families.Normal(phi, self.scale, validate_args=False)
 
 
 class Laplace(_LocationScale):
@@ -216,7 +216,7 @@ class Laplace(_LocationScale):
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise Laplace distribution with location `phi`."""
-        return dist.Laplace(phi, self.scale, validate_args=False)
+        return families.Laplace(phi, self.scale, validate_args=False)
 
 
 class StudentT(_Scaled):

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from .pyramid import Convolution, InstanceNorm, convolution
@@ -166,6 +167,28 @@ class ProjectionCell(nn.Sequential):
         """Returns an image of another number of channels."""
         return _project_last(self, input)
 
+    def begin(self, x: Tensor, after: int = 0) -> Tensor:
+        r"""Returns what some channels of the input add to the first convolution.
+
+        What comes before it does not mix channels, so that for inputs stacked from two parts,
+        :math:`f([a, b]) =` ``end(begin(a) + begin(b, after=C_a))``. A part that many inputs have
+        in common is then computed once.
+
+        Arguments:
+            x: Channels of the input, with shape :math:`(N, C', *)`.
+            after: How many channels come before them. The part with none before has the bias.
+        """
+        normalise, activate, first, *_ = self
+        assert isinstance(first, Convolution)
+        weight = first.weight[:, after : after + x.shape[1]]
+        bias = None if after else first.bias
+        convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[x.dim() - 3]
+        return convolve(activate(normalise(x)), weight, bias, padding=1)
+
+    def end(self, x: Tensor) -> Tensor:
+        """Returns the output from that of the first convolution."""
+        return _project_last(list(self)[3:], x)
+
 
 class UpsampleConv(nn.Sequential):
     """Doubles each side by linear interpolation, then a 3 x 3 convolution without bias.
@@ -282,7 +305,7 @@ def _apply(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def _project_last(layers: nn.Sequential, x: Tensor) -> Tensor:
+def _project_last(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     """Applies layers that end in squeeze-and-excite and a 1 x 1 convolution."""
     *first, excite, last = layers
     assert isinstance(excite, SqueezeExcite)
