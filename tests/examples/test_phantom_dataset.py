@@ -24,6 +24,7 @@ from examples.medical_mri_us.phantom import (
     make_dataset,
     parallel,
     pattern_probabilities,
+    recipe,
     render_patient,
     storage,
 )
@@ -127,7 +128,7 @@ def test_cached_dataset_is_made_once(brain, cache, monkeypatch):
     before = bytes_of(first.parent)
     times = {file: file.stat().st_mtime_ns for file in first.parent.rglob("*")}
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "render_patient", lambda *a, **k: pytest.fail("rendered again"))
+        patch.setattr(recipe, "render_patient", lambda *a, **k: pytest.fail("rendered again"))
         assert make_dataset(first.parent, **arguments) == first
         patch.setattr(dataset, "make_dataset", lambda *a, **k: pytest.fail("not looked up"))
         assert cached_dataset(**arguments) == first
@@ -145,7 +146,7 @@ def test_interrupted_run_resumes(index, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return render_patient(seed, *args, **kwargs)
 
-    monkeypatch.setattr(dataset, "render_patient", interrupted)
+    monkeypatch.setattr(recipe, "render_patient", interrupted)
     arguments = {"train": 6, "test": 1, "workers": 1, **SMALL}
     with pytest.raises(KeyboardInterrupt):
         make_dataset(tmp_path, **arguments)

@@ -9,6 +9,8 @@ from scipy import ndimage
 
 from .atlas import Atlas
 from .deformation import Warp, smooth_noise
+from .missingness import ENHANCING
+from .motion import Motion
 from .probe import ProbeGrid
 from .tissues import TISSUE_NAMES, Array, tissue_index
 from .tumour import Tumour
@@ -89,7 +91,7 @@ class Anatomy:
 
 def random_lesion(rng: np.random.Generator) -> Lesion:
     """Draws the kind of tumour a patient has."""
-    enhancing = bool(rng.random() < 66 / 114)
+    enhancing = bool(rng.random() < ENHANCING)
     oedematous = bool(rng.random() < 73 / 114)
     wide = rng.uniform(2, 9)
     return Lesion(
@@ -112,14 +114,25 @@ def build_anatomy(
     tumour: Tumour,
     lesion: Lesion,
     grid: ProbeGrid,
+    motion: Motion | None = None,
 ) -> Anatomy:
-    """Samples the deformed atlas and the tumour on the grid of the probe."""
+    """Samples the deformed atlas and the tumour on the grid of the probe.
+
+    With a motion, the head is sampled where that finds the grid; the same state of `rng` then
+    gives the same head, its fine structure included.
+    """
     voxel = np.array(grid.voxel)
+    points = grid.points()  # (3, D, L, S)
+    points = points if motion is None else motion.to_head(points)
+    places = None if motion is None else grid.to_voxels(points)
 
     def noise(width: float) -> Array:
-        return smooth_noise(rng, grid.shape, width / voxel)
+        field = smooth_noise(rng, grid.shape, width / voxel)
+        if places is None:
+            return field
+        return ndimage.map_coordinates(field, places, order=1, mode="mirror")
 
-    in_atlas = warp.pull(grid.points())  # (3, D, L, S)
+    in_atlas = warp.pull(points)
     displaced = _push_aside(in_atlas, tumour.centre, lesion)
     csf, grey, white, ventricle, falx = (
         atlas.sample(name, displaced) for name in ("csf", "grey", "white", "ventricle", "falx")
