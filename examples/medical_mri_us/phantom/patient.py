@@ -10,10 +10,11 @@ import numpy.typing as npt
 from examples.medical_mri_us.checks import check_integer, check_number, check_positive
 from examples.medical_mri_us.modalities import MODALITIES
 
-from .anatomy import Anatomy, Lesion, build_anatomy, random_lesion
+from .anatomy import Anatomy, Head, build_anatomy, supply_head
 from .atlas import Atlas
 from .deformation import random_warp
 from .landmarks import Landmarks, place_landmarks
+from .lesion import Lesion, random_lesion
 from .motion import BrainShift, Motion, Rigid, random_misalignment, random_shift
 from .mri import render_mri
 from .probe import ProbeGrid, choose_pose, random_fan
@@ -113,9 +114,9 @@ def render_patient(
     brain_shift_mm = check_number("brain_shift_mm", brain_shift_mm, 0, LARGEST_SHIFT)
     misalign_mm = check_number("misalign_mm", misalign_mm, 0, LARGEST_MISALIGNMENT)
 
-    streams = np.random.SeedSequence(entropy).spawn(10)
+    streams = np.random.SeedSequence(entropy).spawn(11)
     lesion_rng, warp_rng, tumour_rng, probe_rng = map(np.random.default_rng, streams[:4])
-    mri_rng, us_rng, shift_rng, misalign_rng, landmark_rng = map(
+    mri_rng, us_rng, shift_rng, misalign_rng, landmark_rng, vessel_rng = map(
         np.random.default_rng, streams[5:]
     )
     lesion = random_lesion(lesion_rng)
@@ -127,6 +128,8 @@ def render_patient(
     warp = random_warp(warp_rng, atlas.origin, atlas.upper, contact)
     directions = choose_pose(probe_rng, contact, warp.push(centre))
     fan = random_fan(probe_rng)
+    head = Head(atlas, warp, tumour, lesion)
+    head = supply_head(vessel_rng, head, contact, directions)
     setting = UltrasoundSettings.random(us_rng)
 
     grid = ProbeGrid(
@@ -149,7 +152,7 @@ def render_patient(
 
     def build(motion: Motion | None) -> Anatomy:
         rng = np.random.default_rng(streams[4])
-        return build_anatomy(rng, atlas, warp, tumour, lesion, grid, motion)
+        return build_anatomy(rng, head, grid, motion)
 
     in_mr = build(misalignment)
     images, sequences = render_mri(mri_rng, in_mr, grid)
