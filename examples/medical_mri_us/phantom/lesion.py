@@ -37,7 +37,7 @@ class Lesion:
     mass_effect: float
     """How far tissue is pushed outwards, as a fraction of the tumour's radius."""
     cystic: float
-    """The mean fraction of fluid that is scattered in the solid part."""
+    """How readily cysts form: 0.1 makes some 2 per cent of the solid part fluid, 0.3 some 9."""
 
     @property
     def radius(self) -> float:
