@@ -6,7 +6,7 @@ import errno
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from mmpoe.extras import needs
 from mmpoe.training import CheckpointError, NonFiniteError
@@ -16,32 +16,8 @@ with needs("medical"):
 
     from .demo import Demo, run
     from .official import convert
-    from .phantom import make_dataset
-
-
-@dataclass(frozen=True)
-class Phantom:
-    """Make a data set of phantom patients: NIfTI files and index.csv.
-
-    The same arguments give the same patients. A run that was stopped goes on where it was.
-    """
-
-    out: Path
-    """The folder to write."""
-    train: int = 100
-    """The number of training patients, with missing modalities."""
-    test: int = 20
-    """The number of test patients, complete."""
-    size: int = 64
-    """The height and width of the slices, in pixels over 96 mm."""
-    slices: int = 8
-    """The number of slices, 2 mm apart."""
-    missingness: Literal["remind-files", "paper-87"] = "remind-files"
-    """How modalities go missing: as in the files of ReMIND, or in 87 % of patients."""
-    seed: int = 0
-    """What the patients are drawn from."""
-    workers: int = 2
-    """The number of processes."""
+    from .verbs.phantom import Phantom
+    from .verbs.phantom import run as make_phantom
 
 
 @dataclass(frozen=True)
@@ -88,18 +64,7 @@ def main() -> int:
                 f"{len(model.groups)} latent groups, {parameters:,} parameters."
             )
             return 0
-        index = make_dataset(
-            verb.out,
-            train=verb.train,
-            test=verb.test,
-            size=verb.size,
-            slices=verb.slices,
-            missingness=verb.missingness,
-            seed=verb.seed,
-            workers=verb.workers,
-        )
-        print(f"Wrote {index}.")
-        return 0
+        return make_phantom(verb)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130

@@ -79,8 +79,8 @@ class Subject:
 def read_index(path: str | Path) -> list[Case]:
     """Reads an index: a CSV file with one row per case and one column per file.
 
-    The columns are ``case``, ``split``, the modalities, ``fov`` and ``label``. Files are relative
-    to the index; an empty cell is a missing modality (or label).
+    The columns are ``case``, ``split``, the modalities, ``fov``, ``label`` and ``landmarks``
+    (which is not read here). Files are relative to the index; an empty cell is a missing file.
 
     Arguments:
         path: The CSV file.
@@ -93,7 +93,7 @@ def read_index(path: str | Path) -> list[Case]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"'path' should be an index file, but there is none at {path}.")
-    known = ["case", "split", *MODALITIES, "fov", "label"]
+    known = ["case", "split", *MODALITIES, "fov", "label", "landmarks"]
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     header = list(reader.fieldnames or [])
     wrong = [column for column in header if column not in known]
