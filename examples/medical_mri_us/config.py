@@ -20,7 +20,7 @@ from mmpoe.training.files import write_file
 from .checks import check_choice, check_integer, check_number, check_positive
 from .critics import Critics
 from .modalities import MODALITIES
-from .models import ImageModel, Network, build_model
+from .models import DEFAULT, Network, build_model
 from .train import Settings
 
 with needs("medical"):
@@ -29,7 +29,7 @@ with needs("medical"):
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Config:
     """The names of the modalities: columns of the index."""
     size: int = 64
     """The height and width of the model's slices; larger images are cut, smaller ones padded."""
-    model: Network = ImageModel()
+    model: Network = DEFAULT
     training: Settings = field(default_factory=Settings)
     adversary: Critics = field(default_factory=Critics)
     calibration: Matching = field(default_factory=Matching)
@@ -147,11 +147,10 @@ def _table(kind: type[T], content: dict[str, Any], place: str, source: Path) -> 
     for key in content:
         if key not in known:
             everything = list(_entries(Config, ""))
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or [
-                entry for entry in everything if entry.split(".")[-1] == key
-            ]
+            near = [place + n for n in difflib.get_close_matches(key, known, n=3, cutoff=0.5)]
+            near = near or [entry for entry in everything if entry.split(".")[-1] == key]
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
-            raise ValueError(f"{source} holds an unknown entry, {place}{key}: {hint}")
+            raise ValueError(f"{source} (or --set) has an unknown entry, {place}{key}: {hint}")
     values = {
         key: _value(hints[key], value, f"{place}{key}", source) for key, value in content.items()
     }

@@ -58,9 +58,10 @@ class Judge:
 
     def __init__(self, critics: Critics, modalities: Sequence[str], size: int) -> None:
         self.critics = critics
-        self.networks = ModalityDict(
-            {m: PatchDiscriminator(1, size, width=critics.width) for m in modalities}
-        )
+        with torch.random.fork_rng(devices=[]):  # the model's training draws what it would have
+            self.networks = ModalityDict(
+                {m: PatchDiscriminator(1, size, width=critics.width) for m in modalities}
+            )
         self.shown: tuple[Output, Tensor] | None = None
 
     @property
@@ -89,11 +90,13 @@ class Judge:
         return self.critics.weight * adversarial_loss(output, self.networks, judged, valid=valid)
 
     def _loss(
-        self, networks: ModalityDict, batch: tuple[dict[str, Tensor], ...], done: float
+        self,
+        networks: ModalityDict,
+        batch: tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor],
+        done: float,
     ) -> Tensor:
         _, targets, observed, fov = batch
         assert self.shown is not None
-        assert isinstance(observed, Tensor)
         output, given = self.shown
         judged = judged_targets(given, observed) & observed
         valid = dict.fromkeys(output.likelihoods, fov)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "DEFAULT",
     "ImageModel",
     "Network",
     "PublishedModel",
@@ -10,10 +11,8 @@ __all__ = [
     "describe",
     "load_model",
     "model_folder",
-    "save_description",
 ]
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from mmpoe.imputation import add_matched_experts
 from mmpoe.models import MMHVAE, image_mmhvae, published_mmhvae
 from mmpoe.training import CheckpointError, load_checkpoint, load_weights
 from mmpoe.training.checkpoint import DESCRIPTION
-from mmpoe.training.files import write_file
 
 from .modalities import MODALITIES
 
@@ -78,6 +76,7 @@ BUILDERS = {"image_mmhvae": image_mmhvae, "published_mmhvae": published_mmhvae}
 """What builds the models that are saved, by name."""
 
 DEFAULT = ImageModel()
+"""The model of the demo."""
 
 
 def build_model(
@@ -122,7 +121,9 @@ def load_model(
     found = description.get("modalities")
     if not isinstance(found, list) or (modalities is not None and found != list(modalities)):
         wanted = "modalities by name" if modalities is None else ", ".join(modalities)
-        raise CheckpointError(f"{folder} should hold a model of {wanted}, but holds one of {found}.")
+        raise CheckpointError(
+            f"{folder} should hold a model of {wanted}, but holds one of {found}."
+        )
     builder = description.get("model", "image_mmhvae")
     if builder not in tuple(BUILDERS):
         raise CheckpointError(
@@ -136,11 +137,6 @@ def load_model(
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} holds no model that can be built: {error}") from error
     return model.eval(), description
-
-
-def save_description(folder: Path, description: dict[str, Any]) -> None:
-    """Writes what is said of a model again, next to the same weights."""
-    write_file(folder / DESCRIPTION, json.dumps(description, indent=2).encode())
 
 
 def _architecture(network: Network) -> dict[str, Any]:
