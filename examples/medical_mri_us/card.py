@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["is_phantom", "write_card"]
+__all__ = ["write_card"]
 
 import json
 from pathlib import Path
@@ -17,15 +17,6 @@ PURPOSE = (
     "For research on synthesis with missing modalities. **Not for clinical use**: images that it "
     "makes can lack what is there, show what is not, and look convincing all the same."
 )
-
-
-def is_phantom(index: Path) -> bool:
-    """Whether an index is of simulated patients: the phantom notes its arguments beside it."""
-    try:
-        recipe = json.loads((index.parent / "dataset.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(recipe, dict) and "missingness" in recipe
 
 
 def write_card(run: Path, scores: str | None = None) -> Path:

@@ -6,30 +6,20 @@ __all__ = ["Train", "run"]
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 import tyro
 
-from examples.medical_mri_us.card import is_phantom, write_card
-from examples.medical_mri_us.config import Config, read_config, write_config
-from examples.medical_mri_us.data import (
-    CaseError,
-    Subject,
-    axis_codes,
-    check_training,
-    load_subjects,
-    missingness_table,
-    read_index,
-)
+from examples.medical_mri_us.card import write_card
+from examples.medical_mri_us.config import read_config, write_config
+from examples.medical_mri_us.data import CaseError, check_training, load_subjects, read_index
+from examples.medical_mri_us.facts import data_of, facts_of
 from examples.medical_mri_us.outputs import open_folder
-from examples.medical_mri_us.synthesis.intensities import FACTS
 from examples.medical_mri_us.train import save_model, train
-from examples.medical_mri_us.windows import fit_subject
+from examples.medical_mri_us.windows import fit_subjects
 from mmpoe.training import Checkpoints
 from mmpoe.training.files import write_file
 from mmpoe.training.folder import lock
@@ -87,17 +77,8 @@ def run(options: Train) -> int:
     subjects, problems = load_subjects(cases)
     if not subjects:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
-    subjects = _fit(subjects, config.size)
-    data = {
-        "index": str(index.resolve()),
-        "split": options.split,
-        "phantom": is_phantom(index),
-        "cases": [{"name": s.name, "modalities": list(s.images)} for s in subjects],
-        "missingness": missingness_table(
-            [c for c in cases if c.name in {s.name for s in subjects}], config.modalities
-        )["splits"][options.split],
-        "problems": [str(problem) for problem in problems],
-    }
+    subjects = fit_subjects(subjects, config.size)
+    data = data_of(index, options.split, config.modalities, cases, subjects, problems)
     first = int(os.environ.get("RANK", 0)) == 0
     if first:
         with lock(folder):
@@ -118,7 +99,7 @@ def run(options: Train) -> int:
         device=options.device,
     )
     if first:
-        facts = {**facts_of(subjects, config), "phantom": data["phantom"]}
+        facts = {**facts_of(subjects), "phantom": data["phantom"]}
         save_model(
             folder / "model",
             model,
@@ -135,19 +116,6 @@ def run(options: Train) -> int:
     return history.exit_code
 
 
-def facts_of(subjects: Sequence[Subject], config: Config) -> dict[str, Any]:
-    """Returns what synthesis has to know of the images that a model was trained on."""
-    spacing = np.median([s.spacing for s in subjects], axis=0)  # slice, row, column
-    axes = {axis_codes(s.affine) for s in subjects}
-    return {
-        "spacing": [round(float(spacing[k]), 6) for k in (1, 2, 0)],
-        "axes": axes.pop() if len(axes) == 1 else None,
-        "harmonised": [m for m in config.modalities if any(m in s.targets for s in subjects)],
-        "calibrated": False,
-        **FACTS,
-    }
-
-
 def _config_of(options: Train) -> Path:
     if options.config is not None:
         return options.config
@@ -162,15 +130,3 @@ def _index_of(options: Train) -> Path:
     if not options.resume or not kept.exists():
         raise ValueError("'data' should be an index of cases, but is not given: --data index.csv.")
     return Path(json.loads(kept.read_text())["index"])
-
-
-def _fit(subjects: Sequence[Subject], size: int) -> list[Subject]:
-    """Brings all to the model's size, and says what was cut off."""
-    fitted = [fit_subject(subject, size) for subject in subjects]
-    cut = [share for _, share in fitted if share > 0]
-    if cut:
-        print(
-            f"{len(cut)} cases are larger than {size} x {size} pixels: up to {max(cut):.0%} of "
-            "their field of view is left out."
-        )
-    return [subject for subject, _ in fitted]
