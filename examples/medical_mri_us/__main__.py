@@ -17,6 +17,7 @@ with needs("medical"):
     from .demo import Demo, run
     from .official import convert
     from .phantom import make_dataset
+    from .verbs import check, prepare
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class ImportOfficial:
 Verb = (
     Annotated[Demo, tyro.conf.subcommand("demo", default=Demo())]
     | Annotated[Phantom, tyro.conf.subcommand("phantom")]
+    | Annotated[prepare.Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[check.Check, tyro.conf.subcommand("check")]
     | Annotated[ImportOfficial, tyro.conf.subcommand("import-official")]
 )
 
@@ -75,11 +78,15 @@ Start with: {PROGRAM} demo
 def main() -> int:
     """Runs the verb that the command line asks for, and returns the exit code."""
     try:
-        verb: Demo | Phantom | ImportOfficial = tyro.cli(
+        verb: Demo | Phantom | ImportOfficial | prepare.Prepare | check.Check = tyro.cli(
             Verb, prog=PROGRAM, description=DESCRIPTION
         )  # pyright: ignore
         if isinstance(verb, Demo):
             return run(verb)
+        if isinstance(verb, prepare.Prepare):
+            return prepare.run(verb)
+        if isinstance(verb, check.Check):
+            return check.run(verb)
         if isinstance(verb, ImportOfficial):
             model = convert(verb.checkpoint, verb.out)
             parameters = sum(p.numel() for p in model.parameters())
