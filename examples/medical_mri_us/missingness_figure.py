@@ -40,7 +40,7 @@ def draw_missingness(table: dict[str, Any]) -> bytes:
                 str(pattern["cases"]), (len(modalities) - 0.42, middle), va="center", fontsize=8
             )
             top += pattern["cases"]
-        axes.set(xlim=(-0.55, len(modalities) - 0.1), ylim=(top, 0), ylabel="cases")
+        axes.set(xlim=(-0.55, len(modalities) - 0.1), ylim=(top, 0), yticks=[])
         counts = [f"{LABELS.get(m, m)}\n{about['observed'][m]}" for m in modalities]
         axes.set_xticks(range(len(modalities)), counts, fontsize=9)
         axes.tick_params(length=0)

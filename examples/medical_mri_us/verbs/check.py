@@ -18,8 +18,8 @@ from tqdm import tqdm
 from examples.medical_mri_us.data import (
     Case,
     CaseError,
-    Grid,
     Subject,
+    axis_codes,
     check_training,
     load_subject,
     missingness_table,
@@ -56,7 +56,7 @@ def run(options: Check) -> int:
     """
     cases = read_index(options.index, options.modalities)
     table = missingness_table(cases, options.modalities)
-    grids: Counter[str] = Counter()
+    grids: dict[str, Counter[str]] = defaultdict(Counter)
     images: dict[tuple[str, bytes], list[Case]] = defaultdict(list)
     problems = []
     for case in tqdm(cases, desc="Checking", unit="case", disable=not sys.stderr.isatty()):
@@ -65,7 +65,7 @@ def run(options: Check) -> int:
         except CaseError as error:
             problems.append(str(error))
             continue
-        grids[_words(subject)] += 1
+        grids[_words(subject)][axis_codes(subject.affine)] += 1
         for modality, volume in subject.images.items():
             images[modality, hashlib.sha256(volume.tobytes()).digest()].append(case)
     problems += _copies(images)
@@ -75,9 +75,10 @@ def run(options: Check) -> int:
         problems.append(f"split {options.train}: {error}")
 
     print(f"{options.index}: {len(cases)} cases.")
-    print("\nGrids:")
-    for words, count in grids.most_common():
-        print(f"  {count:4d}  {words}")
+    print("\nGrids, and where the axes of the files point to:")
+    for words, codes in sorted(grids.items(), key=lambda g: -g[1].total()):
+        listed = ", ".join(f"{code} {count}" for code, count in codes.most_common())
+        print(f"  {codes.total():4d}  {words} ({listed})")
     planes = {words.split(" slices of ")[1].split(" voxels")[0] for words in grids}
     if len(planes) > 1:
         print(f"  Slices have {len(planes)} sizes; training needs one: prepare with --size.")
@@ -96,10 +97,13 @@ def run(options: Check) -> int:
 
 
 def _words(subject: Subject) -> str:
-    """The grid of a subject in words, slices first."""
+    """The grid of a subject in words."""
     slices, height, width = subject.fov.shape
-    grid = Grid((height, width, slices), subject.affine)
-    return f"{slices} slices of {height} x {width} voxels, {str(grid).partition(' of ')[2]}"
+    between, *pixel = subject.spacing
+    return (
+        f"{slices} slices of {height} x {width} voxels, "
+        f"{pixel[0]:.4g} x {pixel[1]:.4g} mm, {between:.4g} mm apart"
+    )
 
 
 def _copies(found: dict[tuple[str, bytes], list[Case]]) -> list[str]:
