@@ -17,11 +17,13 @@ with needs("medical"):
     from . import demo
     from .data import CaseError, ImageError
     from .outputs import RESOURCES
-    from .verbs import calibrate, import_official, phantom, synthesize, train
+    from .verbs import calibrate, check, import_official, phantom, prepare, synthesize, train
 
 VERBS: dict[str, Any] = {
     "demo": (demo.Demo, demo.run),
     "phantom": (phantom.Phantom, phantom.run),
+    "prepare": (prepare.Prepare, prepare.run),
+    "check": (check.Check, check.run),
     "train": (train.Train, train.run),
     "calibrate": (calibrate.Calibrate, calibrate.run),
     "synthesize": (synthesize.Synthesize, synthesize.run),
