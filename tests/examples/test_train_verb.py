@@ -137,6 +137,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(index, tmp_path, monkey
         fit(tmp_path, index)
     with pytest.raises(CheckpointError, match=r"should hold 0.1 as 'lr'"):
         fit(tmp_path, index, "training.lr=0.1", resume=True)
+    assert read_config(tmp_path / "run" / "config.toml").training.lr == 2e-3
 
 
 def test_resume_of_nothing_starts(index, tmp_path):

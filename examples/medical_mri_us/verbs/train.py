@@ -66,23 +66,26 @@ def run(options: Train) -> int:
     cases = [c for c in read_index(index, config.modalities) if c.split == options.split]
     check_training(cases, config.modalities)
     folder = open_folder(options.out)
-    with lock(folder):
-        steps = Checkpoints(folder / "checkpoints").steps()
-        if steps and not options.resume:
-            raise ValueError(
-                f"'out' should be a new folder, or --resume be given, but {folder} holds "
-                f"checkpoints up to step {steps[-1]}."
-            )
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
+    steps = Checkpoints(folder / "checkpoints").steps()
+    if steps and not options.resume:
+        raise ValueError(
+            f"'out' should be a new folder, or --resume be given, but {folder} holds "
+            f"checkpoints up to step {steps[-1]}."
+        )
+    if first:
+        with lock(folder):
+            pass  # before data are read, which takes a while
 
     subjects, problems = load_subjects(cases)
     if not subjects:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
     subjects = fit_subjects(subjects, config.size)
     data = data_of(index, options.split, config.modalities, cases, subjects, problems)
-    first = int(os.environ.get("RANK", 0)) == 0
     if first:
         with lock(folder):
-            write_config(folder / "config.toml", config)
+            if not (steps and (folder / "config.toml").exists()):  # of what is gone on from
+                write_config(folder / "config.toml", config)
             write_file(folder / "data.json", json.dumps(data, indent=2).encode())
         counts = ", ".join(f"{m} {n}" for m, n in data["missingness"]["observed"].items())
         device = "a GPU" if options.device != "cpu" and torch.cuda.is_available() else "the CPU"
