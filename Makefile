@@ -32,7 +32,7 @@ MRI_US := $(BIN)/python -m examples.medical_mri_us
 
 journey: $(READY)  ## Every verb on phantom patients, from data to a report in runs/journey, under 15 minutes
 	rm -rf $(JOURNEY)
-	$(MRI_US) phantom --train 60 --test 6 --out $(JOURNEY)/data
+	$(MRI_US) phantom --train 60 --test 6 --missingness paper-87 --out $(JOURNEY)/data
 	$(MRI_US) check $(JOURNEY)/data/index.csv
 	@echo "Training for 90 seconds; then it is stopped, and goes on."
 	timeout --preserve-status -s TERM 90 $(MRI_US) train --config tiny --data $(JOURNEY)/data/index.csv \

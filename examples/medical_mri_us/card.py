@@ -117,5 +117,6 @@ def _uncertainty(model: dict[str, Any]) -> str:
     how = model["calibration"]
     return (
         f"Standard deviations come from matched experts, fitted for {how['steps']} steps to "
-        f"{how['slices']} slices ({how['complete']} of them complete)."
+        f"{how['slices']} slices ({how['complete']} of them complete, of {how['complete_cases']} "
+        "cases). How many complete cases there were limits how far they are to be trusted."
     )

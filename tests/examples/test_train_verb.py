@@ -191,7 +191,9 @@ def test_calibration_adds_matched_experts_and_changes_nothing_else(index, tmp_pa
     fit(tmp_path, index)
     before = weights(tmp_path)
     assert calibrate.run(Calibrate(tmp_path / "run", set=("calibration.held_out=0.4",))) == 0
-    assert "12 slices, 6 of them complete" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "12 slices, 6 of them complete, of 2 cases" in printed
+    assert "So few complete cases" in printed
     model, description = load_model(tmp_path / "run" / "model")
     assert model.is_matched
     assert description["calibrated"] is True

@@ -24,6 +24,10 @@ from mmpoe.training import save_checkpoint
 from mmpoe.training.folder import lock
 
 
+FEW = 5
+"""With fewer complete cases than this, a calibration comes with a warning."""
+
+
 @dataclass(frozen=True)
 class Calibrate:
     """Fit matched experts to the model of a run, for standard deviations that match errors.
@@ -75,7 +79,12 @@ def run(options: Calibrate) -> int:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
     whole = [s for s in subjects if len(s.images) == len(model.modalities)]
     samples, complete = Samples(subjects), len(Samples(whole))
-    print(f"Fitting matched experts to {len(samples)} slices, {complete} of them complete.")
+    print(
+        f"Fitting matched experts to {len(samples)} slices, {complete} of them complete, of "
+        f"{len(whole)} cases."
+    )
+    if 0 < len(whole) < FEW:
+        print("So few complete cases can hardly tell how others spread: check the coverage.")
 
     settings = config.calibration
     torch.manual_seed(config.training.seed)
@@ -96,6 +105,7 @@ def run(options: Calibrate) -> int:
             "steps": history.best,
             "slices": len(samples),
             "complete": complete,
+            "complete_cases": len(whole),
             "interrupted": history.interrupted,
         }
         state = {name: value.cpu() for name, value in model.state_dict().items()}
