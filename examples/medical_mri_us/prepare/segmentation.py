@@ -6,10 +6,10 @@ __all__ = ["read_segmentation"]
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from examples.medical_mri_us.data import Grid, Image, ImageError, Series, read_series, resample
-from examples.medical_mri_us.data.dicom import frame_position, plane_affine, shared_or_frame
+from examples.medical_mri_us.data.dicom import DAMAGED
+from examples.medical_mri_us.data.planes import frame_position, plane_affine, shared_or_frame
 
 OFF = 0.1
 """How far a frame may be from its slice, in slices."""
@@ -29,12 +29,13 @@ def read_segmentation(series: Series, reference: Series) -> Image:
         ImageError: If one of them is damaged, or the frames lie on no regular grid.
     """
     path = series.files[0]
+    if series.damaged:
+        raise ImageError(f"{series.damaged[0]} cannot be read as DICOM; export it again.")
     try:
         image = _frames(series)
     except ImageError:
         raise
-    except (InvalidDicomError, RuntimeError, ValueError, KeyError, AttributeError, TypeError,
-            NotImplementedError, OSError) as error:  # fmt: skip
+    except DAMAGED as error:
         raise ImageError(f"{path} cannot be read as a segmentation: {error}.") from error
     grid = Grid.of(read_series(reference))
     return Image(resample(image, grid, 0), grid.affine)

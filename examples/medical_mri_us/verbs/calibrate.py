@@ -23,7 +23,6 @@ from mmpoe.imputation import calibrate
 from mmpoe.training import save_checkpoint
 from mmpoe.training.folder import lock
 
-
 FEW = 5
 """With fewer complete cases than this, a calibration comes with a warning."""
 
