@@ -15,8 +15,12 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from .formats import from_itk
-from .planes import frame_position, plane_affine, shared_or_frame, stacked
+from .planes import frame_orientation, frame_position, plane_affine, shared_or_frame, stacked
 from .volumes import Image, ImageError
+
+SIMPLE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
+          "SpacingBetweenSlices")  # fmt: skip
+"""What places the frames of older files."""
 
 TAGS = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "SeriesDescription",
         "StudyDescription", "SeriesNumber")  # fmt: skip
@@ -148,17 +152,25 @@ def _read_slices(series: Series) -> Image:
 
 
 def _read_frames(series: Series) -> Image:
-    """Reads one file of many frames, by the position that each frame says."""
+    """Reads one file of many frames, by the position that each frame says.
+
+    Older files say where the first one lies and how far apart the others are, along the normal.
+    """
     header = series.header
     path = series.files[0]
-    if "PerFrameFunctionalGroupsSequence" not in header:
-        raise ImageError(f"{path} cannot be used: its frames say nothing of where they lie.")
-    positions = np.array([frame_position(header, k) for k in range(int(header.NumberOfFrames))])
-    orientation = shared_or_frame(header, 0, "PlaneOrientation").ImageOrientationPatient
-    measures = shared_or_frame(header, 0, "PixelMeasures")
-    order, step = stacked(positions, orientation, path)
     frames = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # (frame, row, column)
-    if frames.ndim != 3 or len(frames) != len(order):
-        raise ImageError(f"{path} should hold {len(order)} grey frames, but has {frames.shape}.")
-    data = np.ascontiguousarray(frames[order].T.astype(np.float32))
-    return Image(data, plane_affine(orientation, positions[order[0]], measures.PixelSpacing, step))
+    count = int(header.NumberOfFrames)
+    if frames.ndim != 3 or len(frames) != count:
+        raise ImageError(f"{path} should hold {count} grey frames, but has {frames.shape}.")
+    if "PerFrameFunctionalGroupsSequence" in header:
+        positions = np.array([frame_position(header, k) for k in range(count)])
+        orientation = frame_orientation(header)
+        pixel = shared_or_frame(header, 0, "PixelMeasures").PixelSpacing
+        order, step = stacked(positions, orientation, path)
+        frames, first = frames[order], positions[order[0]]
+    elif all(name in header for name in SIMPLE):
+        orientation, first, pixel, step = (header[name].value for name in SIMPLE)
+    else:
+        raise ImageError(f"{path} cannot be used: its frames say nothing of where they lie.")
+    data = np.ascontiguousarray(frames.T.astype(np.float32))
+    return Image(data, plane_affine(orientation, first, pixel, float(step)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["frame_position", "plane_affine", "shared_or_frame", "stacked"]
+__all__ = ["frame_orientation", "frame_position", "plane_affine", "shared_or_frame", "stacked"]
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,8 +84,13 @@ def plane_affine(
 
 
 def frame_position(header: Dataset, frame: int) -> np.ndarray:
-    """Returns ImagePositionPatient of a frame."""
-    return np.asarray(shared_or_frame(header, frame, "PlanePosition").ImagePositionPatient, float)
+    """Returns where the first pixel of a frame lies, mm, in the patient or in the volume."""
+    return _either(shared_or_frame(header, frame, "PlanePosition"), "ImagePosition")
+
+
+def frame_orientation(header: Dataset) -> np.ndarray:
+    """Returns the directions of rows and columns of the first frame."""
+    return _either(shared_or_frame(header, 0, "PlaneOrientation"), "ImageOrientation")
 
 
 def shared_or_frame(header: Dataset, frame: int, group: str) -> Dataset:
@@ -101,3 +106,11 @@ def shared_or_frame(header: Dataset, frame: int, group: str) -> Dataset:
             if name in place:
                 return place[name].value[0]
     raise KeyError(f"its frames have no {group}Sequence")
+
+
+def _either(group: Dataset, name: str) -> np.ndarray:
+    """A place as MR says it, or as volumes of ultrasound do."""
+    value = group.get(f"{name}Patient") or group.get(f"{name}Volume")
+    if value is None:
+        raise KeyError(f"its frames have no {name}Patient")
+    return np.asarray(value, float)

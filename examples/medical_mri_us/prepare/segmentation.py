@@ -9,7 +9,12 @@ import pydicom
 
 from examples.medical_mri_us.data import Grid, Image, ImageError, Series, read_series, resample
 from examples.medical_mri_us.data.dicom import DAMAGED
-from examples.medical_mri_us.data.planes import frame_position, plane_affine, shared_or_frame
+from examples.medical_mri_us.data.planes import (
+    frame_orientation,
+    frame_position,
+    plane_affine,
+    shared_or_frame,
+)
 
 OFF = 0.1
 """How far a frame may be from its slice, in slices."""
@@ -47,7 +52,7 @@ def _frames(series: Series) -> Image:
     masks = np.asarray(dataset.pixel_array) > 0
     masks = masks.reshape(-1, *masks.shape[-2:])  # (frame, row, column)
     positions = np.array([frame_position(dataset, k) for k in range(len(masks))])
-    orientation = shared_or_frame(dataset, 0, "PlaneOrientation").ImageOrientationPatient
+    orientation = frame_orientation(dataset)
     measures = shared_or_frame(dataset, 0, "PixelMeasures")
     right, down = np.reshape(np.asarray(orientation, float), (2, 3))
     along = positions @ np.cross(right, down)
