@@ -63,8 +63,9 @@ def test_output_folders_that_cannot_be_written_to(number, index, tmp_path, answe
         assert str(run if arguments[0] == "calibrate" else out) in err
 
 
-def test_two_runs_in_one_folder(index, tmp_path, answer):
-    """Fault 42: exit code 2, naming who is there; and nothing of theirs is changed."""
+def test_two_runs_in_one_folder(index, tmp_path, answer, monkeypatch):
+    """Fault 42: exit code 2 at once, naming who is there; and nothing of theirs is changed."""
+    monkeypatch.setattr(train_module, "load_subjects", lambda *_: pytest.fail("read images"))
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.toml").write_text("size = 64")
