@@ -1,1 +1,1 @@
-"""The verbs of the command line: each module has the options of one and runs it."""
+"""The verbs of the command line: one module each, with its options and what it does."""
