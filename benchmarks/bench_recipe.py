@@ -47,7 +47,7 @@ from examples.medical_mri_us.data import (
 )
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import cached_dataset
-from examples.medical_mri_us.train import Settings, bound, build_model
+from examples.medical_mri_us.train import Settings, bound, build_model, infer
 from mmpoe.models import MMHVAE, published_mmhvae
 
 from .bench_mmhvae import log_ratios, processor
@@ -109,8 +109,11 @@ def ours(model: MMHVAE, subjects: Sequence[Subject]) -> Recipe:
     """The way of the example."""
     settings = Settings()
 
-    def loss(model: MMHVAE, batch: Batch, done: float) -> Tensor:
-        return -bound(model, batch, settings.beta * min(1.0, 10 * done)).mean()
+    def loss(model: MMHVAE, slices: Batch, done: float) -> Tensor:
+        x, observed, fov = slices
+        batch = x, x, observed, fov  # what is scored is what was observed
+        output, _ = infer(model, batch)
+        return -bound(output, batch, settings.beta * min(1.0, 10 * done)).mean()
 
     def rate(step: int, done: float) -> float:
         cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
