@@ -79,30 +79,35 @@ def test_whole_data_pass(index, capsys):
     assert "No problem found" in capsys.readouterr().out
 
 
-def test_1_a_missing_file(index, broken, capsys):
+@pytest.mark.fault(1)
+def test_a_missing_file(index, broken, capsys):
     broken.unlink()
     says(index, capsys, "no such file")
 
 
-def test_2_an_empty_file(index, broken, capsys):
+@pytest.mark.fault(2)
+def test_an_empty_file(index, broken, capsys):
     broken.write_bytes(b"")
     says(index, capsys, "cannot be read", "copy or export it again")
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.99])
-def test_3_a_truncated_archive(index, broken, capsys, kept):
+def test_a_truncated_archive(index, broken, capsys, kept):
     content = broken.read_bytes()
     broken.write_bytes(content[: int(kept * len(content))])
     says(index, capsys, "cannot be read")
 
 
-def test_3_a_truncated_file(index, broken, capsys):
+@pytest.mark.fault(3)
+def test_a_truncated_file(index, broken, capsys):
     content = gzip.decompress(broken.read_bytes())
     broken.write_bytes(gzip.compress(content[:-1]))  # the archive is whole, the image is not
     says(index, capsys, "cannot be read")
 
 
-def test_4_one_flipped_bit(index, broken):
+@pytest.mark.fault(4)
+def test_one_flipped_bit(index, broken):
     """No bit of the compressed voxels, or of the checksum behind, changes unseen."""
     content = broken.read_bytes()
     whole, named = read_image(broken), []
@@ -121,19 +126,22 @@ def test_4_one_flipped_bit(index, broken):
     assert all(named)
 
 
-def test_5_a_text_file(index, broken, capsys):
+@pytest.mark.fault(5)
+def test_a_text_file(index, broken, capsys):
     broken.write_text("not an image, but a page that says 404")
     says(index, capsys, "cannot be read")
 
 
-def test_6_four_dimensions(index, broken, capsys):
+@pytest.mark.fault(6)
+def test_four_dimensions(index, broken, capsys):
     write(broken, volume(shape=(*SHAPE, 2)))
     says(index, capsys, "(16, 16, 3, 2)", "save one volume per file")
     write(broken, volume(shape=(*SHAPE, 1)))
     assert read_image(broken).data.shape == SHAPE
 
 
-def test_7_not_finite(index, broken, capsys):
+@pytest.mark.fault(7)
+def test_not_finite(index, broken, capsys):
     data = volume().astype(np.float32)
     data[0, :2, 0] = np.nan, np.inf
     write(broken, data)
@@ -145,14 +153,16 @@ def test_7_not_finite(index, broken, capsys):
     assert prepare(options) == 0
 
 
-def test_8_a_constant_volume(index, broken, capsys):
+@pytest.mark.fault(8)
+def test_a_constant_volume(index, broken, capsys):
     for level in (0, 7):
         write(broken, np.full(SHAPE, level, np.int16))
         says(index, capsys, "constant", "leave its cell empty if missing")
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "float32"])
-def test_9_scaled_and_signed_integers(tmp_path, kind):
+def test_scaled_and_signed_integers(tmp_path, kind):
     stored = np.arange(-30 if kind in ("int16", "float32") else 0, 226)[:64].reshape(4, 4, 4)
     image = nib.Nifti1Image(stored.astype(kind), np.eye(4))
     image.header.set_slope_inter(0.25, -3)
@@ -168,7 +178,8 @@ def test_9_scaled_and_signed_integers(tmp_path, kind):
     np.testing.assert_array_equal(read_image(tmp_path / "b.nii.gz").data, stored)
 
 
-def test_10_integers_that_do_not_fit(tmp_path):
+@pytest.mark.fault(10)
+def test_integers_that_do_not_fit(tmp_path):
     write_image(tmp_path / "a.nii.gz", np.full(SHAPE, 255, np.int64), AFFINE, dtype="uint8")
     assert read_image(tmp_path / "a.nii.gz").data.max() == 255
     with pytest.raises(ValueError, match=r"'data' should lie in 0 to 255 for uint8, .* 256"):
@@ -187,6 +198,7 @@ def with_sform(path, sform):
     path.write_bytes(gzip.compress(header.binaryblock + bytes(content[348:])))
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize(
     ("sform", "words"),
     [
@@ -197,14 +209,15 @@ def with_sform(path, sform):
         (np.diag([np.inf, 1, 1, 1]), "NaN or infinity"),
     ],
 )
-def test_11_an_affine_that_is_none(index, broken, capsys, sform, words):
+def test_an_affine_that_is_none(index, broken, capsys, sform, words):
     with_sform(broken, sform)
     says(index, capsys, words)
     with pytest.raises(ValueError, match="'affine' cannot be written"):
         write_image(broken, volume(), np.vstack([np.asarray(sform, float)[:3], [0, 0, 0, 1]]))
 
 
-def test_12_a_sheared_affine(index, broken, capsys):
+@pytest.mark.fault(12)
+def test_a_sheared_affine(index, broken, capsys):
     sheared = AFFINE.copy()
     sheared[0, 1] = 0.4
     write(broken, volume(), sheared)
@@ -214,7 +227,8 @@ def test_12_a_sheared_affine(index, broken, capsys):
     assert check(Check(out / "index.csv")) == 0
 
 
-def test_13_two_affines(index, broken, capsys):
+@pytest.mark.fault(13)
+def test_two_affines(index, broken, capsys):
     image = nib.Nifti1Image(volume(), AFFINE)
     image.set_qform(np.diag([1.5, 1.5, 2.5, 1]), code=1)
     image.to_filename(broken)
@@ -233,8 +247,9 @@ def test_13_two_affines(index, broken, capsys):
 ORIENTATIONS = ["RAS", "LPS", "PIR", "SAL", "IPR", "oblique"]
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_14_orientations_are_kept(tmp_path, orientation):
+def test_orientations_are_kept(tmp_path, orientation):
     """Turned to RAS, back, written and read: the same voxels in the same places."""
     affine = np.diag([0.5, 0.8, 2.0, 1.0])
     affine[:3, 3] = 41.3, -87.9, 12.7
@@ -254,7 +269,8 @@ def test_14_orientations_are_kept(tmp_path, orientation):
     np.testing.assert_array_equal(found.data, raw.data)
 
 
-def test_15_grids_that_differ(index, broken, capsys):
+@pytest.mark.fault(15)
+def test_grids_that_differ(index, broken, capsys):
     write(broken, volume(), np.diag([1.5, 1.5, 2.5, 1.0]))
     words = ["16 x 16 x 3 of 1.5 x 1.5 x 2 mm", "16 x 16 x 3 of 1.5 x 1.5 x 2.5 mm"]
     says(index, capsys, *words, "--resample-to")
@@ -266,7 +282,8 @@ def test_15_grids_that_differ(index, broken, capsys):
     assert check(Check(out / "index.csv")) == 0
 
 
-def test_15_rounding_is_no_difference(index, broken):
+@pytest.mark.fault(15)
+def test_rounding_is_no_difference(index, broken):
     near = AFFINE.copy()
     near[0, 3] += 5e-4
     write(broken, volume(), near)
@@ -276,13 +293,15 @@ def test_15_rounding_is_no_difference(index, broken):
     assert check(Check(index)) == 3
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize("scale", [1e-3, 20])
-def test_16_unlikely_spacing(index, broken, capsys, scale):
+def test_unlikely_spacing(index, broken, capsys, scale):
     write(broken, volume(), np.diag([*(scale * np.diag(AFFINE)[:3]), 1]))
     says(index, capsys, "beyond 0.1 to 10 mm", "check the unit of its header")
 
 
-def test_16_units_are_honoured(tmp_path):
+@pytest.mark.fault(16)
+def test_units_are_honoured(tmp_path):
     for unit, scale in (("meter", 1e-3), ("micron", 1e3), ("mm", 1), ("unknown", 1)):
         image = nib.Nifti1Image(volume(), np.diag([*(scale * np.diag(AFFINE)[:3]), 1]))
         image.header.set_xyzt_units(unit)
@@ -290,8 +309,9 @@ def test_16_units_are_honoured(tmp_path):
         np.testing.assert_allclose(read_image(tmp_path / "a.nii.gz").affine, AFFINE, rtol=1e-6)
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("shape", [(13, 17, 3), (16, 16, 1), (50, 45, 5), (1, 16, 3)])
-def test_17_any_size_is_cropped_or_padded_in_place(tmp_path, shape):
+def test_any_size_is_cropped_or_padded_in_place(tmp_path, shape):
     """Every voxel that is kept stays where it was, also when the size is odd."""
     data = volume(shape=shape)
     affine = np.diag([1.5, 1.5, 4, 1])  # slices far apart stay so
@@ -336,7 +356,8 @@ def dicom(path, series, place, **tags):
     file.save_as(path, enforce_file_format=True)
 
 
-def test_18_a_folder_of_dicom(tmp_path):
+@pytest.mark.fault(18)
+def test_a_folder_of_dicom(tmp_path):
     for k, place in enumerate((4, 0, 6, 2)):  # names are in another order than places
         dicom(tmp_path / "one" / f"{k}.dcm", 1, place)
     (tmp_path / "one" / "notes.txt").write_text("no DICOM, and passed over")
@@ -352,7 +373,8 @@ def empty(folder):
     return folder / "empty"
 
 
-def test_18_several_series_in_a_folder(tmp_path):
+@pytest.mark.fault(18)
+def test_several_series_in_a_folder(tmp_path):
     for series in (1, 2):
         for place in (0, 2):
             dicom(tmp_path / f"{series}-{place}.dcm", series, place)
@@ -360,7 +382,8 @@ def test_18_several_series_in_a_folder(tmp_path):
         read_image(tmp_path)
 
 
-def test_18_slices_that_are_missing(tmp_path):
+@pytest.mark.fault(18)
+def test_slices_that_are_missing(tmp_path):
     for place in (0, 2, 6):
         dicom(tmp_path / f"{place}.dcm", 1, place)
     with pytest.raises(ImageError, match="slices are 2 to 4 mm apart; some are missing"):
@@ -372,6 +395,7 @@ def test_18_slices_that_are_missing(tmp_path):
         read_image(tmp_path)
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
@@ -381,15 +405,16 @@ def test_18_slices_that_are_missing(tmp_path):
         ({"Rows": 4}, "cannot be read as DICOM"),
     ],
 )
-def test_18_slices_that_are_no_stack(tmp_path, tags, message):
+def test_slices_that_are_no_stack(tmp_path, tags, message):
     for place in (0, 2, 4):
         dicom(tmp_path / f"{place}.dcm", 1, place, **(tags if place == 2 else {}))
     with pytest.raises(ImageError, match=message):
         read_image(tmp_path)
 
 
+@pytest.mark.fault(18)
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-def test_18_damaged_slices(tmp_path):
+def test_damaged_slices(tmp_path):
     """Cut or changed anywhere, the last slice too: an image as it was, or an ImageError."""
     rng = np.random.default_rng(0)
     for place in (0, 2, 4):
@@ -425,13 +450,15 @@ def refused(index, text, *words):
 HEADER = "case,split,us,t2,cet1,flair\n"
 
 
-def test_19_duplicate_ids(index):
+@pytest.mark.fault(19)
+def test_duplicate_ids(index):
     text = HEADER + "a,train,a/us.nii.gz,,,\nb,train,b/us.nii.gz,,,\na,train,c/us.nii.gz,,,\n"
     refused(index, text, "line 4: case a stands twice, first in line 2")
     refused(index, text.replace("us,t2", "us,us"), "us stands twice")
 
 
-def test_20_ids_that_begin_alike(index):
+@pytest.mark.fault(20)
+def test_ids_that_begin_alike(index):
     text = "".join(
         f"Case{k},train,{c}/us.nii.gz,,,\n" for k, c in ((1, "a"), (10, "b"), (11, "c"))
     )
@@ -446,7 +473,8 @@ def test_20_ids_that_begin_alike(index):
     assert found == {"Case1": "train", "Case11": "test"}
 
 
-def test_21_an_unknown_modality(index):
+@pytest.mark.fault(21)
+def test_an_unknown_modality(index):
     text = HEADER.replace("flair", "Flare") + "a,train,a/us.nii.gz,,,\n"
     refused(index, text, "line 1", "Instead of 'Flare', did you mean 'flair'")
     refused(index, HEADER.replace(",", ";"), "separated by commas")
@@ -455,7 +483,8 @@ def test_21_an_unknown_modality(index):
     assert list(read_index(index, ("us", "t2", "cet1", "pet"))[0].images) == ["pet"]
 
 
-def test_22_a_case_with_nothing(index):
+@pytest.mark.fault(22)
+def test_a_case_with_nothing(index):
     refused(index, HEADER + "a,train,,,,\n", "line 2: case a should have at least one modality")
     index.write_text(HEADER)
     with pytest.raises(ValueError, match="there is no case in it"):
@@ -464,7 +493,8 @@ def test_22_a_case_with_nothing(index):
         check_training([])
 
 
-def test_23_a_modality_that_no_training_case_has(index, capsys):
+@pytest.mark.fault(23)
+def test_a_modality_that_no_training_case_has(index, capsys):
     text = index.read_text().replace("a/t2.nii.gz", "").replace("b/t2.nii.gz", "")
     index.write_text(text)
     cases = read_index(index)
@@ -475,7 +505,8 @@ def test_23_a_modality_that_no_training_case_has(index, capsys):
     assert "none of 2 training cases has t2" in capsys.readouterr().err
 
 
-def test_24_one_patient_in_two_splits(index, capsys):
+@pytest.mark.fault(24)
+def test_one_patient_in_two_splits(index, capsys):
     rows = ("a,train,p,a/us.nii.gz", "b,train,q,b/us.nii.gz", "c,test,p,c/us.nii.gz")
     text = "\n".join(["case,split,patient,us", *rows])
     refused(index, text, "line 4: patient p is in the split test, and in train in line 2")
@@ -489,21 +520,24 @@ def test_24_one_patient_in_two_splits(index, capsys):
     assert "us of cases a (train) and c (test) is one image" in capsys.readouterr().err
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("cell", ["../../etc/passwd", "/etc/passwd", "out/us.nii.gz"])
-def test_25_a_path_that_leaves_the_folder(index, tmp_path_factory, cell):
+def test_a_path_that_leaves_the_folder(index, tmp_path_factory, cell):
     outside = tmp_path_factory.mktemp("outside")
     write(outside / "us.nii.gz", volume())
     (index.parent / "out").symlink_to(outside)
     refused(index, HEADER + f"a,train,{cell},,,\n", "line 2", "outside the folder of the index")
 
 
-def test_25_a_name_that_leaves_the_folder(index):
+@pytest.mark.fault(25)
+def test_a_name_that_leaves_the_folder(index):
     for name in ("../a", "a/b", "..", ".hidden", "a\\b"):
         text = HEADER + f"{name},train,a/us.nii.gz,,,\n"
         refused(index, text, "a name that a folder can have")
 
 
-def test_26_archives_are_never_unpacked(index):
+@pytest.mark.fault(26)
+def test_archives_are_never_unpacked(index):
     """There is nothing to slip out of: archives are refused, with a word to unpack them."""
     root = index.parent
     with zipfile.ZipFile(root / "a.zip", "w") as archive:
@@ -519,7 +553,8 @@ def test_26_archives_are_never_unpacked(index):
     assert set(root.parent.rglob("*")) == before
 
 
-def test_27_spreadsheets_write_csv_in_many_ways(index):
+@pytest.mark.fault(27)
+def test_spreadsheets_write_csv_in_many_ways(index):
     plain = read_index(index)
     text = (
         index.read_text()
@@ -535,6 +570,7 @@ def test_27_spreadsheets_write_csv_in_many_ways(index):
         assert cases[0].images == plain[0].images
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -546,7 +582,7 @@ def test_27_spreadsheets_write_csv_in_many_ways(index):
         ('a,train,"a/us"x,,,', "line 2: no CSV"),
     ],
 )
-def test_27_broken_rows_have_a_line(index, row, words):
+def test_broken_rows_have_a_line(index, row, words):
     refused(index, HEADER + row + "\n", words)
 
 
