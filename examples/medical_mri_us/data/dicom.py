@@ -13,6 +13,7 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from tqdm import tqdm
 
 from .formats import from_itk
 from .planes import frame_orientation, frame_position, plane_affine, shared_or_frame, stacked
@@ -63,15 +64,20 @@ class Series:
         return f"{self.tag('Modality')} '{what}', {len(self.files)} files, {self.uid}"
 
 
-def list_series(folder: str | Path) -> list[Series]:
+def list_series(folder: str | Path, *, progress: bool = False) -> list[Series]:
     """Finds the series in a folder and the folders below, in the order of their numbers.
 
     Files that are not DICOM are passed over.
+
+    Arguments:
+        folder: The folder.
+        progress: Whether to show a progress bar.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     headers: dict[str, Dataset] = {}
     damaged = []
-    for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+    everything = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    for file in tqdm(everything, desc="Reading headers", unit="file", disable=not progress):
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True)
             uid, *_ = (str(header.get(name, "") or "") for name in TAGS)

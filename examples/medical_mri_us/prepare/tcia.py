@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.medical_mri_us.data import Series, list_series, read_series
+from examples.medical_mri_us.data.dicom import DAMAGED
 
 from .rules import RULES, best, plain
 from .segmentation import read_segmentation
@@ -41,7 +42,7 @@ def find_tcia(root: Path, transforms: Path | None, modalities: Sequence[str]) ->
             f"'modalities' should be among {', '.join(RULES)}, but holds {', '.join(unknown)}."
         )
     patients: dict[str, list[Series]] = {}
-    for series in list_series(root):
+    for series in list_series(root, progress=True):
         patients.setdefault(series.tag("PatientID"), []).append(series)
     if not patients:
         raise ValueError(f"'tcia' should be a folder with DICOM files, but {root} has none.")
@@ -56,7 +57,7 @@ def find_tcia(root: Path, transforms: Path | None, modalities: Sequence[str]) ->
         try:
             source = _source(case, patient, series, registrations, modalities)
             findings.sources.append(source)
-        except ValueError as error:
+        except DAMAGED as error:
             findings.failed[case] = str(error)
     return findings
 
