@@ -79,7 +79,7 @@ def test_changes_are_values_of_toml_or_plain_strings(tmp_path):
     [
         ("training.stepz=3", r"unknown entry, training.stepz: did you mean training.steps?"),
         ("model.widhts=[3]", r"unknown entry, model.widhts: did you mean model.widths\?"),
-        ("trainig.steps=3", r"unknown entry, trainig: did you mean training\?"),
+        ("trraining.steps=3", r"unknown entry, trraining: did you mean training\?"),
         ("minutes=3", r"unknown entry, minutes: did you mean training.minutes\?"),
         ("model.blocks=3", r"unknown entry, model.blocks: .*"),
         ("zzz=3", r"unknown entry, zzz: known: modalities, size, model"),
@@ -115,8 +115,8 @@ def test_files_that_are_none(tmp_path):
         read_config(tmp_path / "absent.toml")
     with pytest.raises(ValueError, match=r"should be TOML, but is not: .*line 1"):
         read_config(config(tmp_path, "size = = 3"))
-    with pytest.raises(ValueError, match=r"own.toml \(or --set\) has an unknown entry, sise: did"):
-        read_config(config(tmp_path, "sise = 3"))
+    with pytest.raises(ValueError, match=r"own.toml \(or --set\) has an unknown entry, sizee: did"):
+        read_config(config(tmp_path, "sizee = 3"))
     (tmp_path / "own.toml").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"should be TOML, but is not"):
         read_config(tmp_path / "own.toml")
