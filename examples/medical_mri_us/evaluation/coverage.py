@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["INTERVALS", "LEVELS", "coverage_means", "cover_subject"]
+__all__ = ["INTERVALS", "LEVELS", "cover_subject", "coverage_means"]
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -61,7 +61,8 @@ def parse_protocols(names: str) -> list[Protocol]:
         ValueError: If a name is unknown or none is there.
     """
     found = [name.strip() for name in names.split(",") if name.strip()]
-    if not found or (wrong := [name for name in found if name not in PROTOCOLS]):
+    wrong = [name for name in found if name not in PROTOCOLS]
+    if wrong or not found:
         raise ValueError(
             f"'protocol' should be some of {', '.join(PROTOCOLS)}, with commas between them, "
             f"but is {wrong[0] if found else names!r}."

@@ -46,9 +46,7 @@ def _psnr(true: Integers, image: Integers) -> float:
         from skimage.metrics import peak_signal_noise_ratio
 
     with np.errstate(divide="ignore"):  # a constant slice, or one without error
-        return float(
-            peak_signal_noise_ratio(true, image, data_range=true.max() - true.min())
-        )
+        return float(peak_signal_noise_ratio(true, image, data_range=true.max() - true.min()))
 
 
 def _row_ssim(true: Integers, image: Integers) -> float:
@@ -56,8 +54,7 @@ def _row_ssim(true: Integers, image: Integers) -> float:
         from skimage.metrics import structural_similarity
 
     with np.errstate(divide="ignore", invalid="ignore"):  # a constant slice has no range
-        return float(
-            structural_similarity(
-                true, image, data_range=true.max() - true.min(), channel_axis=0
-            )
+        found = structural_similarity(
+            true, image, data_range=true.max() - true.min(), channel_axis=0
         )
+    return float(np.asarray(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["compare", "signed_rank"]
+__all__ = ["ALPHA", "compare", "signed_rank"]
 
 import math
 from collections.abc import Sequence

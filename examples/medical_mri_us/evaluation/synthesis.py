@@ -66,8 +66,11 @@ def draw(
         drawn = {}
         for m, draws in out.items():
             assert isinstance(draws, Draws)
-            both = draws.components.mean, draws.sample()
-            drawn[m] = tuple(values[:, :, 0].clamp(-1, 1).cpu() for values in both)
+            means, whole = (
+                values[:, :, 0].clamp(-1, 1).cpu()
+                for values in (draws.components.mean, draws.sample())
+            )
+            drawn[m] = means, whole
         yield place, drawn
 
 
@@ -87,4 +90,7 @@ def _batches(
     device = next(model.parameters()).device
     for start in range(0, len(subject.fov), BATCH):
         place = slice(start, start + BATCH)
-        yield {m: torch.from_numpy(subject.images[m][place])[:, None].to(device) for m in given}, place
+        yield (
+            {m: torch.from_numpy(subject.images[m][place])[:, None].to(device) for m in given},
+            place,
+        )
