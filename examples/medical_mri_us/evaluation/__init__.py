@@ -34,6 +34,7 @@ __all__ = [
     "patterns",
     "predict",
     "read_log",
+    "resolved",
     "score_all",
     "score_baseline",
     "score_subject",
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 from .baseline import mean_images
-from .coverage import INTERVALS, cover_subject, coverage_means
+from .coverage import INTERVALS, cover_subject, coverage_means, resolved
 from .files import FORMAT, write_cases, write_evaluation
 from .gain import Cell, cross_modal_gain, evaluate
 from .models import Trained, choose_device, load_trained

@@ -30,6 +30,7 @@ from examples.medical_mri_us.evaluation import (
     parse_protocols,
     patterns,
     read_log,
+    resolved,
     score_all,
     summary,
     write_cases,
@@ -59,8 +60,9 @@ class Evaluate:
     """Further trainings or models to score on the same cases, and to test against."""
     split: str = "test"
     """The split of the index to score."""
-    samples: int = 8
-    """The number of latent samples behind intervals and standard deviations; 0 for neither."""
+    samples: int = 19
+    """The number of latent samples behind intervals and standard deviations; 0 for neither. 90 %
+    intervals need 19, 50 % intervals 3."""
     views: int = 3
     """The number of cases to keep images of."""
     perceptual: bool = True
@@ -150,6 +152,7 @@ def run(options: Evaluate) -> int:
         statistics={"model": first.name, "alpha": ALPHA, "tests": tests},
         coverage={
             "samples": options.samples,
+            "levels": resolved(options.samples),
             "calibrated": {t.name: bool(t.model.is_matched) for t in models},
             "intervals": INTERVALS,
             "cells": coverage_means(results.covered),
