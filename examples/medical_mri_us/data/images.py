@@ -81,6 +81,7 @@ def write_image(
     affine: Affine,
     *,
     dtype: Literal["uint8", "int16", "uint16", "float32"] = "float32",
+    description: str = "",
 ) -> None:
     """Writes a NIfTI file in one step: under its final name, it is whole or not there.
 
@@ -89,6 +90,7 @@ def write_image(
         data: The volume; for an integer `dtype`, it is rounded.
         affine: Voxel indices to mm, RAS.
         dtype: How numbers are stored.
+        description: What the header says of it, up to 79 letters.
 
     Raises:
         ValueError: If numbers are not finite or do not fit, or the affine cannot be one.
@@ -109,6 +111,7 @@ def write_image(
             )
     image = nib.Nifti1Image(data.astype(dtype), affine)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()[:79]
     content = image.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=6, mtime=0)

@@ -1,1 +1,1 @@
-"""What the command line can do: one module per verb, with its options and how to run it."""
+"""The verbs of the command line: one module each, with its options and what it does."""
