@@ -34,8 +34,8 @@ UNREADABLE = (
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 """The files that SimpleITK reads here."""
 
-UNITS = {"meter": 1000.0, "micron": 0.001}
-"""Units of a NIfTI header in mm; whatever else it says is taken as mm."""
+UNITS = {1: 1000.0, 3: 0.001}
+"""The codes of a metre and of a micrometre in a NIfTI header, mm; others are taken as mm."""
 
 TOLERANCE = 1e-3
 """How far apart two places may be that should be the same, mm."""
@@ -66,7 +66,7 @@ def read_nifti(path: Path, prefer: Literal["sform", "qform"] | None) -> Image:
             f"{path} should be a volume, but has shape {data.shape}; save one volume per file."
         )
     affine = _nifti_affine(path, image.header, prefer)
-    affine[:3] *= UNITS.get(str(image.header.get_xyzt_units()[0]), 1.0)
+    affine[:3] *= UNITS.get(int(image.header["xyzt_units"]) % 8, 1.0)
     return Image(data, affine)
 
 

@@ -151,6 +151,8 @@ def _case(row: dict[str, str], root: Path, modalities: Sequence[str]) -> Case:
         raise ValueError(
             f"a case should have a name and a split, but these are {name!r}, {split!r}."
         )
+    if name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(f"a case should have a name that a folder can have, but is {name!r}.")
     images = {m: f for m in modalities if (f := file(m)) is not None}
     targets = {m: f for m in modalities if (f := file(TARGET + m)) is not None}
     if not images:

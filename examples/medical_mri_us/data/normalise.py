@@ -28,7 +28,8 @@ def normalise(image: Volume, fov: Mask, modality: str) -> Volume:
         modality: The name of the modality; "us" is ultrasound, all others are scaled like MR.
 
     Raises:
-        ValueError: If intensities in view are negative, or too faint to be scaled.
+        ValueError: If intensities in view are negative, or too faint to be scaled, or if the
+            maximum of ultrasound is at most 1 or above 255.
     """
     inside = image[fov]
     if not (inside >= 0).all():
@@ -36,6 +37,11 @@ def normalise(image: Volume, fov: Mask, modality: str) -> Volume:
             f"'image' should not be negative in view, but its minimum is {inside.min():.4g}."
         )
     if modality == "us":
+        if not 1 < inside.max() <= 255.5:
+            raise ValueError(
+                "'image' should be ultrasound in 0 to 255, but its maximum in view is "
+                f"{inside.max():.4g}; rescale it."
+            )
         unit = image / 255
     else:
         tissue = inside[inside > 0.02 * np.percentile(inside, 99.5)]
