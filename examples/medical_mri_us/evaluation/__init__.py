@@ -13,6 +13,8 @@ __all__ = [
     "Protocol",
     "Scores",
     "Trained",
+    "about_data",
+    "about_models",
     "all_subsets",
     "best_cells",
     "cell_means",
@@ -22,7 +24,6 @@ __all__ = [
     "cover_subject",
     "coverage_means",
     "cross_modal_gain",
-    "environment",
     "evaluate",
     "is_published",
     "load_one_by_one",
@@ -31,9 +32,7 @@ __all__ = [
     "mean_images",
     "note",
     "parse_protocols",
-    "patterns",
     "predict",
-    "read_log",
     "resolved",
     "score_all",
     "score_baseline",
@@ -53,7 +52,7 @@ from .files import FORMAT, write_cases, write_evaluation
 from .gain import Cell, cross_modal_gain, evaluate
 from .models import Trained, choose_device, load_trained
 from .protocols import PROTOCOLS, Metric, Protocol, parse_protocols, unavailable
-from .runs import environment, patterns, read_log
+from .runs import about_data, about_models
 from .scores import BASELINE, Scores, cell_means, score_baseline, score_subject
 from .statistics import ALPHA, compare, signed_rank
 from .subsets import SUBSETS, all_subsets, is_published

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from examples.medical_mri_us.train import load_model
+from examples.medical_mri_us.models import load_model, model_folder
 from mmpoe.models import MMHVAE
 
 
@@ -28,29 +28,36 @@ class Trained:
     sha256: str
     """The digest of the weights' file."""
 
+    @property
+    def size(self) -> int:
+        """The height and width of its slices, in pixels."""
+        return int(self.description["architecture"]["size"])
+
 
 def load_trained(runs: Sequence[Path], device: torch.device) -> list[Trained]:
     """Loads models from folders of trainings, or of saved models; they are named by the folders.
 
     Raises:
-        ValueError: If the models are not of the same modalities.
+        ValueError: If the models are not of the same modalities and size.
         CheckpointError: If a model cannot be read.
     """
     found: list[Trained] = []
     for run in runs:
-        folder = run / "model" if (run / "model").is_dir() else run
+        folder = model_folder(run)
         model, description = load_model(folder)
         name = run.resolve().name
         while name in [other.name for other in found]:
             name += "'"
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         found.append(Trained(name, model.to(device), description, folder, digest))
-    expected = list(found[0].model.modalities)
-    for other in found:
-        if list(other.model.modalities) != expected:
+    first = found[0]
+    for other in found[1:]:
+        ours, theirs = (
+            f"{', '.join(t.model.modalities)} at {t.size} pixels" for t in (first, other)
+        )
+        if ours != theirs:
             raise ValueError(
-                f"'compare' should hold models of {', '.join(expected)}, but {other.folder} is "
-                f"one of {', '.join(other.model.modalities)}."
+                f"'compare' should hold models of {ours}, but {other.folder} is one of {theirs}."
             )
     return found
 

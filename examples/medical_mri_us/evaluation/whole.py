@@ -4,13 +4,14 @@ from __future__ import annotations
 
 __all__ = ["Options", "Results", "load_one_by_one", "score_all"]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from examples.medical_mri_us.data import Case, CaseError, Subject, load_subjects
+from examples.medical_mri_us.windows import fit_subject
 
 from . import protocols as named
 from .baseline import mean_images
@@ -73,14 +74,13 @@ def score_all(
     results = Results(named.parse_protocols(options.protocol))
     training = [case for case in cases if case.split == "train"]
     reading = tqdm(training, desc="Baseline", unit="case")
-    means = mean_images(load_one_by_one(reading, []), models[0].model.modalities)
-    for subject in load_one_by_one(tqdm(test, desc="Scoring", unit="case"), results.problems):
-        if not results.missing:
-            size = min(subject.fov.shape[1:])
-            for protocol in results.protocols:
-                results.missing[protocol.name] = named.unavailable(
-                    protocol, size, perceptual=options.perceptual
-                )
+    size = models[0].size
+    means = mean_images(load_one_by_one(reading, size, []), models[0].model.modalities)
+    for protocol in results.protocols:
+        reasons = named.unavailable(protocol, size, perceptual=options.perceptual)
+        results.missing[protocol.name] = reasons
+    scoring = tqdm(test, desc="Scoring", unit="case")
+    for subject in load_one_by_one(scoring, size, results.problems):
         how = results.protocols, results.missing
         results.scores.extend(score_baseline(means, subject, *how))
         for trained in models:
@@ -92,9 +92,21 @@ def score_all(
     return results
 
 
-def load_one_by_one(cases: Sequence[Case] | tqdm, problems: list[CaseError]) -> Iterator[Subject]:
-    """Loads cases one at a time, and adds what was wrong with those that cannot be used."""
+def load_one_by_one(
+    cases: Iterable[Case], size: int, problems: list[CaseError]
+) -> Iterator[Subject]:
+    """Loads cases one at a time.
+
+    Arguments:
+        cases: The cases.
+        size: The height and width that slices are cut or padded to, in pixels.
+        problems: A list, to which is added what was wrong with cases that cannot be used.
+    """
     for case in cases:
         subjects, found = load_subjects([case], progress=False)
         problems += found
-        yield from subjects
+        for subject in subjects:
+            fitted, lost = fit_subject(subject, size)
+            if lost > 0:
+                tqdm.write(f"{case.name}: {lost:.0%} of its field of view does not fit the model.")
+            yield fitted

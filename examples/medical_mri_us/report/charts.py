@@ -33,7 +33,7 @@ def line_plot(
     lines = {name: points for name, points in lines.items() if len(points) > 1}
     if not lines:
         return ""
-    width, height, left, right, top, bottom = 560, 240, 58, 92, 14, 40
+    width, height, left, right, top, bottom = 560, 240, 70, 84, 14, 40
     xs = [x for points in lines.values() for x, _ in points]
     ys = [y for points in lines.values() for _, y in points]
     x0, x1 = min(xs), max(xs)

@@ -40,8 +40,8 @@ def viewer(data: dict[str, Any], facts: dict[str, Any]) -> str:
     spread_scale = _scale("viridis", data["spread_shown"])
     return (
         "<p>Tick what is given, choose what is wanted. Point at an image for its values; the "
-        "wheel or the slider goes through slices. The standard deviation is that of the decoder's mean "
-        "over latent samples.</p>"
+        "wheel or the slider goes through slices. The standard deviation is that of the "
+        "decoder's mean over latent samples.</p>"
         "<noscript><p class=notice>The viewer needs JavaScript; the tables do not.</p></noscript>"
         "<section id=viewer hidden aria-label='Viewer of synthesised images'><div class=bar>"
         f"<label><span class=head>Case</span><select id=case>{cases}</select></label>"

@@ -17,19 +17,18 @@ from examples.medical_mri_us.evaluation import (
     ALPHA,
     INTERVALS,
     SPREAD_LIMIT,
+    about_data,
+    about_models,
     cell_means,
     choose,
     choose_device,
     compare,
     coverage_means,
-    environment,
     load_one_by_one,
     load_trained,
     make_view,
     note,
     parse_protocols,
-    patterns,
-    read_log,
     resolved,
     score_all,
     summary,
@@ -37,6 +36,7 @@ from examples.medical_mri_us.evaluation import (
     write_evaluation,
     write_tables,
 )
+from examples.medical_mri_us.outputs import open_folder
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ def run(options: Evaluate) -> int:
     options.check()
     start = time.monotonic()
     device = choose_device(options.device)
-    options.out.mkdir(parents=True, exist_ok=True)
+    open_folder(options.out)
     models = load_trained((options.model, *options.compare), device)
     first = models[0]
     try:
-        cases = read_index(options.data)
+        cases = read_index(options.data, first.model.modalities)
     except (ValueError, OSError) as error:
         return _stop(str(error))
     test = [case for case in cases if case.split == options.split]
@@ -108,9 +108,10 @@ def run(options: Evaluate) -> int:
     if not results.scores:
         return _stop(f"{options.data} has no case of split '{options.split}' that can be used.")
     shown = choose(results.scores, first.name, results.protocols[0].name, options.views)
+    cases_shown = [case for case in test if case.name in shown]
     views = {
         subject.name: make_view(first.model, subject, options.samples, options.seed)
-        for subject in load_one_by_one([case for case in test if case.name in shown], [])
+        for subject in load_one_by_one(cases_shown, first.size, [])
     }
     phantom = bool(first.description.get("phantom"))
     phantom |= (options.data.parent / "dataset.json").is_file()
@@ -119,28 +120,10 @@ def run(options: Evaluate) -> int:
     write_evaluation(
         options.out,
         cells={
-            "model": first.name,
-            "models": {t.name: {"folder": str(t.folder), "sha256": t.sha256} for t in models},
-            "description": first.description,
-            "modalities": list(first.model.modalities),
-            "phantom": phantom,
-            "calibrated": bool(first.model.is_matched),
-            "data": str(options.data),
-            "split": options.split,
-            "patterns": patterns(cases, first.model.modalities),
-            "problems": [str(problem) for problem in results.problems],
-            "log": read_log(options.model),
-            "environment": environment(device),
-            "minutes": (time.monotonic() - start) / 60,
+            **about_models(models, options.model, device),
+            **about_data(options.data, options.split, cases, results, phantom=phantom),
             "seed": options.seed,
-            "protocols": {
-                p.name: {
-                    "definition": p.definition,
-                    "unit": p.unit,
-                    "not available": results.missing[p.name],
-                }
-                for p in results.protocols
-            },
+            "minutes": (time.monotonic() - start) / 60,
             "views": {
                 "cases": {case: shown[case] for case in views},
                 "spread_limit": SPREAD_LIMIT,
