@@ -29,10 +29,12 @@ def make_page(evaluation: Evaluation) -> str:
     protocols = [PROTOCOLS[name] for name in facts["protocols"]]
     cells = facts["cells"]
     title = "Synthesis of missing " + " and ".join(_families(labels))
+    pictures, views = _split_pictures(
+        {name: make_sprites(view, list(labels)) for name, view in evaluation.views.items()}
+    )
     shown = {
         "cases": {
-            name: {**make_sprites(view, list(labels)), "why": facts["views"]["cases"][name]}
-            for name, view in evaluation.views.items()
+            name: {**view, "why": facts["views"]["cases"][name]} for name, view in views.items()
         },
         "labels": labels,
         "error_limit": ERROR_LIMIT,
@@ -91,7 +93,7 @@ def make_page(evaluation: Evaluation) -> str:
         f"<title>mmpoe: {html.escape(title)}{' (phantom)' if facts['phantom'] else ''}</title>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<style>{(here / 'style.css').read_text(encoding='utf-8')}</style></head>"
-        f"<body><main>{''.join(parts)}</main>"
+        f"<body><main>{''.join(parts)}</main>{pictures}"
         f"<script type='application/json' id=views>{embedded}</script>"
         f"<script>{(here / 'viewer.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
@@ -101,6 +103,19 @@ def _families(labels: dict[str, str]) -> list[str]:
     mr = [label for m, label in labels.items() if m in ("t2", "cet1", "flair")]
     named = (["MRI"] if mr else []) + (["ultrasound"] if "us" in labels else [])
     return named + [label for m, label in labels.items() if m not in ("us", "t2", "cet1", "flair")]
+
+
+def _split_pictures(
+    sprites: dict[str, dict[str, Any]],
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Takes the pictures out, as images of the page: browsers load these before scripts ask."""
+    images = []
+    for case, view in sprites.items():
+        for m, about in view["targets"].items():
+            key = html.escape(f"{case}/{m}", quote=True)
+            source = f"data:image/png;base64,{about.pop('picture')}"
+            images.append(f"<img hidden alt='' data-picture='{key}' src='{source}'>")
+    return "".join(images), sprites
 
 
 def _contents() -> str:

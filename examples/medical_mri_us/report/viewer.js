@@ -47,15 +47,13 @@
     return held;
   }
 
-  async function load(name, target) {
+  function load(name, target) { // pictures are in the page, and there once it is loaded
     const key = `${name}/${target}`;
     if (!pixels.has(key)) {
-      const image = new Image();
-      image.src = "data:image/png;base64," + data.cases[name].targets[target].picture;
-      await image.decode();
+      const image = [...document.querySelectorAll("img[data-picture]")].find((i) => i.dataset.picture === key);
       const canvas = document.createElement("canvas");
-      canvas.width = image.width;
-      canvas.height = image.height;
+      canvas.width = image.naturalWidth;
+      canvas.height = image.naturalHeight;
       const context = canvas.getContext("2d", { willReadFrequently: true });
       context.drawImage(image, 0, 0);
       pixels.set(key, context);
@@ -63,10 +61,9 @@
     return pixels.get(key);
   }
 
-  async function tile(target, column) {
+  function tile(target, column) {
     const view = data.cases[state.case];
-    const context = await load(state.case, target);
-    const rgba = context.getImageData(column * view.width, state.slice * view.height, view.width, view.height).data;
+    const rgba = load(state.case, target).getImageData(column * view.width, state.slice * view.height, view.width, view.height).data;
     return Uint8Array.from({ length: view.width * view.height }, (_, i) => rgba[4 * i]);
   }
 
@@ -88,21 +85,17 @@
 
   const grey = (v) => [v, v, v];
   const words = (given) => given.map((m) => data.labels[m]).join(" + ");
-  let shown = null, turn = 0;
+  let shown = null;
 
-  async function draw() {
-    const mine = ++turn;
+  function draw() {
     const held = settle();
     const view = data.cases[state.case];
     const about = view.targets[state.target];
-    const subset = view.subsets.indexOf(modalities.filter((m) => state.given.includes(m)).join("+"));
-    const count = view.subsets.length;
-    const [fov, truth, mean, spread] = await Promise.all([
-      tile(state.target, 1), about.truth ? tile(state.target, 0) : null, tile(state.target, 2 + subset),
-      about.spread ? tile(state.target, 2 + count + subset) : null,
-    ]);
-    const inputs = await Promise.all(modalities.map((m) => (view.targets[m].truth ? tile(m, 0) : null)));
-    if (mine !== turn) return; // something newer is being drawn
+    const subset = view.subsets.indexOf(state.given.join("+"));
+    const fov = tile(state.target, 1), mean = tile(state.target, 2 + subset);
+    const truth = about.truth ? tile(state.target, 0) : null;
+    const spread = about.spread ? tile(state.target, 2 + view.subsets.length + subset) : null;
+    const inputs = modalities.map((m) => (view.targets[m].truth ? tile(m, 0) : null));
 
     const error = truth && mean.map((v, i) => Math.min(255, Math.abs(v - truth[i]) / data.error_limit));
     const scaled = spread && spread.map((v) => Math.min(255, (v * data.spread_limit) / data.spread_shown));
@@ -126,7 +119,7 @@
       box.closest("label").dataset.state = box.disabled ? "missing" : box.checked ? "given" : "held";
       $(`target-${m}`).checked = m === state.target;
     });
-    await sheet(view, mine);
+    sheet(view);
     $("case").value = state.case;
     $("slice").max = view.slices.length - 1;
     $("slice").value = state.slice;
@@ -157,19 +150,17 @@
   // All subsets at once, a row per target. Buttons are not in the order of tabs: the controls above
   // reach every one of these states.
   let sheetOf = "";
-  async function sheet(view, mine) {
+  function sheet(view) {
     const box = $("sheet");
     const key = `${state.case}/${state.slice}`;
     if (key !== sheetOf) {
       const columns = [["truth", 0], ...view.subsets.map((name, k) => [name, 2 + k])];
       const cells = [];
       for (const m of modalities) {
-        const tiles = await Promise.all(columns.map(([, column]) => tile(m, column)));
-        if (mine !== turn) return;
-        columns.forEach(([name], k) => {
+        columns.forEach(([name, column]) => {
           const button = document.createElement("button");
           const canvas = button.appendChild(document.createElement("canvas"));
-          paint(canvas, tiles[k], grey);
+          paint(canvas, tile(m, column), grey);
           button.tabIndex = -1;
           const given = name === "truth" ? [] : name.split("+");
           button.dataset.place = `${name}>${m}`;
@@ -237,9 +228,11 @@
     }, { passive: false });
   });
   addEventListener("hashchange", () => { read(); draw(); });
-  root.hidden = false;
-  read();
-  draw();
+  addEventListener("load", () => {
+    root.hidden = false;
+    read();
+    draw();
+  });
 })();
 
 // Tables: one metric at a time on the screen, all of them on paper.
