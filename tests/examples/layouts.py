@@ -328,8 +328,15 @@ def write_tcia(root, transforms=None):
                 SeriesDescription="tumor seg - MR ref: 3D_AX_T1_postcontrast", **tags,
             )  # fmt: skip
         tags = {"PatientID": patient, "StudyInstanceUID": intraop, "StudyDescription": "Intraop"}
+        folder = base / patient / "12-01-1982-NA-Intraop-54321"
+        if number == 1:  # finer, of the same name, but of another study and another place
+            far = place @ matrix(np.diag([0.5, 0.5, 0.5]), [300, 0, 0])
+            write_slices(
+                folder / "1.000000-3DAXT1postcontrast-4", other[:9, :9, :9], far,
+                Modality="MR", SeriesDescription="3D_AX_T1_postcontrast", SeriesNumber=1, **tags,
+            )  # fmt: skip
         tags |= {"Modality": "US", "SeriesDescription": "US_pre_dura", "SeriesNumber": 4}
-        us = base / patient / "12-01-1982-NA-Intraop-54321" / "4.000000-USpredura-9"
+        us = folder / "4.000000-USpredura-9"
         data = ultrasound(US_SHAPE, US_AFFINE)
         if number == 1:
             write_frames(us / "1-1.dcm", data, US_AFFINE, **tags)

@@ -6,6 +6,7 @@ import json
 import layouts
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from hypothesis import given
@@ -141,6 +142,40 @@ def test_formats_agree(tmp_path, name):
     np.testing.assert_array_equal(found.data, stored)
     np.testing.assert_allclose(found.affine, image.affine, atol=1e-4 if name == "dicom" else 1e-5)
     assert found.data.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["patient", "volume", "simple"])
+def test_frames_say_where_they_lie_in_three_ways(tmp_path, kind):
+    affine = layouts.placed((6, 7, 5), (0.7, 1.1, 2.3), (10, 20, -15), [3, 4, 5])
+    data = np.arange(210, dtype=np.uint8).reshape(6, 7, 5)
+    path = tmp_path / "us" / "1.dcm"
+    layouts.write_frames(path, data, affine, Modality="US", PatientID="a")
+    file = pydicom.dcmread(path)
+    shared, own = file.SharedFunctionalGroupsSequence[0], file.PerFrameFunctionalGroupsSequence
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    if kind == "volume":
+        shared.PlaneOrientationVolumeSequence = [layouts.item(ImageOrientationVolume=orientation)]
+        del shared.PlaneOrientationSequence
+        for frame in own:
+            position = [float(n) for n in frame.PlanePositionSequence[0].ImagePositionPatient]
+            frame.PlanePositionVolumeSequence = [layouts.item(ImagePositionVolume=position)]
+            del frame.PlanePositionSequence
+    elif kind == "simple":
+        file.ImageOrientationPatient = orientation
+        file.ImagePositionPatient = own[-1].PlanePositionSequence[0].ImagePositionPatient
+        file.PixelSpacing = shared.PixelMeasuresSequence[0].PixelSpacing
+        file.SpacingBetweenSlices = "2.3"
+        file.PixelData = np.ascontiguousarray(data.transpose(2, 1, 0)).tobytes()
+        del file.SharedFunctionalGroupsSequence, file.PerFrameFunctionalGroupsSequence
+    file.save_as(path)
+    found = read_image(tmp_path / "us")
+    np.testing.assert_array_equal(found.data, data)
+    np.testing.assert_allclose(found.affine, layouts.TO_RAS @ affine, atol=1e-4)
+    if kind == "simple":
+        del file.SpacingBetweenSlices
+        file.save_as(path)
+        with pytest.raises(ImageError, match="its frames say nothing of where they lie"):
+            read_image(tmp_path / "us")
 
 
 def test_a_second_nifti_is_read(tmp_path):

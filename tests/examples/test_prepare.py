@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 
 import layouts
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from layouts import AFFINE, BLOB, RIGID, TO_RAS, US_AFFINE, US_SHAPE
@@ -429,3 +431,51 @@ def test_nothing_prepared_is_an_error(own, capsys):
     (own / "index.csv").write_text("case,split,us\na,train,a/lost.nii.gz\n")
     assert run(Prepare(index=own / "index.csv", out=own / "out", **SETTINGS)) == 3
     assert "a/lost.nii.gz cannot be read: there is no such file" in capsys.readouterr().err
+
+
+def test_what_is_broken_in_a_release_is_named(tmp_path):
+    """A damaged series, no ultrasound, two patients of one name: each fails, the others do not."""
+    layouts.write_remind(tmp_path / "a", tmp_path / "registration")
+    folder = tmp_path / "a" / "nrrd"
+    broken = folder / "Case001" / "Preop-MR" / "Case001-preop-MR-3D_AX_T2_SPACE.nrrd"
+    broken.write_bytes(broken.read_bytes()[:-50])
+    shutil.rmtree(folder / "Case002" / "Intraop-US")
+    options = {"transforms": tmp_path / "registration", **SETTINGS}
+    assert run(Prepare(remind=tmp_path / "a", out=tmp_path / "a-out", **options)) == 1
+    failed = json.loads((tmp_path / "a-out" / "prepare.json").read_text())["failed"]
+    assert list(failed) == ["Case002", "Case003", "Case001"]
+    assert failed["Case001"].startswith(f"{broken} cannot be read")
+    assert "there should be one ultrasound" in failed["Case002"]
+    assert not list((tmp_path / "a-out").glob(".partial*"))
+
+    layouts.write_tcia(tmp_path / "b", tmp_path / "c")
+    options["transforms"] = tmp_path / "c"
+    (seg,) = (tmp_path / "b").rglob("303*/1-1.dcm")
+    file = pydicom.dcmread(seg)
+    del file.PixelData
+    file.save_as(seg)
+    for slice_ in list((tmp_path / "b").rglob("ReMIND-002/**/*.dcm"))[:3]:
+        file = pydicom.dcmread(slice_)
+        file.PatientID = "ReMIND-02"
+        file.SeriesInstanceUID = "1.2.9"
+        file.save_as(slice_)
+    assert run(Prepare(tcia=tmp_path / "b", out=tmp_path / "b-out", **options)) == 3
+    failed = json.loads((tmp_path / "b-out" / "prepare.json").read_text())["failed"]
+    assert failed["Case001"].startswith(f"{seg} cannot be read as a segmentation")
+    assert failed["Case002"] == "several patients have this name."
+
+
+def test_images_that_share_no_place_are_refused(own, capsys):
+    image = nib.load(own / "b" / "flair.nii.gz")
+    image.affine[:3, 3] += 500
+    nib.Nifti1Image(np.asarray(image.dataobj), image.affine).to_filename(
+        own / "b" / "flair.nii.gz"
+    )
+    us = nib.load(own / "a" / "us.nii.gz")
+    nib.Nifti1Image(np.asarray(us.dataobj) / np.float32(255), us.affine).to_filename(
+        own / "a" / "us.nii.gz"
+    )
+    assert run(Prepare(index=own / "index.csv", out=own / "out", **SETTINGS)) == 3
+    said = capsys.readouterr().err
+    assert "flair.nii.gz shows nothing where the reference lies; do they share a world?" in said
+    assert "us.nii.gz should be ultrasound in 0 to 255, but lies in 0 to 0." in said

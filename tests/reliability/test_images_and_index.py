@@ -314,12 +314,12 @@ def shifted(voxels):
     return affine
 
 
-def dicom(path, series, place, uid=None):
+def dicom(path, series, place, **tags):
     path.parent.mkdir(parents=True, exist_ok=True)
     meta = pydicom.dataset.FileMetaDataset()
     meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-    meta.MediaStorageSOPInstanceUID = uid or pydicom.uid.generate_uid()
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
     file = pydicom.dataset.FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     file.SOPClassUID = meta.MediaStorageSOPClassUID
     file.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
@@ -331,6 +331,8 @@ def dicom(path, series, place, uid=None):
     file.BitsAllocated = file.BitsStored = 16
     file.HighBit, file.PixelRepresentation = 15, 0
     file.PixelData = np.full((8, 8), place, np.uint16).tobytes()
+    for name, value in tags.items():
+        setattr(file, name, value)
     file.save_as(path, enforce_file_format=True)
 
 
@@ -368,6 +370,46 @@ def test_18_slices_that_are_missing(tmp_path):
     dicom(tmp_path / "again.dcm", 1, 4)
     with pytest.raises(ImageError, match="some are missing or stand twice"):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"ImagePositionPatient": [0, 3, 2]}, "not stacked at right angles"),
+        ({"PixelSpacing": [1, 2]}, "slices of differing planes"),
+        ({"ImageOrientationPatient": [0, 1, 0, 1, 0, 0]}, "slices of differing planes"),
+        ({"Rows": 4}, "cannot be read as DICOM"),
+    ],
+)
+def test_18_slices_that_are_no_stack(tmp_path, tags, message):
+    for place in (0, 2, 4):
+        dicom(tmp_path / f"{place}.dcm", 1, place, **(tags if place == 2 else {}))
+    with pytest.raises(ImageError, match=message):
+        read_image(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_18_damaged_slices(tmp_path):
+    """Cut or changed anywhere, the last slice too: an image as it was, or an ImageError."""
+    rng = np.random.default_rng(0)
+    for place in (0, 2, 4):
+        dicom(tmp_path / f"{place}.dcm", 1, place)
+    last = tmp_path / "4.dcm"
+    content = last.read_bytes()
+    for cut in np.linspace(140, len(content) - 1, 12).astype(int):
+        last.write_bytes(content[:cut])
+        with pytest.raises(ImageError, match=str(tmp_path)):
+            read_image(tmp_path)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(content)
+        damaged[rng.integers(132, len(content) - 128)] = rng.integers(256)
+        last.write_bytes(bytes(damaged))
+        try:
+            assert read_image(tmp_path).data.shape == (8, 8, 3)
+        except ImageError:
+            refused += 1
+    assert refused > 20
 
 
 def refused(index, text, *words):

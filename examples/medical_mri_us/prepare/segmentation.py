@@ -6,10 +6,15 @@ __all__ = ["read_segmentation"]
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from examples.medical_mri_us.data import Grid, Image, ImageError, Series, read_series, resample
-from examples.medical_mri_us.data.dicom import frame_position, plane_affine, shared_or_frame
+from examples.medical_mri_us.data.dicom import DAMAGED
+from examples.medical_mri_us.data.planes import (
+    frame_orientation,
+    frame_position,
+    plane_affine,
+    shared_or_frame,
+)
 
 OFF = 0.1
 """How far a frame may be from its slice, in slices."""
@@ -29,12 +34,13 @@ def read_segmentation(series: Series, reference: Series) -> Image:
         ImageError: If one of them is damaged, or the frames lie on no regular grid.
     """
     path = series.files[0]
+    if series.damaged:
+        raise ImageError(f"{series.damaged[0]} cannot be read as DICOM; export it again.")
     try:
         image = _frames(series)
     except ImageError:
         raise
-    except (InvalidDicomError, RuntimeError, ValueError, KeyError, AttributeError, TypeError,
-            NotImplementedError, OSError) as error:  # fmt: skip
+    except DAMAGED as error:
         raise ImageError(f"{path} cannot be read as a segmentation: {error}.") from error
     grid = Grid.of(read_series(reference))
     return Image(resample(image, grid, 0), grid.affine)
@@ -46,7 +52,7 @@ def _frames(series: Series) -> Image:
     masks = np.asarray(dataset.pixel_array) > 0
     masks = masks.reshape(-1, *masks.shape[-2:])  # (frame, row, column)
     positions = np.array([frame_position(dataset, k) for k in range(len(masks))])
-    orientation = shared_or_frame(dataset, 0, "PlaneOrientation").ImageOrientationPatient
+    orientation = frame_orientation(dataset)
     measures = shared_or_frame(dataset, 0, "PixelMeasures")
     right, down = np.reshape(np.asarray(orientation, float), (2, 3))
     along = positions @ np.cross(right, down)

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["find_tcia"]
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -45,11 +46,12 @@ def find_tcia(root: Path, transforms: Path | None, modalities: Sequence[str]) ->
     if not patients:
         raise ValueError(f"'tcia' should be a folder with DICOM files, but {root} has none.")
     registrations = None if transforms is None else Registrations.find(transforms, root)
+    names = Counter(case_name(patient) for patient in patients)
     findings = Findings()
     for patient, series in sorted(patients.items()):
         case = case_name(patient)
-        if any(case == other.name for other in findings.sources) or case in findings.failed:
-            findings.failed[case] = "two patients have this name."
+        if names[case] > 1:
+            findings.failed[case] = "several patients have this name."
             continue
         try:
             source = _source(case, patient, series, registrations, modalities)

@@ -77,7 +77,8 @@ def run(options: Check) -> int:
     print(f"{options.index}: {len(cases)} cases.")
     print("\nGrids, and where the axes of the files point to:")
     for words, codes in sorted(grids.items(), key=lambda g: -g[1].total()):
-        listed = ", ".join(f"{code} {count}" for code, count in codes.most_common())
+        listed = ", ".join(f"{code} {count}" for code, count in codes.most_common(4))
+        listed += ", ..." if len(codes) > 4 else ""
         print(f"  {codes.total():4d}  {words} ({listed})")
     planes = {words.split(" slices of ")[1].split(" voxels")[0] for words in grids}
     if len(planes) > 1:
