@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-browser demo test check tests doctest docs bench-smoke bench-mmhvae bench-multivae \
-	bench-poe calibration-gate test-kernels format clean
+.PHONY: help setup setup-browser demo journey test check tests doctest docs bench-smoke bench-mmhvae \
+	bench-multivae bench-poe calibration-gate test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,23 @@ setup-browser:  ## Install Chromium, which a test of the report needs (Debian, a
 
 demo: $(READY)  ## Train on phantom patients, synthesise what is missing, write runs/demo/report.html
 	$(BIN)/python -m examples.medical_mri_us demo
+
+JOURNEY := runs/journey
+MRI_US := $(BIN)/python -m examples.medical_mri_us
+
+journey: $(READY)  ## Every verb on phantom patients, from data to a report in runs/journey, under 15 minutes
+	rm -rf $(JOURNEY)
+	$(MRI_US) phantom --train 60 --test 6 --missingness paper-87 --out $(JOURNEY)/data
+	$(MRI_US) check $(JOURNEY)/data/index.csv
+	@echo "Training for 90 seconds; then it is stopped, and goes on."
+	timeout --preserve-status -s TERM 90 $(MRI_US) train --config tiny --data $(JOURNEY)/data/index.csv \
+		--out $(JOURNEY)/run || test $$? -eq 143
+	$(MRI_US) train --config tiny --data $(JOURNEY)/data/index.csv --out $(JOURNEY)/run --resume
+	$(MRI_US) calibrate $(JOURNEY)/run
+	$(MRI_US) synthesize $(JOURNEY)/run --us $(JOURNEY)/data/test-0000/us.nii.gz \
+		--fov $(JOURNEY)/data/test-0000/fov.nii.gz --out $(JOURNEY)/synthetic
+	$(MRI_US) evaluate $(JOURNEY)/run --data $(JOURNEY)/data/index.csv --out $(JOURNEY)/evaluation
+	$(MRI_US) report $(JOURNEY)/evaluation --out $(JOURNEY)/report.html
 
 test: check tests doctest docs bench-smoke  ## Everything the project checks before a change lands
 

@@ -95,7 +95,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 5, f"Error: out of memory: {first} Take a smaller batch, model or size."
     if isinstance(error, OSError):
         return (5 if error.errno in RESOURCES else 2), message
-    if isinstance(error, (ValueError, NonFiniteError)):
+    if isinstance(error, (ValueError, ImportError, NonFiniteError)):
         return 2, message
     return 1, f"Unexpected error: {type(error).__name__}: {error} (--debug shows where it is from)"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["is_phantom", "write_card"]
+__all__ = ["write_card"]
 
 import json
 from pathlib import Path
@@ -17,15 +17,6 @@ PURPOSE = (
     "For research on synthesis with missing modalities. **Not for clinical use**: images that it "
     "makes can lack what is there, show what is not, and look convincing all the same."
 )
-
-
-def is_phantom(index: Path) -> bool:
-    """Whether an index is of simulated patients: the phantom notes its arguments beside it."""
-    try:
-        recipe = json.loads((index.parent / "dataset.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(recipe, dict) and "missingness" in recipe
 
 
 def write_card(run: Path, scores: str | None = None) -> Path:
@@ -126,5 +117,6 @@ def _uncertainty(model: dict[str, Any]) -> str:
     how = model["calibration"]
     return (
         f"Standard deviations come from matched experts, fitted for {how['steps']} steps to "
-        f"{how['slices']} slices ({how['complete']} of them complete)."
+        f"{how['slices']} slices ({how['complete']} of them complete, of {how['complete_cases']} "
+        "cases). How many complete cases there were limits how far they are to be trusted."
     )

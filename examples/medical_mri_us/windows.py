@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Window", "fit_subject"]
+__all__ = ["Window", "fit_subject", "fit_subjects"]
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,3 +91,15 @@ def fit_subject(subject: Subject, size: int) -> tuple[Subject, float]:
     targets = {m: window.cut(v, -1) for m, v in subject.targets.items()}
     lost = 1 - fov.sum() / max(1, subject.fov.sum())
     return replace(subject, images=images, fov=fov, label=label, targets=targets), float(lost)
+
+
+def fit_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:
+    """Brings all to the model's size, and says what was cut off."""
+    fitted = [fit_subject(subject, size) for subject in subjects]
+    cut = [share for _, share in fitted if share > 0]
+    if cut:
+        print(
+            f"{len(cut)} cases are larger than {size} x {size} pixels: up to {max(cut):.0%} of "
+            "their field of view is left out."
+        )
+    return [subject for subject, _ in fitted]

@@ -18,10 +18,13 @@ from examples.medical_mri_us.config import read_config
 from examples.medical_mri_us.data import CaseError, Slices, Subject, load_subjects, read_index
 from examples.medical_mri_us.models import load_model
 from examples.medical_mri_us.outputs import open_folder
-from examples.medical_mri_us.windows import fit_subject
+from examples.medical_mri_us.windows import fit_subjects
 from mmpoe.imputation import calibrate
 from mmpoe.training import save_checkpoint
 from mmpoe.training.folder import lock
+
+FEW = 5
+"""With fewer complete cases than this, a calibration comes with a warning."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,17 @@ def run(options: Calibrate) -> int:
     data = json.loads((folder / "data.json").read_text())
     index = Path(data["index"]) if options.data is None else options.data
     cases = [c for c in read_index(index, model.modalities) if c.split == data["split"]]
-    subjects = [fit_subject(s, config.size)[0] for s in load_subjects(cases)[0]]
+    subjects = fit_subjects(load_subjects(cases)[0], config.size)
     if not subjects:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
     whole = [s for s in subjects if len(s.images) == len(model.modalities)]
     samples, complete = Samples(subjects), len(Samples(whole))
-    print(f"Fitting matched experts to {len(samples)} slices, {complete} of them complete.")
+    print(
+        f"Fitting matched experts to {len(samples)} slices, {complete} of them complete, of "
+        f"{len(whole)} cases."
+    )
+    if 0 < len(whole) < FEW:
+        print("So few complete cases can hardly tell how others spread: check the coverage.")
 
     settings = config.calibration
     torch.manual_seed(config.training.seed)
@@ -96,6 +104,7 @@ def run(options: Calibrate) -> int:
             "steps": history.best,
             "slices": len(samples),
             "complete": complete,
+            "complete_cases": len(whole),
             "interrupted": history.interrupted,
         }
         state = {name: value.cpu() for name, value in model.state_dict().items()}

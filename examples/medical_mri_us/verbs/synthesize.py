@@ -7,19 +7,17 @@ __all__ = ["Synthesize", "run"]
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
 
 from examples.medical_mri_us.checks import check_integer, check_number
-from examples.medical_mri_us.data import CaseError, ImageError, read_image
+from examples.medical_mri_us.data import CaseError, ImageError
 from examples.medical_mri_us.models import load_model, model_folder
 from examples.medical_mri_us.outputs import open_folder
-from examples.medical_mri_us.synthesis.case import synthesise_case
-from examples.medical_mri_us.synthesis.files import hash_of, write_synthesis
-from examples.medical_mri_us.synthesis.jobs import Job, choose, in_folder, in_index, names, stem
-from mmpoe.models import MMHVAE
+from examples.medical_mri_us.synthesis.jobs import Job, in_folder, in_index, names, stem
+from examples.medical_mri_us.synthesis.run import Asked, synthesise_job
 from mmpoe.training import shard
 
 
@@ -92,10 +90,20 @@ def run(options: Synthesize) -> int:
     if options.device != "cpu" and torch.cuda.is_available():
         model.cuda()
 
+    asked = Asked(
+        out=options.out,
+        weights=model_folder(options.run),
+        every=options.all_subsets,
+        samples=options.samples,
+        temperature=options.temperature,
+        seed=options.seed,
+        to_first=options.resample_to is not None,
+        batch=options.batch,
+    )
     failures = []
     for job in jobs:
         try:
-            _synthesise(options, model, description, job, given, targets)
+            synthesise_job(model, description, job, given, targets, asked)
         except (CaseError, ImageError) as error:
             failures.append(f"{job.name}: {error}")
             print(f"Failed: {failures[-1]}")
@@ -107,54 +115,6 @@ def run(options: Synthesize) -> int:
     listed = "\n".join(f"  {failure}" for failure in failures)
     print(f"Synthesised {len(jobs) - len(failures)} of {len(jobs)} cases; failed:\n{listed}")
     return 1
-
-
-def _synthesise(
-    options: Synthesize,
-    model: MMHVAE,
-    description: dict[str, Any],
-    job: Job,
-    given: Sequence[str],
-    targets: Sequence[str],
-) -> None:
-    pairs = choose(list(job.images), model.modalities, given, targets, every=options.all_subsets)
-    used = {m for subset, _ in pairs for m in subset}
-    images = {m: read_image(path) for m, path in job.images.items() if m in used}
-    fov = None if job.fov is None else read_image(job.fov)
-    for subset, wanted in pairs:
-        synthesis = synthesise_case(
-            model,
-            description,
-            {m: images[m] for m in subset},
-            targets=wanted,
-            samples=options.samples,
-            temperature=options.temperature,
-            seed=options.seed,
-            fov=fov,
-            to_first=options.resample_to is not None,
-            batch=options.batch,
-        )
-        provenance = {
-            "model": {
-                "folder": str(options.run),
-                "sha256": description["sha256"],
-                "modalities": model.modalities,
-                "phantom": description.get("phantom"),
-            },
-            "inputs": {
-                m: {"file": str(job.images[m]), "sha256": hash_of(job.images[m])} for m in subset
-            },
-            "fov": None if job.fov is None else str(job.fov),
-            "targets": list(wanted),
-            "samples": options.samples,
-            "temperature": options.temperature,
-            "seed": options.seed,
-        }
-        folder = options.out
-        if options.all_subsets:
-            folder = options.out / f"from-{'-'.join(subset)}"
-            folder.mkdir(exist_ok=True)
-        write_synthesis(folder, job.name, synthesis, provenance, calibrated=model.is_matched)
 
 
 def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:

@@ -6,30 +6,20 @@ __all__ = ["Train", "run"]
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 import tyro
 
-from examples.medical_mri_us.card import is_phantom, write_card
-from examples.medical_mri_us.config import Config, read_config, write_config
-from examples.medical_mri_us.data import (
-    CaseError,
-    Subject,
-    axis_codes,
-    check_training,
-    load_subjects,
-    missingness_table,
-    read_index,
-)
+from examples.medical_mri_us.card import write_card
+from examples.medical_mri_us.config import read_config, write_config
+from examples.medical_mri_us.data import CaseError, check_training, load_subjects, read_index
+from examples.medical_mri_us.facts import data_of, facts_of
 from examples.medical_mri_us.outputs import open_folder
-from examples.medical_mri_us.synthesis.intensities import FACTS
 from examples.medical_mri_us.train import save_model, train
-from examples.medical_mri_us.windows import fit_subject
+from examples.medical_mri_us.windows import fit_subjects
 from mmpoe.training import Checkpoints
 from mmpoe.training.files import write_file
 from mmpoe.training.folder import lock
@@ -76,32 +66,26 @@ def run(options: Train) -> int:
     cases = [c for c in read_index(index, config.modalities) if c.split == options.split]
     check_training(cases, config.modalities)
     folder = open_folder(options.out)
-    with lock(folder):
-        steps = Checkpoints(folder / "checkpoints").steps()
-        if steps and not options.resume:
-            raise ValueError(
-                f"'out' should be a new folder, or --resume be given, but {folder} holds "
-                f"checkpoints up to step {steps[-1]}."
-            )
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
+    steps = Checkpoints(folder / "checkpoints").steps()
+    if steps and not options.resume:
+        raise ValueError(
+            f"'out' should be a new folder, or --resume be given, but {folder} holds "
+            f"checkpoints up to step {steps[-1]}."
+        )
+    if first:
+        with lock(folder):
+            pass  # before data are read, which takes a while
 
     subjects, problems = load_subjects(cases)
     if not subjects:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
-    subjects = _fit(subjects, config.size)
-    data = {
-        "index": str(index.resolve()),
-        "split": options.split,
-        "phantom": is_phantom(index),
-        "cases": [{"name": s.name, "modalities": list(s.images)} for s in subjects],
-        "missingness": missingness_table(
-            [c for c in cases if c.name in {s.name for s in subjects}], config.modalities
-        )["splits"][options.split],
-        "problems": [str(problem) for problem in problems],
-    }
-    first = int(os.environ.get("RANK", 0)) == 0
+    subjects = fit_subjects(subjects, config.size)
+    data = data_of(index, options.split, config.modalities, cases, subjects, problems)
     if first:
         with lock(folder):
-            write_config(folder / "config.toml", config)
+            if not (steps and (folder / "config.toml").exists()):  # of what is gone on from
+                write_config(folder / "config.toml", config)
             write_file(folder / "data.json", json.dumps(data, indent=2).encode())
         counts = ", ".join(f"{m} {n}" for m, n in data["missingness"]["observed"].items())
         device = "a GPU" if options.device != "cpu" and torch.cuda.is_available() else "the CPU"
@@ -118,7 +102,7 @@ def run(options: Train) -> int:
         device=options.device,
     )
     if first:
-        facts = {**facts_of(subjects, config), "phantom": data["phantom"]}
+        facts = {**facts_of(subjects), "phantom": data["phantom"]}
         save_model(
             folder / "model",
             model,
@@ -135,19 +119,6 @@ def run(options: Train) -> int:
     return history.exit_code
 
 
-def facts_of(subjects: Sequence[Subject], config: Config) -> dict[str, Any]:
-    """Returns what synthesis has to know of the images that a model was trained on."""
-    spacing = np.median([s.spacing for s in subjects], axis=0)  # slice, row, column
-    axes = {axis_codes(s.affine) for s in subjects}
-    return {
-        "spacing": [round(float(spacing[k]), 6) for k in (1, 2, 0)],
-        "axes": axes.pop() if len(axes) == 1 else None,
-        "harmonised": [m for m in config.modalities if any(m in s.targets for s in subjects)],
-        "calibrated": False,
-        **FACTS,
-    }
-
-
 def _config_of(options: Train) -> Path:
     if options.config is not None:
         return options.config
@@ -162,15 +133,3 @@ def _index_of(options: Train) -> Path:
     if not options.resume or not kept.exists():
         raise ValueError("'data' should be an index of cases, but is not given: --data index.csv.")
     return Path(json.loads(kept.read_text())["index"])
-
-
-def _fit(subjects: Sequence[Subject], size: int) -> list[Subject]:
-    """Brings all to the model's size, and says what was cut off."""
-    fitted = [fit_subject(subject, size) for subject in subjects]
-    cut = [share for _, share in fitted if share > 0]
-    if cut:
-        print(
-            f"{len(cut)} cases are larger than {size} x {size} pixels: up to {max(cut):.0%} of "
-            "their field of view is left out."
-        )
-    return [subject for subject, _ in fitted]
