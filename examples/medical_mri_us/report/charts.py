@@ -48,7 +48,7 @@ def line_plot(
         return height - bottom - (y - low) / (high - low) * (height - top - bottom)
 
     parts = []
-    for y in _ticks(low, high, 4):
+    for y in _powers(low, high) if logarithmic else _ticks(low, high, 4):
         label = _number(10**y) if logarithmic else _number(y)
         parts.append(
             f"<line class=grid x1={left} x2={width - right} y1={up(y):.1f} y2={up(y):.1f} />"
@@ -179,6 +179,14 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - raw))
     first = math.ceil(low / step)
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """The logarithms of 1, 2 and 5 times powers of ten between two others; of powers if many."""
+    steps = (1, 2, 5) if high - low < 2 else (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    found = [power + math.log10(step) for power in powers for step in steps]
+    return [y for y in found if low <= y <= high]
 
 
 def _number(value: float) -> str:
