@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .axes import apart, number_text, powers, ticks
+
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 
@@ -48,16 +50,16 @@ def line_plot(
         return height - bottom - (y - low) / (high - low) * (height - top - bottom)
 
     parts = []
-    for y in _powers(low, high) if logarithmic else _ticks(low, high, 4):
-        label = _number(10**y) if logarithmic else _number(y)
+    for y in powers(low, high) if logarithmic else ticks(low, high, 4):
+        label = number_text(10**y) if logarithmic else number_text(y)
         parts.append(
             f"<line class=grid x1={left} x2={width - right} y1={up(y):.1f} y2={up(y):.1f} />"
             f"<text x={left - 7} y={up(y) + 4:.1f} text-anchor=end>{label}</text>"
         )
-    for x in _ticks(x0, x1, 5):
+    for x in ticks(x0, x1, 5):
         place = f"x={across(x):.1f} y={height - bottom + 17}"
-        parts.append(f"<text {place} text-anchor=middle>{_number(x)}</text>")
-    places = _apart({name: up(points[-1][1]) for name, points in lines.items()}, 14)
+        parts.append(f"<text {place} text-anchor=middle>{number_text(x)}</text>")
+    places = apart({name: up(points[-1][1]) for name, points in lines.items()}, 14)
     for number, (name, points) in enumerate(lines.items(), start=1):
         path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in points)
         parts.append(
@@ -170,36 +172,3 @@ def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
         f"<svg class=chart {size} role=img aria-label='{html.escape(title, quote=True)}'>"
         f"<title>{html.escape(title)}</title>{''.join(parts)}</svg>"
     )
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers between two others, about so many of them."""
-    raw = (high - low) / count
-    power = 10 ** math.floor(math.log10(raw))
-    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - raw))
-    first = math.ceil(low / step)
-    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _powers(low: float, high: float) -> list[float]:
-    """The logarithms of 1, 2 and 5 times powers of ten between two others; of powers if many."""
-    steps = (1, 2, 5) if high - low < 2 else (1,)
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    found = [power + math.log10(step) for power in powers for step in steps]
-    return [y for y in found if low <= y <= high]
-
-
-def _number(value: float) -> str:
-    if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _apart(places: Mapping[str, float], distance: float) -> dict[str, float]:
-    """Moves labels down where they would overlap."""
-    moved: dict[str, float] = {}
-    last = -math.inf
-    for name in sorted(places, key=places.__getitem__):
-        last = max(places[name], last + distance)
-        moved[name] = last
-    return moved
