@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo journey test check tests doctest docs bench-smoke bench-mmhvae \
-	bench-multivae bench-poe bench-recipe calibration-gate reliability test-kernels format clean
+.PHONY: help setup setup-browser demo journey test check tests doctest docs bench-smoke \
+	bench-mmhvae bench-multivae bench-poe bench-recipe calibration-gate reliability \
+	test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +24,11 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $(READY)
+
+setup-browser:  ## Install Chromium, which a test of the report needs (Debian, as root or with sudo)
+	@if command -v chromium >/dev/null; then echo "Chromium is there."; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq chromium; \
+	else sudo apt-get update -qq && sudo apt-get install -y -qq chromium; fi
 
 demo: $(READY)  ## Train on phantom patients, synthesise what is missing, write runs/demo/report.html
 	$(BIN)/python -m examples.medical_mri_us demo

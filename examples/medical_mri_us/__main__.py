@@ -17,7 +17,17 @@ with needs("medical"):
     from . import demo
     from .data import CaseError, ImageError
     from .outputs import RESOURCES
-    from .verbs import calibrate, check, import_official, phantom, prepare, synthesize, train
+    from .verbs import (
+        calibrate,
+        check,
+        evaluate,
+        import_official,
+        phantom,
+        prepare,
+        report,
+        synthesize,
+        train,
+    )
 
 VERBS: dict[str, Any] = {
     "demo": (demo.Demo, demo.run),
@@ -27,6 +37,8 @@ VERBS: dict[str, Any] = {
     "train": (train.Train, train.run),
     "calibrate": (calibrate.Calibrate, calibrate.run),
     "synthesize": (synthesize.Synthesize, synthesize.run),
+    "evaluate": (evaluate.Evaluate, evaluate.run),
+    "report": (report.Report, report.run),
     "import-official": (import_official.ImportOfficial, import_official.run),
 }
 """What may be asked for: its options, and what does it and returns the exit code."""

@@ -14,10 +14,10 @@ from torch.distributions import Independent, Laplace
 from examples.medical_mri_us import train as train_module
 from examples.medical_mri_us.critics import Critics
 from examples.medical_mri_us.data import Subject, TargetSlices, batch_targets
-from examples.medical_mri_us.evaluate import synthesise
+from examples.medical_mri_us.evaluation import synthesise
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.models import ImageModel
-from examples.medical_mri_us.panel import _slice_with_most_tumour, draw_panel, draw_training
+from examples.medical_mri_us.report.panel import _slice_with_most_tumour, draw_panel, draw_training
 from examples.medical_mri_us.train import (
     Settings,
     bound,
