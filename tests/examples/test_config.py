@@ -115,7 +115,9 @@ def test_files_that_are_none(tmp_path):
         read_config(tmp_path / "absent.toml")
     with pytest.raises(ValueError, match=r"should be TOML, but is not: .*line 1"):
         read_config(config(tmp_path, "size = = 3"))
-    with pytest.raises(ValueError, match=r"own.toml \(or --set\) has an unknown entry, sizee: did"):
+    with pytest.raises(
+        ValueError, match=r"own.toml \(or --set\) has an unknown entry, sizee: did"
+    ):
         read_config(config(tmp_path, "sizee = 3"))
     (tmp_path / "own.toml").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"should be TOML, but is not"):
