@@ -12,7 +12,7 @@ with needs("medical"):
     import torch
     import tyro
 
-    from mmpoe.training import CheckpointError, NonFiniteError
+    from mmpoe.training import CheckpointError, DeviceMemoryError, NonFiniteError, WorkerError
 
     from . import demo
     from .data import CaseError, ImageError
@@ -90,6 +90,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 4, message
     if isinstance(error, (CaseError, ImageError)):
         return 3, message
+    if isinstance(error, (DeviceMemoryError, WorkerError)):
+        return 5, message
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         first = str(error).partition("\n")[0]
         return 5, f"Error: out of memory: {first} Take a smaller batch, model or size."

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["write_card"]
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def write_card(run: Path, scores: str | None = None) -> Path:
 
     Arguments:
         run: The folder of the run.
-        scores: Tables of scores in Markdown, each with the name of its protocol.
+        scores: Tables of scores in Markdown, each with the name of its protocol; its headings
+            are put below that of the section.
 
     Returns:
         The file.
@@ -46,7 +48,9 @@ def write_card(run: Path, scores: str | None = None) -> Path:
         "## How it was trained",
         _training(model),
         "## Scores",
-        scores or "Not evaluated. Scores without the name of a protocol mean nothing.",
+        re.sub(r"(?m)^#", "###", scores)
+        if scores
+        else "Not evaluated. Scores without the name of a protocol mean nothing.",
         "## Uncertainty",
         _uncertainty(model),
         "## Files and licence",

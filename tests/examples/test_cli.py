@@ -8,7 +8,12 @@ import torch
 
 from examples.medical_mri_us import __main__ as cli
 from examples.medical_mri_us.data import CaseError, ImageError
-from mmpoe.training import CheckpointError, NonFiniteError
+from mmpoe.training import (
+    CheckpointError,
+    DeviceMemoryError,
+    NonFiniteError,
+    WorkerError,
+)
 
 
 @pytest.fixture
@@ -42,6 +47,8 @@ def answer(monkeypatch, capsys):
         (PermissionError(errno.EACCES, "Permission denied", "out"), 5, "Permission"),
         (torch.OutOfMemoryError("CUDA out of memory.\nmore"), 5, "Take a smaller batch"),
         (MemoryError(), 5, "out of memory"),
+        (DeviceMemoryError("a batch of half the size"), 5, "Error: a batch of half the size"),
+        (WorkerError("a process has died"), 5, "Error: a process has died"),
         (KeyboardInterrupt(), 130, "Interrupted."),
         (RuntimeError("a bug"), 1, "Unexpected error: RuntimeError: a bug (--debug shows"),
     ],

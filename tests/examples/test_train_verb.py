@@ -101,8 +101,10 @@ def test_the_card_says_what_the_model_is(index, tmp_path):
     ):
         assert text in card, text
     assert "phantom" not in card
-    write_card(folder, scores="Protocol strict: 20 dB.")
-    assert "Protocol strict: 20 dB." in (folder / "model" / "README.md").read_text()
+    write_card(folder, scores="# Evaluation\n\nProtocol strict: 20 dB.")
+    assert (
+        "### Evaluation\n\nProtocol strict: 20 dB." in (folder / "model" / "README.md").read_text()
+    )
     assert "Not evaluated" not in (folder / "model" / "README.md").read_text()
 
     (index.parent / "dataset.json").write_text('{"missingness": "remind-files"}')

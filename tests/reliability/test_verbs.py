@@ -38,6 +38,7 @@ def index(tmp_path):
     return write_index(tmp_path / "data", {"a": ("us", "t2", "cet1", "flair")})
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_output_folders_that_cannot_be_written_to(number, index, tmp_path, answer, monkeypatch):
     """Fault 41: exit code 5 before any image is read or any model trained."""
@@ -63,6 +64,7 @@ def test_output_folders_that_cannot_be_written_to(number, index, tmp_path, answe
         assert str(run if arguments[0] == "calibrate" else out) in err
 
 
+@pytest.mark.fault(42)
 def test_two_runs_in_one_folder(index, tmp_path, answer, monkeypatch):
     """Fault 42: exit code 2 at once, naming who is there; and nothing of theirs is changed."""
     monkeypatch.setattr(train_module, "load_subjects", lambda *_: pytest.fail("read images"))
@@ -79,6 +81,7 @@ def test_two_runs_in_one_folder(index, tmp_path, answer, monkeypatch):
     assert not (out / "data.json").exists()
 
 
+@pytest.mark.fault(43)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(index, tmp_path, answer, capsys):
     """Fault 43: exit code 2 if one is asked for; auto goes on without, and says so."""
@@ -97,6 +100,7 @@ def test_a_gpu_that_is_not_there(index, tmp_path, answer, capsys):
     assert "'precision' should be '32-true' or 'bf16-mixed' on a CPU" in err
 
 
+@pytest.mark.fault(43)
 def test_a_gpu_is_not_needed(index, tmp_path, monkeypatch, capsys):
     changes = [*SET, "--set", "training.steps=1"]
     arguments = ["train", "--data", index, "--out", tmp_path / "out", "--device", "cpu", *changes]
@@ -105,6 +109,7 @@ def test_a_gpu_is_not_needed(index, tmp_path, monkeypatch, capsys):
     assert "training on the CPU" in capsys.readouterr().out
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize("how", ["file", "set"])
 def test_typing_mistakes_in_a_configuration(how, index, tmp_path, answer):
     """Fault 44: exit code 2 with the nearest names, before anything else."""
@@ -121,6 +126,9 @@ def test_typing_mistakes_in_a_configuration(how, index, tmp_path, answer):
     assert "one of paper, small, tiny" in err
 
 
+@pytest.mark.fault(30)
+@pytest.mark.fault(31)
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("what", ["model.safetensors", "model.json"])
 def test_a_damaged_model_is_not_used(what, tmp_path, answer):
     """Faults 30, 31 and 33, by the verbs: exit code 4."""

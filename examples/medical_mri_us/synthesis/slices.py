@@ -4,8 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Prediction", "predict"]
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from examples.medical_mri_us.data import Mask, Volume
 from mmpoe.hierarchy import latent_groups
-from mmpoe.models import MMHVAE
+from mmpoe.models import MMHVAE, in_chunks
 from mmpoe.nn.modes import evaluation
 
 
@@ -74,7 +73,8 @@ def predict(
     std = {m: np.zeros(fov.shape, np.float32) for m in targets if samples > 1}
     several = {m: np.zeros((drawn, *fov.shape), np.float32) for m in targets if drawn}
 
-    def work(places: np.ndarray) -> None:
+    def work(rows: slice) -> None:
+        places = shown[rows]
         images = {m: torch.from_numpy(v[places])[:, None].to(like) for m, v in x.items()}
         for m, (value, _) in _decode(model, images, targets, [], 0.0).items():
             mean[m][places] = value[0]
@@ -87,12 +87,13 @@ def predict(
         if several and (temperature != 1 or not std):
             for m, (values, _) in _decode(model, images, targets, noise, temperature).items():
                 several[m][:, places] = values
+        bar.update(len(places))
 
     with (
         evaluation(model.modules()),
         tqdm(total=len(shown), desc="Synthesising", unit="slice", disable=not progress) as bar,
     ):
-        _in_batches(shown, batch, work, bar.update)
+        in_chunks(work, len(shown), size=batch)
     return Prediction(mean, std, several)
 
 
@@ -126,26 +127,3 @@ def _decode(
         m: (numbers(output.likelihoods[m].mean), numbers(output.likelihoods[m].stddev))
         for m in targets
     }
-
-
-def _in_batches(
-    places: np.ndarray,
-    batch: int,
-    work: Callable[[np.ndarray], None],
-    done: Callable[[int], object],
-) -> None:
-    """Works through all places; half as many at a time after each time that memory was short."""
-    start = 0
-    while start < len(places):
-        part = places[start : start + batch]
-        try:
-            work(part)
-        except torch.OutOfMemoryError:
-            if len(part) == 1:
-                raise
-            batch = len(part) // 2
-            torch.cuda.empty_cache()
-            warnings.warn(f"Out of memory: going on with {batch} slices at a time.", stacklevel=2)
-            continue
-        start += len(part)
-        done(len(part))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 
+from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.checks import check_integer
 from examples.medical_mri_us.data import read_index
 from examples.medical_mri_us.evaluation import (
@@ -44,8 +45,8 @@ class Evaluate:
     """Score a trained model on held-out cases, and compare it with others, case by case.
 
     Writes cells.json, cases.csv, statistics.json, coverage.json, tables.md and views/, which the
-    verb `report` makes a page of. Cases may lack modalities: a cell counts the cases that have its
-    inputs and its truth.
+    verb `report` makes a page of, and puts the tables into the model card of a training. Cases may
+    lack modalities: a cell counts the cases that have its inputs and its truth.
     """
 
     model: tyro.conf.Positional[Path]
@@ -117,6 +118,7 @@ def run(options: Evaluate) -> int:
     phantom |= (options.data.parent / "dataset.json").is_file()
     cells = cell_means(results.scores, results.missing)
     tests = compare(results.scores, first.name)
+    tables = write_tables(cells, tests, first.model.modalities, note(phantom))
     write_evaluation(
         options.out,
         cells={
@@ -140,9 +142,11 @@ def run(options: Evaluate) -> int:
             "intervals": INTERVALS,
             "cells": coverage_means(results.covered),
         },
-        tables=write_tables(cells, tests, first.model.modalities, note(phantom)),
+        tables=tables,
         views=views,
     )
+    if (options.model / "data.json").is_file():
+        write_card(options.model, tables)
     minutes = (time.monotonic() - start) / 60
     print(f"{summary(cells, first.name)}\nWrote {options.out} ({minutes:.1f} minutes).")
     if results.problems:
