@@ -494,6 +494,15 @@ def test_calibration_keeps_the_best_and_stops():
     assert whole.held_out == {}
 
 
+def test_steps_of_a_calibration_are_told():
+    told = []
+    history = calibrate(
+        make(noisy_model), vectors(20), steps=3, after_step=lambda *step: told.append(step)
+    )
+    assert told == list(enumerate(history.losses, start=1))
+    assert len(told) == 3
+
+
 @pytest.mark.parametrize("at", [0, 40])
 def test_interrupt_leaves_a_model_to_use(monkeypatch, at):
     model, calls = make(noisy_model), itertools.count()

@@ -55,6 +55,7 @@ def calibrate(
     lr: float = 2e-3,
     held_out: float = 0.1,
     patience: int = 500,
+    after_step: Callable[[int, float], object] | None = None,
 ) -> Calibration:
     r"""Fits matched experts to a trained model, so that its imputations spread as they should.
 
@@ -78,6 +79,7 @@ def calibrate(
         held_out: The share of the rows with a posterior to learn from, drawn at random, that is
             not trained on; 0 for none, where the last fit is kept.
         patience: After how many steps without improvement on held-out rows to stop.
+        after_step: Called after each step with its number, from 1, and its loss, in nats.
 
     Returns:
         How the fit went.
@@ -155,6 +157,8 @@ def calibrate(
                 optimizer.step()
                 history.losses.append(loss.item())
                 step += 1
+                if after_step is not None:
+                    after_step(step, history.losses[-1])
                 if step % CHECK_EVERY == 0 or step == last:
                     look()
     except KeyboardInterrupt:

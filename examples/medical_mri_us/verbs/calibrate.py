@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import tyro
 from torch import Tensor
+from tqdm import tqdm
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
@@ -89,7 +90,13 @@ def run(options: Calibrate) -> int:
     torch.manual_seed(config.training.seed)
     if torch.cuda.is_available():
         model.cuda()
-    with lock(folder):
+    bar = tqdm(total=settings.steps, desc="Calibrating", unit="step")
+
+    def show(step: int, loss: float) -> None:
+        bar.set_postfix(loss=f"{loss:.5g}", refresh=False)
+        bar.update()
+
+    with lock(folder), bar:
         history = calibrate(
             model,
             samples,
@@ -98,6 +105,7 @@ def run(options: Calibrate) -> int:
             batch_size=settings.batch,
             lr=settings.lr,
             held_out=settings.held_out,
+            after_step=show,
         )
         how = {
             **asdict(settings),
