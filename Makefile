@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check tests doctest docs bench-smoke bench-mmhvae bench-multivae \
-	bench-poe calibration-gate test-kernels format clean
+	bench-poe bench-synthesis calibration-gate test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,7 @@ bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_poe --smoke
 	$(BIN)/python -m benchmarks.bench_multivae --smoke
 	$(BIN)/python -m benchmarks.bench_mmhvae --smoke --threads 1
+	$(BIN)/python -m benchmarks.synthesis.costs --smoke
 
 bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae | tee benchmarks/results/mmhvae.txt"
@@ -63,6 +64,11 @@ calibration-gate: $(READY)  ## Train models, calibrate them, and hold them again
 
 bench-poe: $(READY)  ## Time the fused product of experts against PyTorch, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_poe | tee benchmarks/results/poe.txt"
+
+bench-synthesis: $(READY)  ## Compare seven systems on phantom patients, half an hour; write the tables
+	$(BIN)/python -m benchmarks.synthesis.costs --write
+	$(BIN)/python -m benchmarks.synthesis.run --profile quick
+	$(BIN)/python -m benchmarks.synthesis.table --profile quick --write
 
 test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
 	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels

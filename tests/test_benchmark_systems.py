@@ -6,13 +6,12 @@ from torch import nn
 
 from benchmarks.synthesis.systems import SYSTEMS, build
 from benchmarks.synthesis.systems.common import mean_error, paste, stack
+from benchmarks.synthesis.systems.m2dn import TIMES, _mix, _step
 from benchmarks.synthesis.systems.mmgan import _give_back
 
 MODALITIES = ["us", "t2", "cet1", "flair"]
 SIZE = 32
 ADVERSARIAL = ["mmgan", "resvit"]
-
-pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 
 
 def make(name, seed=0):
@@ -133,7 +132,6 @@ def test_loss_is_one_number_a_row_and_reaches_all_parameters(name):
             if p.grad is not None and p.grad.abs().max() > 0
         }
     expected = {k for k, p in system.network.named_parameters() if p.requires_grad}
-    # what instance or batch normalisation takes away afterwards has no gradient but rounding
     assert expected - reached == set()
 
 
@@ -207,6 +205,59 @@ def test_discriminators_learn_from_what_the_system_just_showed(name):
         losses.append(loss.mean().item())
     assert losses[-1] < losses[0]
     assert all(p.grad is None for p in system.network.parameters())
+
+
+class Constant(nn.Module):
+    """A discriminator that scores everything alike."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score = score
+
+    def forward(self, x):
+        return torch.full((len(x), 4, 2, 2), self.score)
+
+
+def test_the_discriminator_of_mmgan_tells_modalities_apart():
+    system = make("mmgan")
+    data = batch(missing=torch.nan)
+    system.loss(data, 0.0)
+    loss = system.adversary.loss(Constant(0.75), data, 0.0)
+    # at the beginning one modality is hidden: n - 1 of n scores should be 1, and one 0
+    expected = [(0.75**2 + (n + n - 1) * 0.25**2) / (2 * n) for n in (2, 4, 2, 3)]
+    assert loss.tolist() == pytest.approx([*expected, 0.0])
+
+
+def test_the_discriminator_of_resvit_judges_rows_with_something_hidden():
+    system = make("resvit")
+    data = batch(missing=torch.nan)
+    system.loss(data, 0.0)
+    loss = system.adversary.loss(Constant(0.75), data, 0.0)
+    assert loss.tolist() == pytest.approx([(0.25**2 + 0.75**2) / 2] * 4 + [0.0])
+
+
+def test_diffusion_keeps_what_is_given_clean_at_every_step():
+    system = make("m2dn")
+    x, observed, _ = batch(missing=torch.nan)
+    calls = []
+    system.network.register_forward_pre_hook(lambda network, inputs: calls.append(inputs))
+    system.synthesise(x, observed, ["us"])
+    assert [int(time[0]) for _, time, _ in calls] == sorted({int(t[0]) for _, t, _ in calls})[::-1]
+    assert (len(calls), int(calls[0][1][0]), int(calls[-1][1][0])) == (10, TIMES - 1, 0)
+    clean = stack(x, observed, MODALITIES)
+    for images, _, missing in calls:
+        assert torch.equal(images[observed], clean[observed])
+        assert torch.equal(missing, ~observed)
+    noise = calls[0][0][~observed]
+    assert noise.std() == pytest.approx(1, abs=0.05)
+
+
+def test_a_step_of_diffusion_takes_noise_away_and_nothing_else():
+    truth, noise = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    now, then = torch.tensor(0.3), torch.tensor(0.9)
+    state = _mix(truth, noise, now.expand(2, 3))
+    expected = _mix(truth, noise, then.expand(2, 3))
+    torch.testing.assert_close(_step(state, truth, now, then), expected)
 
 
 def test_published_sizes():

@@ -79,11 +79,7 @@ class Block(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Predicts clean images from noisy ones, the time and what is missing.
-
-    Each modality has `width` channels; the U has `widths`, fine to coarse, and its finest level
-    half the resolution of the images.
-    """
+    """Predicts clean images; the finest level of its U has half the resolution of the images."""
 
     def __init__(self, modalities: int, width: int, widths: Sequence[int], time: int = 64) -> None:
         super().__init__()

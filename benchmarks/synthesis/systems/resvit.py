@@ -9,11 +9,11 @@ Source:
     of what is given, 1 for least squares; convolutions trained first, then the transformer from
     ImageNet weights.
 
-The code has no unified variant for any subset; this is how its description is understood: zeros,
-the background, for what is missing, one discriminator that sees what is given and what was
-synthesised. Modalities that a patient does not have are background, and not scored. Losses are
-divided by 100. No ImageNet weights: all is trained at once, from scratch. The discriminator is the
-one of the library, of up to 256 channels in place of 512, with instance normalisation.
+The code has no variant for any subset; this is how its description is understood: background for
+what is missing, one discriminator of what is given and what was synthesised together. Modalities
+that a patient does not have are background, and not scored. Losses are divided by 100. There are
+no ImageNet weights: all is trained at once, from scratch. The discriminator is the library's, of
+up to 256 channels in place of 512, with instance normalisation.
 
 Slim:
     24 in place of 64 channels, a transformer of 192 features and 6 layers; a discriminator of 32
@@ -75,9 +75,9 @@ class ResViT(nn.Module):
         wide = 4 * width
         self.encode = nn.Sequential(
             nn.ReflectionPad2d(3),
-            *_convolution(channels, width, 7),
-            *_halved(width, 2 * width),
-            *_halved(2 * width, wide),
+            *_convolution(channels, width, 7, padding=0),
+            *_convolution(width, 2 * width, stride=2),
+            *_convolution(2 * width, wide, stride=2),
         )
         norm = nn.LayerNorm(features, eps=1e-6)
         transformer = nn.Sequential(*(_layer(features, heads) for _ in range(layers)), norm)
@@ -107,8 +107,8 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        layers = [nn.ReflectionPad2d(1), *_convolution(channels, channels)]
-        layers += [nn.ReflectionPad2d(1), *_convolution(channels, channels)[:2]]
+        layers = [nn.ReflectionPad2d(1), *_convolution(channels, channels, padding=0)]
+        layers += [nn.ReflectionPad2d(1), *_convolution(channels, channels, padding=0)[:2]]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,24 +117,19 @@ class Residual(nn.Module):
 
 
 class Transformed(nn.Module):
-    """Adds channels that a transformer made of a quarter of the resolution, then compresses all.
-
-    The transformer, of some features, is shared; `tokens` is the number of pixels that it sees.
-    """
+    """Adds channels that a shared transformer made of a quarter of the resolution."""
 
     def __init__(self, channels: int, transformer: nn.Module, features: int, tokens: int) -> None:
         super().__init__()
-        self.down = nn.Sequential(
-            *_halved(channels, 2 * channels), *_halved(2 * channels, 4 * channels)
-        )
+        down = _convolution(channels, 2 * channels, stride=2)
+        self.down = nn.Sequential(*down, *_convolution(2 * channels, 4 * channels, stride=2))
         self.embed = nn.Conv2d(4 * channels, features, 1)
         self.position = nn.Parameter(torch.zeros(tokens, features))
         self.transformer = transformer
         self.up = nn.Sequential(*_upward(features, 2 * channels), *_upward(2 * channels, channels))
-        pair = [*_convolution(2 * channels, channels, padding=1)]
-        pair += _convolution(channels, channels, padding=1)[:2]
-        self.compress = nn.Sequential(*pair)
-        self.skip = nn.Sequential(*_convolution(2 * channels, channels, 1)[:2])
+        first = _convolution(2 * channels, channels)
+        self.compress = nn.Sequential(*first, *_convolution(channels, channels)[:2])
+        self.skip = nn.Sequential(*_convolution(2 * channels, channels, 1, padding=0)[:2])
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns features of the same shape."""
@@ -194,14 +189,10 @@ def _layer(features: int, heads: int) -> nn.Module:
 
 
 def _convolution(
-    before: int, after: int, side: int = 3, stride: int = 1, padding: int = 0
+    before: int, after: int, side: int = 3, stride: int = 1, padding: int = 1
 ) -> list[nn.Module]:
     convolution = nn.Conv2d(before, after, side, stride, padding, bias=False)
     return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
-
-
-def _halved(before: int, after: int) -> list[nn.Module]:
-    return _convolution(before, after, stride=2, padding=1)
 
 
 def _upward(before: int, after: int) -> list[nn.Module]:
