@@ -3,9 +3,10 @@
 One slice of 192 x 192 pixels, all modalities that a system handles given, all of them synthesised;
 each system in a process of its own, on one thread. Multiplications are those of convolutions and
 matrices (`torch.utils.flop_counter`, two operations each). Time is processor time, the median (and
-the least) of some runs: other programs do not count, but can slow caches down. Memory is what the process needs at most beyond what it
-needs after its imports, weights included. Figures that a publication quotes stand beside, marked
-as quoted: they are of other code, and their times of another machine, an NVIDIA A100.
+the least) of some runs: other programs do not count, but can slow memory down. Memory is what the
+process needs at most beyond what it needs after its imports, weights included. Figures that a
+publication quotes stand beside, marked as quoted: they are of other code, and their times of
+another machine, an NVIDIA A100.
 
     python -m benchmarks.synthesis.costs --write
 
@@ -129,8 +130,8 @@ def markdown(costs: Sequence[Cost], machine: str) -> str:
         "*Quoted* figures are those of the MMHVAE paper (Dorent et al., 2026): of other code, and "
         "times of an NVIDIA A100. They are not ours, and times cannot be compared.",
         "",
-        "| system | parameters | GMAC | ms (least) | MiB | *quoted* parameters | *quoted* MAC | *quoted* "
-        "time | remark |",
+        "| system | parameters | GMAC | ms (least) | MiB "
+        "| *quoted* parameters | *quoted* MAC | *quoted* time | remark |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for cost in costs:
@@ -141,7 +142,8 @@ def markdown(costs: Sequence[Cost], machine: str) -> str:
             remark += f"; discriminator {cost.discriminator / 1e6:.2f} M"
         lines.append(
             f"| {cost.system} | {cost.parameters / 1e6:.2f} M | {cost.macs / 1e9:.2f} "
-            f"| {cost.milliseconds:.0f} ({cost.least_milliseconds:.0f}) | {memory} | {quoted} | {remark} |"
+            f"| {cost.milliseconds:.0f} ({cost.least_milliseconds:.0f}) | {memory} "
+            f"| {quoted} | {remark} |"
         )
     return "\n".join(lines) + "\n"
 

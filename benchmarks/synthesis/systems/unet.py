@@ -14,7 +14,7 @@ Source:
     published settings: all of them are chosen here.
 
 Slim:
-    Residual blocks of 24, 48, 96 and 96 channels.
+    Residual blocks of 48, 96 and 128 channels, on patches of 2 x 2 pixels as in the slim MMHVAE.
 
 Full:
     Five levels, of 36, 72, 144, 288 and 512 channels: about the parameters and multiplications of
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmpoe.missing import random_subsets
-from mmpoe.nn import BottomUp, ResidualBlock
+from mmpoe.nn import BottomUp, ImageHead, Patchify, ResidualBlock
 from mmpoe.training import Adversary
 
 from .common import Batch, mean_error, planes, predict_channels, stack
@@ -41,12 +41,12 @@ from .common import Batch, mean_error, planes, predict_channels, stack
 
 def slim(modalities: Sequence[str], size: int) -> UNetSystem:
     """Builds the system for minutes on two cores, for images of any multiple of 8 pixels."""
-    return UNetSystem(modalities, size, [24, 48, 96, 96])
+    return UNetSystem(modalities, size, [48, 96, 128], patch=2)
 
 
 def full(modalities: Sequence[str], size: int) -> UNetSystem:
     """Builds the system of about the size of the published MMHVAE, for multiples of 16 pixels."""
-    return UNetSystem(modalities, size, [36, 72, 144, 288, 512])
+    return UNetSystem(modalities, size, [36, 72, 144, 288, 512], patch=1)
 
 
 class UNet(nn.Module):
@@ -56,19 +56,20 @@ class UNet(nn.Module):
         channels: The number of channels of the input.
         out_channels: The number of channels of the output, which is in (-1, 1).
         widths: The number of channels of each level, fine to coarse.
+        patch: The side of the patches that are folded into channels, in pixels.
     """
 
-    def __init__(self, channels: int, out_channels: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, widths: Sequence[int], patch: int
+    ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = Patchify(channels, widths[0], patch)
         self.down = BottomUp(widths[::-1])
         steps = list(pairwise(widths))[::-1]  # coarse to fine
         self.up = nn.ModuleList(nn.Conv2d(c, f, 3, padding=1) for f, c in steps)
         self.skip = nn.ModuleList(nn.Conv2d(2 * f, f, 1) for f, _ in steps)
         self.blocks = nn.ModuleList(ResidualBlock(f) for f, _ in steps)
-        self.head = nn.Sequential(
-            nn.SiLU(), nn.Conv2d(widths[0], out_channels, 3, padding=1), nn.Tanh()
-        )
+        self.head = ImageHead(widths[0], out_channels, patch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns images of the size of the input."""
@@ -87,6 +88,7 @@ class UNetSystem:
         modalities: The names of the modalities.
         size: The height and width of the images, in pixels.
         widths: The number of channels of each level, fine to coarse.
+        patch: The side of the patches that are folded into channels, in pixels.
 
     Raises:
         ValueError: If the size cannot be halved between all levels.
@@ -95,14 +97,16 @@ class UNetSystem:
     adversary: Adversary | None = None
     lr = 2e-3
 
-    def __init__(self, modalities: Sequence[str], size: int, widths: Sequence[int]) -> None:
-        unit = 2 ** (len(widths) - 1)
+    def __init__(
+        self, modalities: Sequence[str], size: int, widths: Sequence[int], patch: int
+    ) -> None:
+        unit = patch * 2 ** (len(widths) - 1)
         if size % unit or size < 2 * unit:
             raise ValueError(
                 f"'size' should be a multiple of {unit}, and at least {2 * unit}, but is {size}."
             )
         self.modalities = self.handled = list(modalities)
-        self.network: nn.Module = UNet(2 * len(modalities), len(modalities), widths)
+        self.network: nn.Module = UNet(2 * len(modalities), len(modalities), widths, patch)
 
     def loss(self, batch: Batch, done: float) -> Tensor:
         """Returns the error of what was hidden of each row."""
