@@ -8,6 +8,7 @@ from benchmarks.synthesis.systems import SYSTEMS, build
 from benchmarks.synthesis.systems.common import mean_error, paste, stack
 from benchmarks.synthesis.systems.m2dn import TIMES, _mix, _step
 from benchmarks.synthesis.systems.mmgan import _give_back
+from mmpoe.models import MultimodalVAE
 
 MODALITIES = ["us", "t2", "cet1", "flair"]
 SIZE = 32
@@ -135,6 +136,22 @@ def test_loss_is_one_number_a_row_and_reaches_all_parameters(name):
     assert expected - reached == set()
 
 
+def test_what_is_out_of_view_teaches_nothing(name):
+    system = make(name)
+    shown = []
+    networks = [system.network]
+    if isinstance(system.network, MultimodalVAE):
+        networks = [decoder.network for decoder in system.network.decoders.values()]
+    for network in networks:
+        network.register_forward_hook(lambda network, inputs, image: shown.append(image))
+    torch.manual_seed(0)
+    loss = system.loss(batch(), 0.5)
+    gradients = torch.autograd.grad(loss.sum(), shown, allow_unused=True)
+    gradients = torch.cat([g.flatten(0, 1) for g in gradients if g is not None])
+    assert torch.equal(gradients[..., :5], torch.zeros_like(gradients[..., :5]))
+    assert gradients[..., 5:].abs().max() > 0
+
+
 def test_a_batch_of_one_trains(name):
     system = make(name)
     x, observed, fov = batch(rows=1)
@@ -205,6 +222,15 @@ def test_discriminators_learn_from_what_the_system_just_showed(name):
         losses.append(loss.mean().item())
     assert losses[-1] < losses[0]
     assert all(p.grad is None for p in system.network.parameters())
+
+
+def test_the_regressor_tells_zeros_from_what_is_missing():
+    system = make("unet")
+    x, _, _ = batch()
+    x["t2"] = torch.zeros_like(x["t2"])
+    with_zeros, without = (torch.tensor([[True, t2, False, False]] * 5) for t2 in (True, False))
+    a, b = (system.synthesise(x, given, ["us"])["us"] for given in (with_zeros, without))
+    assert (a - b).abs().max() > 1e-3
 
 
 class Constant(nn.Module):
@@ -323,9 +349,10 @@ def test_errors_are_averaged_over_what_counts_in_view():
 def test_what_is_not_hidden_is_pasted_back():
     real, images = torch.full((1, 2, 2, 2), 0.5), torch.full((1, 2, 2, 2), 0.1)
     fov = torch.tensor([[[[True, False], [True, False]]]])
-    out = paste(images, real, torch.tensor([[True, False]]), fov)
-    assert out[0, 0, 0].tolist() == pytest.approx([0.1, -1])
-    assert out[0, 1, 0].tolist() == pytest.approx([0.5, -1])
+    fake, real = paste(images, real, torch.tensor([[True, False]]), fov)
+    assert fake[0, 0, 0].tolist() == pytest.approx([0.1, -1])
+    assert fake[0, 1, 0].tolist() == pytest.approx([0.5, -1])
+    assert real[0, :, 0].tolist() == [[0.5, -1]] * 2
 
 
 def test_stack_fills_and_checks():

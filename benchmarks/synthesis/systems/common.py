@@ -142,17 +142,17 @@ def mean_by_row(values: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, values, 0).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
 
-def paste(images: Tensor, real: Tensor, hidden: Tensor, fov: Tensor) -> Tensor:
-    """Returns real images with synthesised ones in place of what was hidden, in view.
+def paste(images: Tensor, real: Tensor, hidden: Tensor, fov: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns fake and real images to judge: equal but for what was hidden, -1 outside the view.
 
     Arguments:
         images: What was synthesised, with shape (B, M, H, W).
         real: Real images, with the same shape.
-        hidden: Which modalities of which rows to replace, boolean, with shape (B, M).
+        hidden: Which modalities of which rows are synthesised, boolean, with shape (B, M).
         fov: The fields of view, boolean, with shape (B, 1, H, W).
     """
-    outside = torch.where(fov, real, BACKGROUND)
-    return torch.where(hidden[:, :, None, None] & fov, images, outside)
+    real = torch.where(fov, real, BACKGROUND)
+    return torch.where(hidden[:, :, None, None] & fov, images, real), real
 
 
 @torch.no_grad()

@@ -146,15 +146,15 @@ class MMGANSystem:
         """Returns the error of what was hidden of each row, and what the discriminator finds."""
         x, observed, fov = batch
         given = _give_back(observed, random_subsets(observed, proper=True)[0], 1 + int(6 * done))
-        real = stack(x, observed, self.modalities)
+        truth = stack(x, observed, self.modalities)
         images = self.network(stack(x, given, self.modalities))
         hidden = observed & ~given
-        fake = paste(images, real, hidden, fov)  # what is given is copied
+        fake, real = paste(images, truth, hidden, fov)  # what is given is copied
         judged = observed & hidden.any(dim=1, keepdim=True)
         self._shown = fake.detach(), real, given, judged
         scores = self.critic(torch.cat([fake, real], dim=1))
         fooled = mean_by_row((scores - 1).square().mean(dim=(2, 3)), judged)
-        return 0.9 * mean_error(images, real, hidden, fov) + 0.1 * fooled
+        return 0.9 * mean_error(images, truth, hidden, fov) + 0.1 * fooled
 
     def synthesise(
         self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]

@@ -157,14 +157,14 @@ class ResViTSystem:
         """Returns the errors of each row, and what the discriminator finds."""
         x, observed, fov = batch
         given = random_subsets(observed, proper=True)[0]
-        real = stack(x, observed, self.modalities)
+        truth = stack(x, observed, self.modalities)
         images = self.network(stack(x, given, self.modalities))
         hidden = observed & ~given
-        fake = paste(images, real, hidden, fov)  # what is given is copied
+        fake, real = paste(images, truth, hidden, fov)  # what is given is copied
         judged = hidden.any(dim=1)
         self._shown = fake.detach(), real, judged
         fooled = (self.critic(fake) - 1).square().mean(dim=(1, 2, 3))
-        errors = mean_error(images, real, hidden, fov) + mean_error(images, real, given, fov)
+        errors = mean_error(images, truth, hidden, fov) + mean_error(images, truth, given, fov)
         return errors + 0.01 * torch.where(judged, fooled, 0)
 
     def synthesise(
