@@ -73,6 +73,8 @@ def test_baseline_is_the_mean_image_whatever_is_given():
 
 @pytest.mark.parametrize("name", ["unet", "mmgan"])
 def test_training_goes_on_as_if_it_had_not_stopped(name, tmp_path):
+    seconds = []
+
     def trained(folder, stop=0):
         torch.manual_seed(0)
         system = build(name, MODALITIES, 32)
@@ -84,13 +86,26 @@ def test_training_goes_on_as_if_it_had_not_stopped(name, tmp_path):
             return original(batch, done)
 
         system.loss = loss
-        history = run.train(system, TRAIN, steps=4, batch=2, seed=0, keep=tmp_path / folder)
+        keep, watch = tmp_path / folder, run.Stopwatch()
+        history = run.train(system, TRAIN, steps=4, batch=2, seed=0, keep=keep, watch=watch)
         assert len(history.bounds) == (stop or 4)
+        seconds.append(watch.seconds)
         return list(system.network.parameters())
 
     whole, stopped, resumed = trained("whole"), trained("parts", stop=2), trained("parts")
     assert not torch.equal(stopped[0], whole[0])
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+    assert seconds[2] > seconds[1]  # both goes count
+
+
+def test_stopwatches_go_on(monkeypatch):
+    clock = iter([100.0, 103.0, 500.0, 600.0, 604.0])
+    monkeypatch.setattr(run.time, "process_time", lambda: next(clock))
+    state = run.Stopwatch().state_dict()
+    assert state == {"seconds": 3.0}
+    later = run.Stopwatch()
+    later.load_state_dict(state)
+    assert later.seconds == 7.0
 
 
 def test_a_finished_run_is_not_done_again(tmp_path, capsys):

@@ -62,6 +62,26 @@ PROFILES = {
 }
 
 
+class Stopwatch:
+    """Counts the processor time of a training, over all the times that it was gone on with."""
+
+    def __init__(self) -> None:
+        self.before, self.start = 0.0, time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """The processor time so far."""
+        return self.before + time.process_time() - self.start
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns the time so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on from a time."""
+        self.before, self.start = state["seconds"], time.process_time()
+
+
 def load(profile: Profile) -> tuple[list[Subject], list[Subject]]:
     """Returns training patients, of whom most are incomplete, and complete held-out ones."""
     index = cached_dataset(
@@ -82,6 +102,7 @@ def train(
     seed: int,
     keep: Path | None = None,
     description: dict[str, Any] | None = None,
+    watch: Stopwatch | None = None,
 ) -> History:
     """Trains a system, and leaves it with averaged weights in evaluation mode.
 
@@ -93,6 +114,7 @@ def train(
         seed: What slices are drawn from, the same for all systems.
         keep: Where to keep checkpoints, to go on from if there are any.
         description: What checkpoints are checked against.
+        watch: What counts its processor time, if it is kept.
     """
     slices = Slices(subjects, flip=True)
     draws = WeightedRandomSampler(
@@ -108,7 +130,8 @@ def train(
 
     run = None
     if keep is not None:
-        run = Run(keep, resume=True, save_every=200, description=description or {})
+        also = {} if watch is None else {"watch": watch}
+        run = Run(keep, resume=True, save_every=200, description=description or {}, also=also)
     return fit(
         system.network,
         loader,
@@ -167,7 +190,7 @@ def compare(
     system = build(name, MODALITIES, profile.size)
     description = {"system": name, "seed": seed, "steps": steps, **asdict(profile)}
     print(f"{name}, seed {seed}: {steps} steps", flush=True)
-    start = time.process_time()
+    watch = Stopwatch()
     history = train(
         system,
         train_on,
@@ -176,6 +199,7 @@ def compare(
         seed=seed,
         keep=folder / f"{name}-{seed}",
         description=description,
+        watch=watch,
     )
     if history.interrupted:
         print("Stopped; the same command goes on from here.")
@@ -183,7 +207,7 @@ def compare(
     facts = {
         **description,
         "parameters": sum(p.numel() for p in system.network.parameters()),
-        "processor_seconds": round(time.process_time() - start, 1),
+        "processor_seconds": round(watch.seconds, 1),
         "wall_seconds": round(history.seconds, 1),
         "skipped": history.skipped,
     }
