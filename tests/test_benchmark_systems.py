@@ -58,6 +58,7 @@ def test_every_system_shows_all_that_it_handles_within_range(name):
         assert not image.requires_grad
         assert image.abs().max() <= 1
     assert system.network.training  # as it was before
+    assert system.lr == 2e-3  # that of all slim systems
 
 
 def test_only_targets_are_returned(name):

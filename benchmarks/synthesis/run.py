@@ -2,9 +2,9 @@
 
 The number of steps of a system is what its budget of processor time pays for, going by a few
 trial steps, so that neither other programs nor a slow disk favour anybody. The same patients,
-patterns of missingness, draws of slices, schedule, optimiser and averaging of weights hold for
-all; learning rates are each system's own. A run that was stopped goes on where it was, one that is
-finished is not done again.
+patterns of missingness, draws of slices, learning rate, schedule, optimiser and averaging of
+weights hold for all. A run that was stopped goes on where it was, one that is finished is not done
+again.
 
     python -m benchmarks.synthesis.run --profile quick
     python -m benchmarks.synthesis.table --profile quick

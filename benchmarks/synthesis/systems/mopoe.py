@@ -41,13 +41,17 @@ SMALLEST = 8
 def slim(modalities: Sequence[str], size: int) -> MoPoESystem:
     """Builds the system for minutes on two cores."""
     widths = [32, 64, 128, 128]
-    return MoPoESystem(modalities, size, widths, 256, scale=0.12, learn_scale=True, beta=0.01)
+    return MoPoESystem(
+        modalities, size, widths, 256, lr=2e-3, scale=0.12, learn_scale=True, beta=0.01
+    )
 
 
 def full(modalities: Sequence[str], size: int) -> MoPoESystem:
     """Builds the system with its published settings, and more levels for larger images."""
     widths = [32, 64, *[128] * 6]
-    return MoPoESystem(modalities, size, widths, 512, scale=1.5, learn_scale=False, beta=2.5)
+    return MoPoESystem(
+        modalities, size, widths, 512, lr=5e-4, scale=1.5, learn_scale=False, beta=2.5
+    )
 
 
 class MoPoESystem:
@@ -58,13 +62,13 @@ class MoPoESystem:
         size: The height and width of the images, in pixels.
         widths: The number of channels after each halving; as many are used as the size allows.
         latents: The number of latent dimensions.
+        lr: The learning rate.
         scale: The scale of the likelihood.
         learn_scale: Whether that is where it starts from.
         beta: The weight of the divergence, after a tenth of the training.
     """
 
     adversary: Adversary | None = None
-    lr = 1e-3
 
     def __init__(
         self,
@@ -73,12 +77,13 @@ class MoPoESystem:
         widths: Sequence[int],
         latents: int,
         *,
+        lr: float,
         scale: float,
         learn_scale: bool,
         beta: float,
     ) -> None:
         self.modalities = self.handled = list(modalities)
-        self.beta = beta
+        self.lr, self.beta = lr, beta
         used, side = [], size
         for width in widths:
             if side % 2 or side < SMALLEST:

@@ -49,7 +49,7 @@ def slim(modalities: Sequence[str], size: int) -> ResViTSystem:
     """Builds the system for minutes on two cores, for images of a multiple of 16 pixels."""
     network = ResViT(len(modalities), size, width=24, features=192, layers=6, heads=6)
     critic = PatchDiscriminator(len(modalities), size, 32, 1, **CRITIC)
-    return ResViTSystem(modalities, network, critic, lr=1e-3)
+    return ResViTSystem(modalities, network, critic, lr=2e-3)
 
 
 def full(modalities: Sequence[str], size: int) -> ResViTSystem:
