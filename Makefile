@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check tests doctest docs bench-smoke bench-mmhvae bench-multivae \
-	bench-poe bench-synthesis calibration-gate test-kernels format clean
+.PHONY: help setup setup-browser demo journey test check tests doctest docs bench-smoke \
+	bench-mmhvae bench-multivae bench-poe bench-recipe bench-synthesis calibration-gate \
+	reliability test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,8 +25,30 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $(READY)
 
+setup-browser:  ## Install Chromium, which a test of the report needs (Debian, as root or with sudo)
+	@if command -v chromium >/dev/null; then echo "Chromium is there."; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq chromium; \
+	else sudo apt-get update -qq && sudo apt-get install -y -qq chromium; fi
+
 demo: $(READY)  ## Train on phantom patients, synthesise what is missing, write runs/demo/report.html
 	$(BIN)/python -m examples.medical_mri_us demo
+
+JOURNEY := runs/journey
+MRI_US := $(BIN)/python -m examples.medical_mri_us
+
+journey: $(READY)  ## Every verb on phantom patients, from data to a report in runs/journey, under 15 minutes
+	rm -rf $(JOURNEY)
+	$(MRI_US) phantom --train 60 --test 6 --missingness paper-87 --out $(JOURNEY)/data
+	$(MRI_US) check $(JOURNEY)/data/index.csv
+	@echo "Training for 90 seconds; then it is stopped, and goes on."
+	timeout --preserve-status -s TERM 90 $(MRI_US) train --config tiny --data $(JOURNEY)/data/index.csv \
+		--out $(JOURNEY)/run || test $$? -eq 143
+	$(MRI_US) train --config tiny --data $(JOURNEY)/data/index.csv --out $(JOURNEY)/run --resume
+	$(MRI_US) calibrate $(JOURNEY)/run
+	$(MRI_US) synthesize $(JOURNEY)/run --us $(JOURNEY)/data/test-0000/us.nii.gz \
+		--fov $(JOURNEY)/data/test-0000/fov.nii.gz --out $(JOURNEY)/synthetic
+	$(MRI_US) evaluate $(JOURNEY)/run --data $(JOURNEY)/data/index.csv --out $(JOURNEY)/evaluation
+	$(MRI_US) report $(JOURNEY)/evaluation --out $(JOURNEY)/report.html
 
 test: check tests doctest docs bench-smoke  ## Everything the project checks before a change lands
 
@@ -50,10 +73,14 @@ bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_poe --smoke
 	$(BIN)/python -m benchmarks.bench_multivae --smoke
 	$(BIN)/python -m benchmarks.bench_mmhvae --smoke --threads 1
+	$(BIN)/python -m benchmarks.bench_recipe --smoke
 	$(BIN)/python -m benchmarks.synthesis.costs --smoke
 
 bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae | tee benchmarks/results/mmhvae.txt"
+
+bench-recipe: $(READY)  ## Compare how long training takes to reach a bound, half an hour
+	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_recipe | tee benchmarks/results/recipe.txt"
 
 bench-multivae: $(READY)  ## Measure side by side with MultiVae, which is installed; write the tables
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
@@ -69,6 +96,9 @@ bench-synthesis: $(READY)  ## Compare seven systems on phantom patients, half an
 	$(BIN)/python -m benchmarks.synthesis.costs --write
 	$(BIN)/python -m benchmarks.synthesis.run --profile quick
 	$(BIN)/python -m benchmarks.synthesis.table --profile quick --write
+
+reliability: $(READY)  ## Inject faults, and print the table of what happens, minutes
+	$(BIN)/python -m benchmarks.reliability
 
 test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
 	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels

@@ -282,7 +282,7 @@ def main() -> None:
     rounds = 1 if options.smoke else options.rounds
 
     print(
-        f"{_processor()}, {options.threads} threads, PyTorch {torch.__version__}, "
+        f"{processor()}, {options.threads} threads, PyTorch {torch.__version__}, "
         f"Python {platform.python_version()}, float32"
     )
     print("against", "a twin of the published code" if not options.official else "published code")
@@ -315,7 +315,7 @@ def _shape(pair: Pair) -> str:
     return f"{height} x {width}, batch {batch}"
 
 
-def _processor() -> str:
+def processor() -> str:
     """The name of the processor, where the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

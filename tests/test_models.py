@@ -47,6 +47,7 @@ def test_divergence_is_that_of_the_distributions(build):
         torch.testing.assert_close(kl, torch.distributions.kl_divergence(q, p))
 
 
+@pytest.mark.fault(46)
 @every_model
 @pytest.mark.parametrize("filler", [0.0, 7.0, 1e30, math.inf, -math.inf, math.nan])
 def test_missing_slots_change_no_bit_of_loss_or_gradients(build, filler):
@@ -78,6 +79,7 @@ def test_mixture_objective_ignores_missing_slots(build):
         assert torch.equal(a, b)
 
 
+@pytest.mark.fault(47)
 @every_model
 def test_a_row_given_nothing_is_at_the_prior(build):
     model = make(build)
@@ -191,6 +193,7 @@ def test_prior_samples_need_no_data():
     assert vae({}, torch.zeros(6, 1, dtype=torch.bool)).z[0].shape == (6, 2)
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("rows", [0, 1])
 def test_small_batches(rows):
     model = make(hierarchical)

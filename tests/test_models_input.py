@@ -20,6 +20,7 @@ from mmpoe.objectives import mixture_elbo
 from mmpoe.posteriors import PoE
 
 
+@pytest.mark.fault(49)
 def test_bad_calls_are_named():
     model = make(flat)
     x = batch()
@@ -67,6 +68,7 @@ def test_names_on_an_incomplete_batch_are_an_error_not_a_wrong_answer():
         model.predict(x, ["us"])
 
 
+@pytest.mark.fault(51)
 def test_nan_where_it_is_given_is_an_error():
     model = make(flat)
     x = batch(math.nan)
@@ -76,6 +78,7 @@ def test_nan_where_it_is_given_is_an_error():
     assert model(x).z[0].isnan().any()
 
 
+@pytest.mark.fault(51)
 def test_nan_where_it_is_scored_is_an_error():
     model, x = make(flat), batch()
     output = model(x, OBSERVED)

@@ -4,14 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
-from distributed_training import PATTERNS, learn
+from distributed_training import PATTERNS, Given, learn, synthesize, volumes
+from example_models import OBSERVED, batch
 from safetensors.torch import load_file
 
-from mmpoe.training import CheckpointError, Checkpoints, Run, fit
+import mmpoe
+from mmpoe.training import CheckpointError, Checkpoints, Run, fit, shard
 from mmpoe.training.batches import split
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +34,7 @@ def torchrun(processes, *arguments):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -51,6 +54,25 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path):
             torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
         moved = sum(not torch.equal(joined[name], start[name]) for name in joined)
         assert moved > len(joined) / 2
+
+
+@pytest.mark.slow
+def test_shared_out_weights_take_the_steps_of_the_joined_batch(tmp_path):
+    """With the code of the documentation, whatever modalities a process lacks."""
+    torchrun(2, "shards", tmp_path)
+    ranks = [load_file(tmp_path / f"shards-{rank}.safetensors") for rank in (0, 1)]
+    batches = list(chain.from_iterable(PATTERNS.values()))
+    joined = [one + other for one, other in zip(batches[::2], batches[1::2], strict=True)]
+    vae = Given(joined)
+    optimizer = torch.optim.SGD(vae.parameters(), 0.05)
+    for rows in joined:
+        x = {m: values[rows] for m, values in batch().items()}
+        (-mmpoe.elbo(vae(x, OBSERVED[rows]), x, OBSERVED[rows]).mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, expected in vae.model.named_parameters():
+        for rank in ranks:
+            torch.testing.assert_close(rank[name], expected.detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -80,6 +102,20 @@ def test_processes_stop_together_and_go_on_to_the_same_bits(tmp_path):
         fit(model, [torch.ones(1, 1)], lambda m, x, d: m(x), steps=1, run=run, progress=False)
 
 
+@pytest.mark.slow
+def test_two_processes_synthesise_each_volume_once(tmp_path):
+    """And as one process does."""
+    printed = torchrun(2, "synthesize", tmp_path)
+    assert f"done: {[f'patient {i}' for i in range(5)]}" in printed
+    shares = [load_file(tmp_path / f"synthesize-{rank}.safetensors") for rank in (0, 1)]
+    assert [len(share) for share in shares] == [3, 2]
+    found = {name: volume for share in shares for name, volume in share.items()}
+    expected = synthesize(volumes())
+    assert found.keys() == expected.keys()
+    for name, volume in expected.items():
+        assert torch.equal(found[name], volume)
+
+
 def test_shares_of_a_loader_go_round(tmp_path):
     generator = torch.Generator().manual_seed(0)
     for options in ({}, {"generator": generator}):
@@ -100,3 +136,17 @@ def test_shares_of_a_loader_go_round(tmp_path):
         assert [len(share) for share in passes[0]] == [2, 2, 2]  # of 8 batches, 2 are left out
     once = split(iter("abcdefg"), 1, 3, seed=1)
     assert list(once) == ["b", "e"]
+
+
+def test_cases_are_shared_out(monkeypatch):
+    cases = list("abcdefg")
+    for world in range(1, 9):
+        shares = [shard(cases, rank, world) for rank in range(world)]
+        assert sorted(case for share in shares for case in share) == cases
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert shard(cases) == cases
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert shard(cases) == ["c", "f"]
+    with pytest.raises(ValueError, match=r"'rank' should be from 0 to 1, but is 2"):
+        shard(cases, 2, 2)

@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.bench_mmhvae import processor
 from examples.medical_mri_us.modalities import MODALITIES
 
 from .systems import SYSTEMS, build
@@ -150,11 +151,7 @@ def markdown(costs: Sequence[Cost], machine: str) -> str:
 
 def describe_machine() -> str:
     """Returns the processor and the software, in words."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.machine()
-    return f"{processor}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+    return f"{processor()}, PyTorch {torch.__version__}, Python {platform.python_version()}"
 
 
 def main() -> None:

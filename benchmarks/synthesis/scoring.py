@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["SUBSETS", "Cell", "baseline", "score", "score_system"]
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,38 +11,33 @@ import numpy as np
 import torch
 
 from examples.medical_mri_us.data import Subject, Volume
-from examples.medical_mri_us.evaluate import mean_images
+from examples.medical_mri_us.evaluation import SUBSETS, strict
+from examples.medical_mri_us.evaluation.baseline import mean_images
 from examples.medical_mri_us.modalities import MODALITIES
-from mmpoe.metrics import psnr, ssim
 
 from .systems import System
 
-SUBSETS = [
-    subset
-    for count in range(1, len(MODALITIES) + 1)
-    for subset in itertools.combinations(MODALITIES, count)
-]
-"""All 15 non-empty subsets of the modalities."""
+METRICS = ("psnr", "ssim")
+OTHERS = {"ms_ssim", "mae", "gmsd", "st_lpips", "lpips"}
+"""What the protocol can also say, and is not asked."""
 
 Cell = dict[str, Any]
 """``given``, ``target``, and the ``psnr`` and ``ssim`` of each patient, in lists."""
 
 
 def score(image: Volume, truth: Volume, fov: np.ndarray) -> dict[str, float]:
-    """Scores one volume of one patient inside the field of view.
+    """Scores one volume of one patient inside the field of view, by the protocol ``strict``.
 
     PSNR has range 1 and counts the whole volume; SSIM is the mean over slices of the similarity
-    map in view. It is here alone that what a score means is decided.
+    map in view.
 
     Arguments:
         image: What was synthesised, in [-1, 1], with axes (slice, depth, lateral).
         truth: What is true, likewise.
         fov: The field of view, boolean.
     """
-    image, truth = (np.where(fov, (v + 1) / 2, 0) for v in (image, truth))
-    whole = (-1, truth.shape[-1])  # all slices as one image
-    decibel = psnr(image.reshape(whole), truth.reshape(whole), mask=fov.reshape(whole))
-    return {"psnr": float(decibel), "ssim": float(np.nanmean(ssim(image, truth, mask=fov)))}
+    found = strict.score(image, truth, truth, fov, OTHERS)
+    return {metric: float(found[metric][0]) for metric in METRICS}
 
 
 def score_system(system: System, subjects: Sequence[Subject]) -> list[Cell]:
@@ -90,5 +84,5 @@ def _cell(
     given: Sequence[str], target: str, images: Sequence[Volume], subjects: Sequence[Subject]
 ) -> Cell:
     found = [score(i, s.images[target], s.fov) for i, s in zip(images, subjects, strict=True)]
-    scores = {metric: [f[metric] for f in found] for metric in ("psnr", "ssim")}
+    scores = {metric: [f[metric] for f in found] for metric in METRICS}
     return {"given": list(given), "target": target, **scores}

@@ -2,116 +2,107 @@
 
 from __future__ import annotations
 
-import errno
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+import traceback
+from typing import Annotated, Any, Union
 
 from mmpoe.extras import needs
-from mmpoe.training import CheckpointError, NonFiniteError
 
 with needs("medical"):
+    import torch
     import tyro
 
-    from .demo import Demo, run
-    from .official import convert
-    from .phantom import make_dataset
+    from mmpoe.training import CheckpointError, NonFiniteError
 
+    from . import demo
+    from .data import CaseError, ImageError
+    from .outputs import RESOURCES
+    from .verbs import (
+        calibrate,
+        check,
+        evaluate,
+        import_official,
+        phantom,
+        prepare,
+        report,
+        synthesize,
+        train,
+    )
 
-@dataclass(frozen=True)
-class Phantom:
-    """Make a data set of phantom patients: NIfTI files and index.csv.
-
-    The same arguments give the same patients. A run that was stopped goes on where it was.
-    """
-
-    out: Path
-    """The folder to write."""
-    train: int = 100
-    """The number of training patients, with missing modalities."""
-    test: int = 20
-    """The number of test patients, complete."""
-    size: int = 64
-    """The height and width of the slices, in pixels over 96 mm."""
-    slices: int = 8
-    """The number of slices, 2 mm apart."""
-    missingness: Literal["remind-files", "paper-87"] = "remind-files"
-    """How modalities go missing: as in the files of ReMIND, or in 87 % of patients."""
-    seed: int = 0
-    """What the patients are drawn from."""
-    workers: int = 2
-    """The number of processes."""
-
-
-@dataclass(frozen=True)
-class ImportOfficial:
-    """Convert published MMHVAE weights into model.safetensors and model.json.
-
-    The file is read as tensors alone: code inside is never run.
-    """
-
-    checkpoint: tyro.conf.Positional[Path]
-    """The published file, CP_main_<epoch>.pth."""
-    out: Path
-    """The folder to write."""
-
-
-Verb = (
-    Annotated[Demo, tyro.conf.subcommand("demo", default=Demo())]
-    | Annotated[Phantom, tyro.conf.subcommand("phantom")]
-    | Annotated[ImportOfficial, tyro.conf.subcommand("import-official")]
-)
-
+VERBS: dict[str, Any] = {
+    "demo": (demo.Demo, demo.run),
+    "phantom": (phantom.Phantom, phantom.run),
+    "prepare": (prepare.Prepare, prepare.run),
+    "check": (check.Check, check.run),
+    "train": (train.Train, train.run),
+    "calibrate": (calibrate.Calibrate, calibrate.run),
+    "synthesize": (synthesize.Synthesize, synthesize.run),
+    "evaluate": (evaluate.Evaluate, evaluate.run),
+    "report": (report.Report, report.run),
+    "import-official": (import_official.ImportOfficial, import_official.run),
+}
+"""What may be asked for: its options, and what does it and returns the exit code."""
 
 PROGRAM = "python -m examples.medical_mri_us"
 
 DESCRIPTION = f"""Synthesis of missing brain MRI and intra-operative ultrasound from what there is.
 
 Start with: {PROGRAM} demo
+
+Exit codes: 0 all is well, 1 some cases failed, 2 usage or configuration, 3 data, 4 a checkpoint,
+5 disk, memory or permissions, 130 and 143 stopped by Ctrl-C or SIGTERM. With --debug, errors show
+where they come from.
 """
 
 
 def main() -> int:
     """Runs the verb that the command line asks for, and returns the exit code."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        verb: Demo | Phantom | ImportOfficial = tyro.cli(
-            Verb, prog=PROGRAM, description=DESCRIPTION
-        )  # pyright: ignore
-        if isinstance(verb, Demo):
-            return run(verb)
-        if isinstance(verb, ImportOfficial):
-            model = convert(verb.checkpoint, verb.out)
-            parameters = sum(p.numel() for p in model.parameters())
-            print(
-                f"Wrote {verb.out}: an MMHVAE of {', '.join(model.modalities)}, "
-                f"{len(model.groups)} latent groups, {parameters:,} parameters."
-            )
-            return 0
-        index = make_dataset(
-            verb.out,
-            train=verb.train,
-            test=verb.test,
-            size=verb.size,
-            slices=verb.slices,
-            missingness=verb.missingness,
-            seed=verb.seed,
-            workers=verb.workers,
-        )
-        print(f"Wrote {index}.")
-        return 0
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    except CheckpointError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 4
-    except OSError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 5 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2
-    except (ValueError, NonFiniteError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        options, run = parse(arguments)
+        return run(options)
+    except (Exception, KeyboardInterrupt) as error:
+        if len(arguments) < len(sys.argv) - 1:
+            traceback.print_exc()
+        code, message = explain(error)
+        print(message, file=sys.stderr)
+        return code
+
+
+def parse(arguments: list[str]) -> tuple[Any, Any]:
+    """Returns the options of the verb, and what runs it; exits with 2 on wrong usage."""
+    kinds = [
+        Annotated[kind, tyro.conf.subcommand(name, **_default(kind))]
+        for name, (kind, _) in VERBS.items()
+    ]
+    verb: Any = Union[tuple(kinds)]  # noqa: UP007
+    options = tyro.cli(verb, prog=PROGRAM, description=DESCRIPTION, args=arguments)
+    runs = dict(VERBS.values())
+    return options, runs[type(options)]
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Returns the exit code for an error, and what to print."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "Interrupted."
+    message = f"Error: {error}"
+    if isinstance(error, CheckpointError):
+        return 4, message
+    if isinstance(error, (CaseError, ImageError)):
+        return 3, message
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        first = str(error).partition("\n")[0]
+        return 5, f"Error: out of memory: {first} Take a smaller batch, model or size."
+    if isinstance(error, OSError):
+        return (5 if error.errno in RESOURCES else 2), message
+    if isinstance(error, (ValueError, ImportError, NonFiniteError)):
+        return 2, message
+    return 1, f"Unexpected error: {type(error).__name__}: {error} (--debug shows where it is from)"
+
+
+def _default(kind: type) -> dict[str, Any]:
+    """The demo can be run without any option."""
+    return {"default": kind()} if kind is demo.Demo else {}
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ import mmpoe
 
 from .checks import check_integer
 from .data import Subject, load_subjects, read_index
-from .evaluate import cross_modal_gain, evaluate
+from .evaluation import cross_modal_gain, evaluate
 from .modalities import LABELS, MODALITIES
-from .panel import draw_panel, draw_training
 from .phantom import CREDIT, cached_dataset
-from .report import MR, Facts, write_report
+from .report import MR, Facts, draw_panel, draw_training, write_report
 from .train import Settings, build_model, save_model, train
 
 PANEL = (["us"], ["t2", "cet1"], ["us", "t2"])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 __all__ = ["PUBLISHED", "Schedule", "Weights"]
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mmpoe.objectives.annealing import warmup
+
+TIMES = ("warmup", "generator", "ramp", "discriminator", "bank", "restart")
+"""The fields of a schedule that are times."""
 
 
 class Weights(NamedTuple):
@@ -22,12 +25,13 @@ class Weights(NamedTuple):
     bank: bool
     """Whether to remember real images."""
     restart: bool
-    """Whether to start the optimiser of the model afresh, before this step."""
+    """Whether to start the optimiser of the model afresh, before this step. In a loop of
+    :func:`mmpoe.training.fit`, its `restart` does that."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    r"""The weights of each step, all times in one unit: steps, or epochs.
+    r"""The weights of each step, all times in one unit: steps, epochs, or shares of a training.
 
     Reconstruction comes first: a discriminator has nothing to say about images that are not yet
     recognisable. Once it is, discriminators get a head start, and then a say.
@@ -42,23 +46,23 @@ class Schedule:
 
     beta: float = 1.0
     """The last weight of the divergence."""
-    warmup: int = 0
+    warmup: float = 0
     """How long that rises linearly from 0."""
     weight: float = 1.0
     """The last weight of the adversarial loss of the model."""
-    generator: int = 0
+    generator: float = 0
     """When that loss sets in."""
-    ramp: int = 0
+    ramp: float = 0
     """How long its weight then rises linearly from 0."""
-    discriminator: int = 0
+    discriminator: float = 0
     """When discriminators begin to be trained."""
-    bank: int | None = None
+    bank: float | None = None
     """When real images begin to be remembered; along with the discriminators if None."""
-    restart: int | None = None
+    restart: float | None = None
     """When the optimiser of the model starts afresh; never if None."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "generator", "ramp", "discriminator", "bank", "restart"):
+        for name in TIMES:
             time = getattr(self, name)
             if time is not None and time < 0:
                 raise ValueError(f"'{name}' should be at least 0, but is {time}.")
@@ -71,11 +75,29 @@ class Schedule:
                 f"but they are {self.discriminator} and {self.generator}."
             )
 
-    def __call__(self, step: int) -> Weights:
+    def over(self, length: float) -> Schedule:
+        """Returns the same schedule in shares of a training.
+
+        Arguments:
+            length: The length of the training, in the unit of this schedule.
+
+        Raises:
+            ValueError: If `length` is not positive.
+
+        Example:
+            >>> PUBLISHED.over(1000).discriminator
+            0.79
+        """
+        if not length > 0:
+            raise ValueError(f"'length' should be positive, but is {length}.")
+        times = {name: getattr(self, name) for name in TIMES}
+        return replace(self, **{n: t / length for n, t in times.items() if t is not None})
+
+    def __call__(self, step: float) -> Weights:
         """Returns the weights of a step, from 0.
 
         Arguments:
-            step: The step, or epoch.
+            step: The step, the epoch, or the share of the training done so far.
 
         Raises:
             ValueError: If `step` is negative.

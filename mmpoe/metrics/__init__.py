@@ -8,19 +8,24 @@ __all__ = [
     "Comparison",
     "Mean",
     "PairedTable",
+    "PerceptualWeightsUnavailable",
     "conditional_coherence",
     "coverage",
     "crps",
     "energy_score",
+    "gmsd",
     "joint_coherence",
     "linear_functionals",
+    "lpips",
     "mean_with_error",
+    "ms_ssim",
     "paired_table",
     "per_case",
     "project",
     "psnr",
     "rank_histogram",
     "ssim",
+    "st_lpips",
 ]
 
 from .calibration import (
@@ -33,6 +38,7 @@ from .calibration import (
 )
 from .coherence import conditional_coherence, joint_coherence
 from .images import psnr, ssim
+from .perceptual import PerceptualWeightsUnavailable, lpips, st_lpips
 from .significance import (
     Comparison,
     Mean,
@@ -41,3 +47,4 @@ from .significance import (
     paired_table,
     per_case,
 )
+from .structure import gmsd, ms_ssim

@@ -12,9 +12,9 @@ __all__ = ["psnr", "ssim"]
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from mmpoe.extras import needs
+
+from .each import each_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ def psnr(
             value = peak_signal_noise_ratio(truth[inside], image[inside], data_range=data_range)
         return float(value)
 
-    return _per_image(score, prediction, target, mask, data_range)
+    return each_image(score, prediction, target, mask, data_range)
 
 
 def ssim(
@@ -121,47 +121,4 @@ def ssim(
         similarity = np.asarray(result[1])
         return float(similarity[inside].mean())
 
-    return _per_image(score, prediction, target, mask, data_range, smallest=11)
-
-
-def _per_image(score, prediction, target, mask, data_range, smallest=0) -> np.ndarray:  # noqa: ANN001
-    import numpy as np
-
-    image = _array(prediction).astype(np.float64)
-    truth = _array(target).astype(np.float64)
-    if image.shape != truth.shape or image.ndim < 2:
-        raise ValueError(
-            "'prediction' and 'target' should have the same shape (*, H, W), "
-            f"but have shapes {image.shape} and {truth.shape}."
-        )
-    if min(image.shape[-2:]) < smallest:
-        raise ValueError(
-            f"'prediction' and 'target' should be at least {smallest} pixels wide and high, "
-            f"but have shape {image.shape}."
-        )
-    if not data_range > 0:
-        raise ValueError(f"'data_range' should be positive, but is {data_range!r}.")
-    inside = np.ones((), dtype=bool) if mask is None else _array(mask)
-    if inside.dtype != bool:
-        raise ValueError(f"'mask' should be boolean, but has dtype {inside.dtype}.")
-    try:
-        inside = np.broadcast_to(inside, image.shape)
-    except ValueError:
-        raise ValueError(
-            f"'mask' should broadcast to the shape of the images, {image.shape}, "
-            f"but has shape {inside.shape}."
-        ) from None
-
-    scores = np.empty(image.shape[:-2])
-    for index in np.ndindex(scores.shape):
-        scores[index] = score(image[index], truth[index], inside[index])
-    return scores
-
-
-def _array(values: ArrayLike | Tensor) -> np.ndarray:
-    import numpy as np
-
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.double() if values.is_floating_point() else values  # bfloat16 too
-    return np.asarray(values)
+    return each_image(score, prediction, target, mask, data_range, smallest=11)

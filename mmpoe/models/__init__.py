@@ -11,12 +11,14 @@ __all__ = [
     "Predictor",
     "UncalibratedWarning",
     "image_mmhvae",
+    "in_chunks",
     "published_mmhvae",
     "sequence_mmhvae",
     "vector_mmhvae",
     "volume_mmhvae",
 ]
 
+from .chunks import in_chunks
 from .core import MultimodalVAE, Output, UncalibratedWarning
 from .flat import MMVAE, MVAE, MoPoEVAE
 from .hierarchical import MHVAE, MMHVAE

@@ -31,7 +31,7 @@ class Inferred(Protocol):
         ...
 
 
-def warmup(step: int, steps: int, *, start: float = 0.0) -> float:
+def warmup(step: float, steps: float, *, start: float = 0.0) -> float:
     r"""Rises linearly to 1, and stays there.
 
     .. math:: \beta(t) = \min\big(1, \; \beta_0 + (1 - \beta_0) \, t / T\big)

@@ -5,9 +5,11 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "CollapseWarning",
+    "DeviceMemoryError",
     "History",
     "NonFiniteError",
     "Run",
+    "WorkerError",
     "fit",
     "load_checkpoint",
     "load_state",
@@ -26,6 +28,7 @@ from .checkpoint import (
     save_checkpoint,
     save_state,
 )
+from .faults import DeviceMemoryError, WorkerError
 from .folder import Checkpoints
 from .log import CollapseWarning
 from .loop import fit

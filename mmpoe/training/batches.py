@@ -5,13 +5,14 @@ from __future__ import annotations
 __all__ = ["Stream", "generators_of", "shard", "split"]
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from .randomness import Randomness
 
@@ -46,6 +47,16 @@ class Stream:
         Raises:
             ValueError: If there is none, or no second pass.
         """
+        try:
+            return self._next()
+        except (ConnectionError, EOFError):
+            if self.has_workers:
+                # one may have died: PyTorch raises an error when the signal of that is here, in
+                # whatever is done at that moment, which had better be this
+                time.sleep(1)
+            raise
+
+    def _next(self) -> Any:  # noqa: ANN401
         for batch in self._iterator:
             self.position += 1
             return batch
@@ -82,9 +93,38 @@ class Stream:
                 f"the training was stopped, but holds {self.position}."
             )
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether other processes load the batches."""
+        return isinstance(self.batches, DataLoader) and self.batches.num_workers > 0
+
+    def under_way(self) -> list[list[Any]]:
+        """The samples of each batch that is not here yet, but may be loading, if they are known.
+
+        A DataLoader that has a sampler draws them again as it did when the pass began.
+        """
+        loader = self.batches
+        if not (isinstance(loader, DataLoader) and loader.batch_sampler is not None):
+            return []
+        again = DataLoader(
+            _Places(),
+            batch_sampler=loader.batch_sampler,
+            collate_fn=list,
+            generator=loader.generator,
+        )
+        number = loader.num_workers * (loader.prefetch_factor or 0)
+        with self.randomness.kept():
+            self.randomness.load_state_dict(self.start)
+            return list(islice(again, self.position, self.position + number))
+
     def _begin(self, passes: int) -> None:
         self.start = self.randomness.state_dict()
         self.passes, self.position = passes, 0
+        if getattr(self.batches, "_iterator", None) is not None:
+            # a DataLoader draws a seed for new workers, but none for those that persist; so that
+            # a pass has the same order with either, it is drawn in any case
+            generator = getattr(self.batches, "generator", None)
+            torch.empty((), dtype=torch.int64).random_(generator=generator)
         self._iterator = iter(self.batches)
 
 
@@ -147,6 +187,13 @@ def shard(cases: Sequence[T], rank: int | None = None, world: int | None = None)
     if not 0 <= rank < world:
         raise ValueError(f"'rank' should be from 0 to {world - 1}, but is {rank}.")
     return list(cases[rank::world])
+
+
+class _Places(Dataset[Any]):
+    """The place of each sample in a data set, in the place of the sample."""
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401
+        return place
 
 
 class _EveryNth:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_space", "publish", "remove", "sync", "write_file"]
+__all__ = ["check_space", "check_writable", "publish", "remove", "sync", "write_file"]
 
 import errno
 import os
@@ -59,6 +59,21 @@ def sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder if need be, and raises an OSError if nothing can be written there."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(probe, b"")
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"'folder' should be one that can be written to, but is not ({error.strerror})",
+            str(folder),
+        ) from error
 
 
 def check_space(folder: Path, needed: int) -> None:

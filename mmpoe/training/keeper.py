@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from .batches import Stream
 from .checkpoint import CheckpointError, check_description, load_weights
 from .distributed import gather
+from .files import check_writable
 from .folder import Checkpoints, lock
 from .log import Log, Watch
 from .randomness import Randomness
@@ -69,6 +70,7 @@ class Keeper:
         """Goes on from the last checkpoint, if asked to, and keeps the folder to itself.
 
         Raises:
+            OSError: If the folder cannot be written to.
             ValueError: If the folder holds checkpoints and is not to be resumed, is in use, or the
                 description is nothing that JSON can hold.
             CheckpointError: If the last checkpoint cannot be gone on from.
@@ -77,7 +79,8 @@ class Keeper:
             json.dumps(self.description)
         except (TypeError, ValueError) as error:
             raise ValueError(f"'description' should be something JSON holds: {error}.") from error
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.first:
+            check_writable(self.folder)
         with ExitStack() as stack:
             if self.first:
                 stack.enter_context(lock(self.folder))
@@ -139,16 +142,20 @@ class Keeper:
             self.log.write({**first, **row, **{name: row.get(name, "") for name in later}})
 
     def _evaluate(self) -> dict[str, float]:
-        """The score of the averaged model, if there is one, noted if it is the best."""
-        if self.run.evaluate is None or not self.first:
+        """Shows images, and returns the score, if there is one, noted if it is the best."""
+        if self.log is None or (self.run.evaluate is None and self.run.images is None):
             return {}
+        model, number, score = self._averages(), len(self.history.bounds), None
         with self.randomness.kept(), torch.no_grad():
-            score = self.run.evaluate(self._averages(), len(self.history.bounds))
+            if self.run.images is not None:
+                self.log.show(number, self.run.images(model, number))
+            if self.run.evaluate is not None:
+                score = self.run.evaluate(model, number)
         if score is None:
             return {}
         score = float(score)
         if not math.isnan(score) and (self.best is None or score > self.best[1]):
-            self.best = (len(self.history.bounds), score)
+            self.best = (number, score)
         return {"score": score}
 
     def _averages(self) -> torch.nn.Module:
@@ -174,6 +181,7 @@ class Keeper:
                 "bounds": torch.tensor(self.history.bounds, dtype=torch.float64),
                 "skipped": self.stepper.skipped,
                 "row": self.stepper.row,
+                "restarted": self.stepper.restarted,
                 "seconds": self.history.seconds,
                 "best": self.best,
                 "known": sorted(self.known),
@@ -216,6 +224,7 @@ class Keeper:
         if self.stepper.scaler is not None and state["scaler"]:
             self.stepper.scaler.load_state_dict(state["scaler"])
         self.stepper.skipped, self.stepper.row = state["skipped"], state["row"]
+        self.stepper.restarted = state["restarted"]
 
         rank = self.fabric.global_rank
         self.stream.seek(state["passes"], state["position"], state["start"][rank])

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmpoe.extras import needs
 from mmpoe.objectives import collapsed, group_kl
 
 from .files import write_file
+from .pictures import check_images, png
 
 
 class CollapseWarning(UserWarning):
@@ -25,19 +27,19 @@ class CollapseWarning(UserWarning):
 
 
 class Log:
-    """Rows of numbers by step, in a CSV file, and for TensorBoard if that is asked for.
+    """Rows of numbers by step, in a CSV file, and images; for TensorBoard if that is asked for.
 
     The first row says what the columns are. Rows after `step`, of a training that now goes on from
     there, are dropped.
 
     Arguments:
-        folder: Where to write ``log.csv`` and the folder ``tensorboard``.
+        folder: Where to write ``log.csv`` and the folder ``tensorboard`` or ``images``.
         step: The step that the training goes on from.
         tensorboard: Whether to write for TensorBoard too (extra ``mmpoe[tensorboard]``).
     """
 
     def __init__(self, folder: Path, step: int = 0, *, tensorboard: bool = False) -> None:
-        self.path = folder / "log.csv"
+        self.path, self.folder = folder / "log.csv", folder / "images"
         self.writer: Any = None
         if tensorboard:
             with needs("tensorboard"):
@@ -62,6 +64,27 @@ class Log:
                 if name != "step" and value != "":
                     self.writer.add_scalar(name, value, int(row["step"]))
             self.writer.flush()
+
+    def show(self, step: int, images: Mapping[str, Tensor]) -> None:
+        """Writes images, for TensorBoard or else as PNG files.
+
+        Arguments:
+            step: The step.
+            images: Images from 0 to 1 by name, with shape (N, C, H, W), where C is 1 or 3.
+
+        Raises:
+            ValueError: If they have another shape, or are not floating-point.
+        """
+        for name, several in images.items():
+            check_images(name, several)
+            if self.writer is not None:
+                shown = several.detach().float().nan_to_num(0).clamp(0, 1).cpu()
+                self.writer.add_images(name, shown, step)
+            else:
+                self.folder.mkdir(exist_ok=True)
+                # names may hold anything, and different ones must not meet in one file
+                path = self.folder / f"{quote(name, safe=' ')}-{step:08d}.png"
+                write_file(path, png(several.detach()))
 
     def close(self) -> None:
         """Closes what is open."""

@@ -22,6 +22,7 @@ from mmpoe.extras import needs
 from .average import moving_average
 from .batches import Stream, generators_of, split
 from .distributed import Precision, make_fabric, mean
+from .faults import explained
 from .keeper import Keeper
 from .log import Watch
 from .randomness import Randomness
@@ -47,6 +48,7 @@ def fit(
     accumulate: int = 1,
     average: float = 0.99,
     patience: int = 10,
+    restart: float | None = None,
     optimizer: Callable[..., Optimizer] = adamw,
     adversary: Adversary | None = None,
     precision: Precision = "32-true",
@@ -85,6 +87,9 @@ def fit(
             during the first steps; 0 keeps the last weights.
         patience: The number of steps in a row that may be skipped because a loss or a gradient
             was not finite. A skipped step leaves weights and optimisers as they were.
+        restart: The share of the training at which the optimiser of the model starts afresh, with
+            the learning rate that it had; never if None. A model whose loss is about to change,
+            by an adversary that sets in, say, forgets the gradients of the old one.
         optimizer: Makes the optimiser: called with the parameters, `lr` and `weight_decay`. By
             default, AdamW with betas of 0.9 and 0.99.
         adversary: Networks to train against the model.
@@ -103,7 +108,11 @@ def fit(
         CheckpointError: If the checkpoint to go on from is damaged, or that of another model.
         NonFiniteError: If `patience` steps in a row were skipped; the message says where the
             batch of the last one was saved.
-        OSError: If a checkpoint cannot be written; those before it are as they were.
+        DeviceMemoryError: If the device has run out of memory; the message says what needs less.
+        WorkerError: If a process of a DataLoader has died; the message says what it may have been
+            loading.
+        OSError: If the folder of the run cannot be written to, which is found before the first
+            step, or a checkpoint cannot; those before it are as they were.
 
     References:
         | Decoupled Weight Decay Regularization (Loshchilov & Hutter, 2019)
@@ -119,6 +128,7 @@ def fit(
     _check_integer("accumulate", accumulate, 1)
     _check("average", average, "in [0, 1)", 0 <= average < 1)
     _check_integer("patience", patience, 1)
+    _check("restart", restart, "at least 0 or None", restart is None or restart >= 0)
     if run is not None:
         _check_integer("save_every", run.save_every, 1)
         _check_integer("log_every", run.log_every, 1)
@@ -143,6 +153,7 @@ def fit(
         fabric,
         learners,
         [0.0] if adversary is None else [0.0, adversary.start],
+        restart=math.inf if restart is None else restart,
         accumulate=accumulate,
         clip=clip,
         patience=patience,
@@ -160,7 +171,7 @@ def fit(
 
     history = History()
     keeper = None
-    with ExitStack() as stack:
+    with explained(stream, history), ExitStack() as stack:
         if run is not None:
             keeper = Keeper(run, fabric, stepper, averaged, stream, randomness, history)
             stack.enter_context(keeper.opened())
@@ -182,11 +193,8 @@ def fit(
             if done >= 1:
                 break
             rate = schedule(step, done)
-            for group in learners[0].optimizer.param_groups:
-                group["lr"] = rate
-
             with Watch(model, active=keeper is not None and keeper.logs(step + 1)) as watch:
-                report = stepper.take(stream, done)
+                report = stepper.take(stream, done, rate)
             if report.taken:
                 averaged.update_parameters(model)
             history.bounds.append(-report.losses[0])

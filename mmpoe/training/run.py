@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Stateful(Protocol):
@@ -58,7 +58,8 @@ class History:
 class Run:
     """Where a training is kept, and what is kept of it.
 
-    The folder holds ``log.csv`` and ``checkpoints``, with the last two and the best of them.
+    The folder holds ``log.csv`` and ``checkpoints``, with the last two and the best of them, and
+    what else is asked for.
     """
 
     folder: str | os.PathLike[str]
@@ -75,6 +76,10 @@ class Run:
     evaluation mode and the step: the place for drawing samples. A number that it returns, higher
     if better, decides which checkpoint is the best. It cannot change what is trained: gradients
     are off, and random numbers drawn here are drawn again there."""
+    images: Callable[[nn.Module, int], Mapping[str, Tensor]] | None = None
+    """Called like `evaluate`; returns images by name, such as samples or panels: floating-point,
+    from 0 to 1, with shape (N, C, H, W), where C is 1 or 3. They are written for TensorBoard if
+    that is asked for, and otherwise, side by side, as ``images/<name>-<step>.png``."""
     description: Mapping[str, Any] = field(default_factory=dict)
     """What to write about the model, and to compare with what is read; JSON should hold it. The
     model's modalities are compared in any case."""

@@ -87,7 +87,12 @@ class Learner:
         self.fabric, self.network = fabric, network
         # all that is done with the network is one forward pass, for gradients to be exchanged
         self.forward = fabric.setup_module(_Mean(network, loss))
-        self.optimizer = optimizer(network.parameters())
+        self._make = optimizer
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the optimiser afresh: what it remembers of gradients is gone."""
+        self.optimizer = self._make(self.network.parameters())
 
     def backward(self, batch: object, done: float, share: float, *, last: bool) -> Tensor:
         """Adds the gradient of a batch, times a factor; exchanges gradients after the last one."""
@@ -137,6 +142,7 @@ class Steps:
         fabric: What runs the training.
         learners: Who learns, the model first.
         starts: The share of the training from which on each does.
+        restart: The share of the training at which the optimiser of the model starts afresh.
         accumulate: The number of batches of a step.
         clip: The largest norm of a gradient.
         patience: The number of skipped steps in a row after which to give up.
@@ -145,6 +151,7 @@ class Steps:
     Attributes:
         skipped: The number of steps that were skipped.
         row: The number of them in a row.
+        restarted: Whether the optimiser of the model has started afresh.
     """
 
     def __init__(
@@ -153,12 +160,14 @@ class Steps:
         learners: list[Learner],
         starts: list[float],
         *,
+        restart: float = math.inf,
         accumulate: int,
         clip: float,
         patience: int,
         folder: Path | None,
     ) -> None:
         self.fabric, self.learners, self.starts = fabric, learners, starts
+        self.restart, self.restarted = restart, False
         self.accumulate, self.clip = accumulate, clip
         self.patience, self.folder = patience, folder
         self.scaler: torch.amp.GradScaler | None = getattr(
@@ -166,12 +175,13 @@ class Steps:
         )
         self.skipped = self.row = 0
 
-    def take(self, batches: Iterator[Any], done: float) -> Report:
+    def take(self, batches: Iterator[Any], done: float, lr: float) -> Report:
         """Takes one step.
 
         Arguments:
             batches: Where to take batches from.
             done: The share of the training done so far.
+            lr: The learning rate of the model.
 
         Raises:
             NonFiniteError: If this is one skipped step too many in a row.
@@ -180,6 +190,11 @@ class Steps:
             n for n, start in zip(self.learners, self.starts, strict=True) if done >= start
         ]
         model, others = learners[0], self.learners[1:]
+        if done >= self.restart and not self.restarted:
+            model.restart()
+            self.restarted = True
+        for group in model.optimizer.param_groups:
+            group["lr"] = lr
         totals = [torch.zeros((), device=self.fabric.device)] * len(learners)
         used = []
         for k in range(self.accumulate):

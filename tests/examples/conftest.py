@@ -28,3 +28,23 @@ def brain(cache):
 @pytest.fixture(scope="session")
 def patients(brain):
     return [render_patient(seed, brain, slices=4) for seed in range(4)]
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory):
+    """The folder of an evaluation of two small models, on cases that are not all complete."""
+    from scored import write_dataset, write_run
+
+    from examples.medical_mri_us.verbs import evaluate
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    every = ("us", "t2", "cet1", "flair")
+    cases = [(f"train-{k}", "train", every[: 2 + k]) for k in range(3)]
+    cases += [("a", "test", every), ("b", "test", every), ("c", "test", ("us", "t2"))]
+    index = write_dataset(folder / "data", cases)
+    runs = write_run(folder / "ours"), write_run(folder / "theirs", seed=1)
+    options = evaluate.Evaluate(
+        runs[0], index, folder / "eval", compare=runs[1:], views=2, perceptual=False
+    )
+    assert evaluate.run(options) == 0
+    return folder

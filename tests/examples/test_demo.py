@@ -17,7 +17,7 @@ from examples.medical_mri_us import demo as demo_module
 from examples.medical_mri_us.__main__ import main
 from examples.medical_mri_us.data import Subject, load_subjects, read_index
 from examples.medical_mri_us.demo import Demo, run
-from examples.medical_mri_us.evaluate import (
+from examples.medical_mri_us.evaluation import (
     SUBSETS,
     cross_modal_gain,
     evaluate,

@@ -467,8 +467,9 @@ def test_two_modalities_are_converted(tmp_path):
     model = published_mmhvae(["us", "t2"], 16, width=4, max_width=8, power=1)
     save_checkpoint(model, tmp_path / "main.pth")
     assert convert(tmp_path / "main.pth", tmp_path / "model").modalities == ["us", "t2"]
+    assert load_model(tmp_path / "model")[0].modalities == ["us", "t2"]
     with pytest.raises(CheckpointError, match=r"should hold a model of us, t2, cet1, flair"):
-        load_model(tmp_path / "model")
+        load_model(tmp_path / "model", NAMES)
 
 
 def test_models_of_other_kinds_are_not_loaded(tmp_path):

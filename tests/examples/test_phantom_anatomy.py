@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 
-from examples.medical_mri_us.phantom import TISSUE_NAMES, atlas, load_atlas
-from examples.medical_mri_us.phantom.anatomy import Lesion, build_anatomy, random_lesion
+from examples.medical_mri_us.phantom import TISSUE_NAMES, atlas, colin, load_atlas
+from examples.medical_mri_us.phantom.anatomy import Head, build_anatomy, supply_head
+from examples.medical_mri_us.phantom.colin import COLIN27, three_classes
 from examples.medical_mri_us.phantom.deformation import random_warp, smooth_noise
+from examples.medical_mri_us.phantom.lesion import Lesion, lesion_texture, random_lesion
 from examples.medical_mri_us.phantom.probe import ProbeGrid, choose_pose
 from examples.medical_mri_us.phantom.tissues import mix, tissue_index, tissue_values
 from examples.medical_mri_us.phantom.tumour import VISIBLE_DENSITY, grow_tumour, growth_step
+from examples.medical_mri_us.phantom.vessels import Vessels, draw_vessels, grow_vessels, tree_grid
 
 # Atlas
 
@@ -35,7 +38,7 @@ def test_atlas_is_a_brain(brain):
 
 
 def test_atlas_comes_back_from_the_cache(brain, cache, monkeypatch):
-    monkeypatch.setattr(atlas, "build_atlas", lambda: pytest.fail("built again"))
+    monkeypatch.setattr(atlas, "build_atlas", lambda name: pytest.fail("built again"))
     again = load_atlas()
     for name, value in vars(brain).items():
         assert np.array_equal(getattr(again, name), value)
@@ -48,9 +51,9 @@ def test_a_damaged_atlas_is_built_again(brain, damage, tmp_path, cache, monkeypa
     damaged.parent.mkdir()
     damaged.write_bytes(damage(stored.read_bytes()))
     monkeypatch.setenv("MMPOE_CACHE", str(tmp_path))
-    monkeypatch.setattr(atlas, "build_atlas", lambda: brain)
+    monkeypatch.setattr(atlas, "build_atlas", lambda name: brain)
     assert load_atlas() is brain
-    monkeypatch.setattr(atlas, "build_atlas", lambda: pytest.fail("built again"))
+    monkeypatch.setattr(atlas, "build_atlas", lambda name: pytest.fail("built again"))
     assert np.array_equal(load_atlas().maps, brain.maps)
 
 
@@ -59,6 +62,44 @@ def test_without_nilearn_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"'medical' extra"):
         load_atlas()
+
+
+@pytest.mark.skipif(
+    not COLIN27.is_file(), reason="Colin27 of Debian's mricron-data is not installed"
+)
+def test_colin27_is_another_brain(brain):
+    colin = load_atlas("colin27")
+    assert (colin.name, brain.name) == ("colin27", "mni")
+    csf, grey, white, ventricle, _ = colin.maps.sum((1, 2, 3), dtype=float) / 255 / 1000  # ml
+    assert 1300 < csf + grey + white < 2200
+    assert 400 < white < 900
+    assert 500 < grey < 1250
+    assert 5 < ventricle < 80
+    points = brain.tumour_sites.T
+    assert colin.sample("white", points).mean() > 0.6  # registered to the MNI space
+    assert np.abs(colin.sample("grey", points) - brain.sample("grey", points)).mean() > 0.05
+
+
+def test_without_colin27_the_error_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMPOE_CACHE", str(tmp_path))
+    monkeypatch.setattr(colin, "COLIN27", tmp_path / "ch2bet.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"mricron-data.*apt-get install mricron-data"):
+        load_atlas("colin27")
+    with pytest.raises(ValueError, match=r"'name' should be one of 'mni', 'colin27'"):
+        load_atlas("both")
+
+
+def test_three_classes_finds_a_mixture_of_gaussians():
+    rng = default_rng(0)
+    truth = rng.choice(3, size=60_000, p=[0.2, 0.45, 0.35])
+    image = rng.normal(np.array([20.0, 60.0, 100.0])[truth], np.array([7.0, 9.0, 6.0])[truth])
+    inside = np.ones(image.shape, dtype=bool)
+    inside[-100:] = False
+    fractions = three_classes(image.astype(np.float32), inside)
+    assert fractions[:, inside].sum(0) == pytest.approx(1, abs=1e-5)
+    assert np.all(fractions[:, ~inside] == 0)
+    assert fractions[:, inside].mean(1) == pytest.approx([0.2, 0.45, 0.35], abs=0.02)
+    assert (fractions.argmax(0) == truth)[inside].mean() > 0.97
 
 
 # Deformation and tumour
@@ -139,7 +180,8 @@ def test_partial_volumes_fill_the_brain(brain):
     pose = choose_pose(rng, contact, warp.push(centre))
     grid = ProbeGrid(contact, pose, 64, 1.5, 4, 4.0)
     tumour = grow_tumour(rng, brain, centre, lesion.volume_ml)
-    anatomy = build_anatomy(rng, brain, warp, tumour, lesion, grid)
+    head = supply_head(rng, Head(brain, warp, tumour, lesion), contact, pose)
+    anatomy = build_anatomy(rng, head, grid)
     assert anatomy.fractions.shape == (len(TISSUE_NAMES), *grid.shape)
     assert anatomy.fractions.min() >= 0
     total = anatomy.fractions.sum(0)
@@ -147,7 +189,7 @@ def test_partial_volumes_fill_the_brain(brain):
     assert total == pytest.approx(anatomy.brain, abs=1e-4)
     assert np.all(anatomy.fractions[:, anatomy.brain == 0] == 0)
     assert (anatomy.brain > 0.999).mean() > 0.2
-    for name in ("enhancing_rim", "necrosis", "oedema", "tumour"):
+    for name in ("enhancing_rim", "necrosis", "oedema", "tumour", "vessel"):
         assert anatomy.fractions[tissue_index(name)].max() > 0.5
 
 
@@ -155,3 +197,108 @@ def test_mix_is_the_weighted_sum():
     fractions = default_rng(0).uniform(0, 1, (len(TISSUE_NAMES), 3, 4)).astype(np.float32)
     values = tissue_values("attenuation")
     assert mix(values, fractions) == pytest.approx(np.tensordot(values, fractions, 1), rel=1e-5)
+
+
+def test_texture_divides_the_solid_part_and_follows_the_kind_of_tumour():
+    lesion = random_lesion(default_rng(0))
+
+    def draw(**changes):
+        rng = default_rng(1)
+        kind = Lesion(**{**vars(lesion), **changes})
+        return lesion_texture(lambda width: smooth_noise(rng, (48, 48, 24), [width] * 3), kind)
+
+    cysts, loose, patches = draw(enhancing=True, cystic=0.2)
+    for part in (cysts, loose, patches):
+        assert part.min() >= 0
+        assert part.std() > 0.02
+    assert (cysts + loose + patches).max() <= 1
+    assert draw(enhancing=False)[2].max() == 0
+    few, many = (draw(cystic=cystic)[0].mean() for cystic in (0.1, 0.3))
+    assert 0 < few < 0.05 < many < 0.4
+
+
+# Vessels
+
+
+def sulci_on_a_grid():
+    """Two perpendicular sheets of fluid that meet in a line, in tissue."""
+    points = tree_grid(np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
+    sulcus = np.zeros(points.shape[1:], dtype=np.float32)
+    sulcus[:, 15] = sulcus[15] = 1
+    return points, sulcus, 1 - sulcus
+
+
+def grown(enhancing=False):
+    points, sulcus, tissue = sulci_on_a_grid()
+    rim = np.zeros_like(sulcus)
+    rim[25:28, 4:8, 8:12] = 1
+    vessels = grow_vessels(default_rng(0), points, sulcus, tissue, rim, enhancing=enhancing)
+    return vessels, points, sulcus, rim
+
+
+def test_vessels_are_trees_that_follow_the_sulci_and_feed_the_tumour():
+    vessels, points, sulcus, rim = grown()
+    begin, end = vessels.ends.swapaxes(0, 1)  # (E, 3)
+    # A tube begins where another one ends, but for those that leave the roots.
+    gap = np.linalg.norm(begin[:, None] - end[None], axis=2).min(1)
+    orphans = np.unique(np.round(begin[gap > 1e-6], 6), axis=0)
+    assert 1 <= len(orphans) <= 2
+    # No point is reached twice: there are no loops.
+    assert len(np.unique(np.round(end, 6), axis=0)) == len(end)
+    node = np.linalg.norm(points.reshape(3, -1).T[:, None] - end[None, ::7], axis=2).argmin(0)
+    assert sulcus.ravel()[node].mean() > 0.5 > 3 * sulcus.mean()
+
+    def feeders(vessels):
+        place = points.reshape(3, -1).T[rim.ravel() > 0].mean(0)
+        return (np.linalg.norm(vessels.ends[:, 1] - place, axis=1) < 8).sum()
+
+    assert feeders(grown(enhancing=True)[0]) > feeders(vessels) > 0
+
+
+def test_radii_follow_murrays_law(monkeypatch):
+    from examples.medical_mri_us.phantom import vessels as module
+
+    monkeypatch.setattr(module, "_WIDEST", np.inf)
+    vessels = grown()[0]
+    begin, end = (np.round(x, 6) for x in vessels.ends.swapaxes(0, 1))
+    entering = {
+        tuple(place): radius for place, radius in zip(end, vessels.radii[:, 1], strict=True)
+    }
+    assert min(entering.values()) == pytest.approx(module._LEAF_RADIUS)
+    leaving: dict[tuple[float, ...], list[int]] = {}
+    for tube, place in enumerate(begin):
+        leaving.setdefault(tuple(place), []).append(tube)
+    branchings = 0
+    for place, tubes in leaving.items():
+        if place in entering and len(tubes) > 1:
+            # Each tube has two halves; the radius that a branch needs is that at its far end.
+            far = {tuple(begin[t]): t for t in range(len(begin))}
+            supplied = sum(vessels.radii[far[tuple(end[t])], 1] ** 3 for t in tubes)
+            own = (entering[place] ** 3 - supplied) / module._LEAF_RADIUS**3
+            assert own == pytest.approx(round(own), abs=1e-6)  # leaves in the branching itself
+            assert own > -0.5
+            branchings += 1
+    assert branchings > 20
+    assert max(entering.values()) > 3 * module._LEAF_RADIUS
+
+
+def test_a_tube_is_drawn_as_deep_as_it_is():
+    ends = np.array([[[0.0, 0.0, 0.0], [24.0, 0.0, 0.0]]])
+    tube = Vessels(ends, np.array([[1.5, 0.5]]))
+    grid = ProbeGrid(np.array([6.0, 0, 0]), np.eye(3), 48, 0.5, 3, 2.0)
+    depth = draw_vessels(tube, grid)
+    x, y, z = grid.points()
+    nearest = np.clip(x, 0, 24)
+    expected = 1.5 - nearest / 24 - np.sqrt((x - nearest) ** 2 + y**2 + (0.6 * z) ** 2)
+    close = expected > -0.5
+    assert close.sum() > 200
+    assert depth[close] == pytest.approx(expected[close], abs=0.1)
+    assert np.all(depth[expected < -1] < -0.5)
+    nothing = Vessels(np.zeros((0, 2, 3)), np.zeros((0, 2)))
+    assert np.all(draw_vessels(nothing, grid) == -2)
+
+
+def test_without_a_sulcus_there_are_no_vessels():
+    points, sulcus, tissue = sulci_on_a_grid()
+    none = grow_vessels(default_rng(0), points, 0 * sulcus, tissue, 0 * sulcus, enhancing=True)
+    assert none.ends.shape == (0, 2, 3)

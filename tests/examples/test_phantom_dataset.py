@@ -1,16 +1,20 @@
 """The phantom's datasets: missingness, files against what was drawn, errors in words."""
 
 import csv
+import io
 import json
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import matplotlib.image
 import nibabel as nib
 import numpy as np
 import pytest
 from numpy.random import default_rng
 from scipy import stats
 
+from examples.medical_mri_us.data import read_index
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import (
     INDEX_COLUMNS,
@@ -19,15 +23,22 @@ from examples.medical_mri_us.phantom import (
     CacheError,
     cached_dataset,
     dataset,
+    default_slices,
     draw_patterns,
+    draw_sheet,
+    given_enhancement,
     load_atlas,
     make_dataset,
     parallel,
     pattern_probabilities,
+    recipe,
     render_patient,
     storage,
 )
+from examples.medical_mri_us.phantom.colin import COLIN27
+from examples.medical_mri_us.phantom.patient import draw_lesion
 from examples.medical_mri_us.phantom.tissues import tissue_values
+from examples.medical_mri_us.verbs.phantom import Phantom, run
 
 SMALL = {"size": 16, "slices": 2, "progress": False}
 
@@ -84,7 +95,120 @@ def test_remind_counts():
     assert 1 - complete == pytest.approx(99 / 114)
 
 
+def test_enhancing_tumours_lack_cet1_less_often_and_no_pattern_gets_rarer():
+    share = 66 / 114
+    for name in MISSINGNESS:
+        asked = pattern_probabilities(name)
+        kinds = {kind: given_enhancement(asked, kind) for kind in (True, False)}
+        absent = {k: sum(p for key, p in d.items() if not key[2]) for k, d in kinds.items()}
+        overall = sum(p for key, p in asked.items() if not key[2])
+        assert absent[True] == pytest.approx(overall / 3)
+        assert absent[False] > 4 * absent[True]
+        for kind in kinds.values():
+            assert sum(kind.values()) == pytest.approx(1)
+        for pattern, probability in asked.items():
+            mixed = share * kinds[True][pattern] + (1 - share) * kinds[False][pattern]
+            assert mixed == pytest.approx(probability)
+    drawn = draw_patterns("remind-files", 20_000, default_rng(0), enhancing=False)
+    assert 1 - drawn[:, 2].mean() == pytest.approx(absent_share(False), abs=0.01)
+    assert 1 - drawn[:, 2].mean() > 1.5 * absent_share(None)
+
+
+def absent_share(enhancing):
+    probabilities = pattern_probabilities("remind-files")
+    if enhancing is not None:
+        probabilities = given_enhancement(probabilities, enhancing)
+    return sum(p for key, p in probabilities.items() if not key[2])
+
+
+def test_recipes_that_are_not_missing_at_random():
+    mar, mnar = (recipe.check_recipe(64, 8, "remind-files", 0, mnar=m) for m in (False, True))
+    numbers = range(1500)
+    enhancing = np.array([draw_lesion(mnar.seed_of("train", n)).enhancing for n in numbers])
+    for made, lower, upper in ((mar, 0.5, 1.8), (mnar, 2.0, 20.0)):
+        lacks = ~np.array([made.observed("train", n) for n in numbers])[:, 2]
+        assert lacks.mean() == pytest.approx(absent_share(None), abs=0.02)
+        assert lower < lacks[~enhancing].mean() / lacks[enhancing].mean() < upper
+    assert mnar.observed("test", 0) == [True] * 4
+
+
 # Datasets
+
+
+@pytest.mark.parametrize(("size", "slices"), [(16, 8), (64, 8), (96, 16), (128, 24), (192, 32)])
+def test_slices_follow_from_the_size(size, slices):
+    assert default_slices(size) == slices
+    assert recipe.check_recipe(size, None, "remind-files", 0).slices == slices
+
+
+def test_the_kind_of_tumour_is_known_before_the_patient(patients):
+    for seed, patient in enumerate(patients):
+        assert asdict(draw_lesion(seed)) == patient.info["lesion"]
+
+
+def test_displaced_dataset_holds_the_truth(brain, tmp_path):
+    options = {"brain_shift_mm": 5.0, "misalign_mm": 2.0}
+    made = make_dataset(tmp_path, train=0, test=1, workers=1, **{**SMALL, "size": 48}, **options)
+    (row,) = rows_of(made)
+    patient = render_patient([0, 1, 0], brain, size=48, slices=2, **options)
+    vectors = nib.Nifti1Image.from_filename(made.parent / "test-0000" / "displacement.nii.gz")
+    assert vectors.shape == (48, 48, 2, 1, 3)
+    assert vectors.header.get_intent()[0] == "vector"
+    stored = np.moveaxis(np.asarray(vectors.dataobj)[:, :, :, 0], -1, 0)
+    assert stored == pytest.approx(patient.displacement, abs=1e-5)
+    tumour = nib.Nifti1Image.from_filename(made.parent / "test-0000" / "tumour_mr.nii.gz")
+    assert np.array_equal(np.asarray(tumour.dataobj), patient.tumour_mr)
+    assert (made.parent / row["landmarks"]).read_text() == patient.landmarks.to_csv()
+    info = json.loads((made.parent / "test-0000" / "patient.json").read_text())
+    assert info["brain_shift"]["largest_mm"] == 5
+    assert info["misalignment"]["root_mean_square_mm"] == 2
+    facts = json.loads((made.parent / "dataset.json").read_text())
+    assert (facts["brain_shift_mm"], facts["anatomy"], facts["mnar"]) == (5.0, "mni", False)
+    assert len(read_index(made)) == 1
+
+
+@pytest.mark.skipif(
+    not COLIN27.is_file(), reason="Colin27 of Debian's mricron-data is not installed"
+)
+def test_both_anatomies_are_used(brain, tmp_path):
+    made = make_dataset(tmp_path, train=6, test=0, workers=1, anatomy="both", **SMALL)
+    names = {
+        json.loads(file.read_text())["anatomy"] for file in made.parent.glob("*/patient.json")
+    }
+    assert names == {"mni", "colin27"}
+
+
+def test_contact_sheet_shows_the_patients(index):
+    picture = matplotlib.image.imread(io.BytesIO(draw_sheet(index, patients=3)))
+    assert picture.shape[1] == pytest.approx(5 * 1.75 * 110 + 27, abs=2)
+    rows = 3 * 1.75 * 110
+    assert picture.shape[0] == pytest.approx(rows + 68, abs=3)
+    column = picture[:, 30 : 30 + 190, :3].max(-1)
+    assert (column > 0.2).mean() > 0.05
+    # Labels are drawn in colour, images in grey.
+    saturation = np.ptp(picture[..., :3], axis=-1)[40:-60]
+    assert saturation[:, 30:780].max() < 0.02
+    assert (saturation[:, 790:] > 0.2).mean() > 0.02
+    assert draw_sheet(index, patients=3) == draw_sheet(index, patients=3)
+    with pytest.raises(ValueError, match=r"'patients' should be an integer of at least 1"):
+        draw_sheet(index, patients=0)
+
+
+def test_verb_hands_its_options_on(brain, tmp_path, capsys):
+    options = Phantom(
+        out=tmp_path, train=1, test=1, size=32, slices=2, workers=1, misalign_mm=1.5, mnar=True
+    )
+    assert run(options) == 0
+    assert "contact_sheet.png" in capsys.readouterr().out
+    assert (tmp_path / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"
+    facts = json.loads((tmp_path / "dataset.json").read_text())
+    assert (facts["misalign_mm"], facts["mnar"], facts["slices"]) == (1.5, True, 2)
+    (tmp_path / "contact_sheet.png").unlink()
+    assert run(replace(options, sheet=False)) == 0
+    assert not (tmp_path / "contact_sheet.png").exists()
+    for name, value in {"anatomy": "atlas", "brain_shift_mm": 16, "mnar": "yes"}.items():
+        with pytest.raises(ValueError, match=f"'{name}' should be .*but is {value!r}"):
+            run(replace(options, **{name: value}))
 
 
 def test_index_and_files_agree(index):
@@ -127,7 +251,7 @@ def test_cached_dataset_is_made_once(brain, cache, monkeypatch):
     before = bytes_of(first.parent)
     times = {file: file.stat().st_mtime_ns for file in first.parent.rglob("*")}
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "render_patient", lambda *a, **k: pytest.fail("rendered again"))
+        patch.setattr(recipe, "render_patient", lambda *a, **k: pytest.fail("rendered again"))
         assert make_dataset(first.parent, **arguments) == first
         patch.setattr(dataset, "make_dataset", lambda *a, **k: pytest.fail("not looked up"))
         assert cached_dataset(**arguments) == first
@@ -145,7 +269,7 @@ def test_interrupted_run_resumes(index, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return render_patient(seed, *args, **kwargs)
 
-    monkeypatch.setattr(dataset, "render_patient", interrupted)
+    monkeypatch.setattr(recipe, "render_patient", interrupted)
     arguments = {"train": 6, "test": 1, "workers": 1, **SMALL}
     with pytest.raises(KeyboardInterrupt):
         make_dataset(tmp_path, **arguments)
@@ -252,6 +376,8 @@ def test_bad_arguments_elsewhere(brain, tmp_path):
         "slices": 1.5,
         "slice_spacing": float("nan"),
         "oversampling": 0,
+        "brain_shift_mm": 15.5,
+        "misalign_mm": -1,
     }.items():
         with pytest.raises(ValueError, match=f"'{name}' should be .*but is {value!r}"):
             render_patient(**{"seed": 0, "atlas": brain, name: value})

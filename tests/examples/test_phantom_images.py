@@ -5,11 +5,17 @@ import json
 import numpy as np
 import pytest
 from numpy.random import default_rng
-from scipy import stats
+from scipy import ndimage, stats
 
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import TISSUE_NAMES, mri, render_patient
 from examples.medical_mri_us.phantom.probe import Fan, ProbeGrid, choose_pose
+from examples.medical_mri_us.phantom.sweep import (
+    Frame,
+    compound,
+    random_frames,
+    sweep_bands,
+)
 from examples.medical_mri_us.phantom.tissues import tissue_index
 from examples.medical_mri_us.phantom.ultrasound import (
     UltrasoundSettings,
@@ -84,6 +90,9 @@ def test_contrast_order_of_the_images(patients):
     assert level("t2", "csf") > level("t2", "grey_matter") > level("t2", white)
     assert level("cet1", white) > level("cet1", "grey_matter") > level("cet1", "csf")
     assert level("cet1", "enhancing_rim") > 1.3 * level("cet1", white)
+    assert level("cet1", "vessel") > 1.3 * level("cet1", white)
+    assert level("t2", "vessel") < level("t2", "csf")
+    assert level("us", "pia") > 1.5 * level("us", white)
     assert level("flair", "oedema") > level("flair", white) > level("flair", "csf")
     assert level("us", "tumour") > level("us", white) > level("us", "csf")
     assert all(150 < level(name, white) < 600 for name in ("t2", "cet1", "flair"))
@@ -103,18 +112,72 @@ def test_speckle_of_a_homogeneous_block_is_rayleigh(defocus):
     assert quantiles == pytest.approx(stats.rayleigh(scale=0.3).ppf([0.1, 0.5, 0.9]), rel=0.03)
 
 
-def test_compounding_and_reflections_calm_the_speckle():
+def test_reflections_make_the_speckle_rician():
     amplitude = np.ones((400, 400), dtype=np.float32)
     shape = ((0.8, 0.5), (1.0, 1.2), np.zeros((400, 1), dtype=np.float32))
-    four = speckle_envelope(default_rng(0), amplitude, *shape, looks=4)
-    # The mean of K intensities is gamma distributed; its root is a Nakagami variable.
-    expected = stats.nakagami(4, scale=np.sqrt(2))
-    assert four.mean() / four.std() == pytest.approx(expected.mean() / expected.std(), rel=0.03)
-    assert (four**2).mean() == pytest.approx(2, rel=0.03)
     bright = speckle_envelope(default_rng(0), amplitude, *shape, reflection=3.0)
     expected = stats.rice(3.0)
     assert bright.mean() == pytest.approx(expected.mean(), rel=0.02)
     assert bright.std() == pytest.approx(expected.std(), rel=0.03)
+
+
+def test_frames_of_a_sweep_map_beams_and_pixels_to_each_other():
+    fan = Fan(apex=-22.0, radius=18.0, reach=80.0, half_angle=0.65)
+    grid = ProbeGrid(np.zeros(3), np.eye(3), 96, 1.0, 1, 2.0)
+    ranges, angles = np.linspace(0, 80, 40), np.linspace(-0.65, 0.65, 30)
+    for frame in (Frame(0.0, 0.0, 0.0), Frame(0.15, -2.0, 1.0), Frame(-0.1, 3.0, 0.0)):
+        rows, columns = frame.pixels(fan, grid, ranges, angles)
+        inside = (rows > 1) & (rows < 94) & (columns > 1) & (columns < 94)
+        distance, angle = frame.polar(fan, grid)
+        for volume, expected in (
+            (distance, np.broadcast_to(fan.radius + ranges[:, None], rows.shape)),
+            (angle, np.broadcast_to(angles, rows.shape)),
+        ):
+            found = ndimage.map_coordinates(volume, (rows, columns), order=1)
+            assert found[inside] == pytest.approx(expected[inside], abs=0.02)
+    straight = Frame(0.0, 0.0, 0.0).polar(fan, grid)
+    assert all(np.allclose(a, b) for a, b in zip(straight, fan.polar(grid), strict=True))
+
+
+def test_compounding_calms_the_speckle_and_covers_the_fan():
+    rng = default_rng(0)
+    frames = 20 * np.log10(rng.rayleigh(size=(4, 300, 300)))
+    angle = np.zeros((4, 300, 300))
+    angle[1:, :, 200:] = 0.7  # beyond the fan of all frames but the first
+    mean = compound(frames, angle, 0.6)
+    one = frames[0].std()
+    assert one == pytest.approx(5.57, abs=0.05)  # dB, of fully developed speckle
+    assert mean[:, :200].std() == pytest.approx(one / 2, rel=0.03)
+    assert mean[:, 200:] == pytest.approx(frames[0, :, 200:])
+    angle[0] = 0.7
+    assert np.isfinite(compound(frames, angle, 0.6)).all()
+
+
+def test_hands_are_unsteady_and_the_first_frame_looks_straight_ahead():
+    sweep = random_frames(default_rng(0), 40, 3)
+    tilts, offsets, gains = (
+        np.array([[getattr(frame, name) for frame in frames] for frames in sweep])
+        for name in ("tilt", "offset", "gain")
+    )
+    assert tilts.shape == (40, 3)
+    assert np.abs(np.median(tilts, axis=0)[0]) < np.deg2rad(0.3)
+    assert np.all(np.abs(np.rad2deg(np.median(tilts, axis=0)[1:])) > 2.5)
+    assert np.prod(np.sign(np.median(tilts, axis=0)[1:])) == -1
+    assert tilts.std(axis=0) == pytest.approx(np.deg2rad(0.4), rel=0.35)
+    assert offsets.std(axis=0) == pytest.approx(0.25, rel=0.35)
+    assert gains.std() == pytest.approx(0.8, rel=0.2)
+
+
+def test_sweeps_leave_mild_stripes_with_few_gaps():
+    grid = ProbeGrid(np.zeros(3), np.eye(3), 128, 0.75, 4, 2.0)
+    bands = np.stack([sweep_bands(default_rng(seed), grid) for seed in range(20)])
+    assert bands.shape == (20, *grid.shape)
+    assert 0.3 < bands.std() < 1.5  # dB
+    assert (bands < -2).mean() < 0.1
+    assert bands.min() < -2
+    assert bands.max() < 3
+    # They run along the depth: next to each other in depth is more alike than across.
+    assert np.abs(np.diff(bands, axis=1)).mean() < 0.6 * np.abs(np.diff(bands, axis=2)).mean()
 
 
 def test_gain_puts_the_median_of_the_brain_at_its_grey_level():

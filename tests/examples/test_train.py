@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,14 +12,17 @@ import torch
 from torch.distributions import Independent, Laplace
 
 from examples.medical_mri_us import train as train_module
-from examples.medical_mri_us.data import Slices, Subject, batch_slices
-from examples.medical_mri_us.evaluate import synthesise
+from examples.medical_mri_us.critics import Critics
+from examples.medical_mri_us.data import Subject, TargetSlices, batch_targets
+from examples.medical_mri_us.evaluation import synthesise
 from examples.medical_mri_us.modalities import MODALITIES
-from examples.medical_mri_us.panel import _slice_with_most_tumour, draw_panel, draw_training
+from examples.medical_mri_us.models import ImageModel
+from examples.medical_mri_us.report.panel import _slice_with_most_tumour, draw_panel, draw_training
 from examples.medical_mri_us.train import (
     Settings,
     bound,
     build_model,
+    infer,
     load_model,
     save_model,
     train,
@@ -27,6 +31,9 @@ from mmpoe.training import CheckpointError
 
 PNG = b"\x89PNG"
 SIDE = 16
+
+
+SMALL = ImageModel(patch=4, widths=(16, 8), latents=(3, 2))
 
 
 def subject(seed, modalities=MODALITIES):
@@ -40,7 +47,7 @@ def subject(seed, modalities=MODALITIES):
 
 
 def batch(*subjects):
-    return batch_slices(list(Slices(subjects)))
+    return batch_targets(list(TargetSlices(subjects)))
 
 
 class Deaf:
@@ -56,9 +63,11 @@ class Deaf:
 
 
 def test_slices_are_conditioned_on_random_subsets_of_what_was_observed():
-    model, (x, observed, fov) = Deaf(), batch(*map(subject, range(8)), subject(8, MODALITIES[1:]))
+    model, parts = Deaf(), batch(*map(subject, range(8)), subject(8, MODALITIES[1:]))
+    observed = parts[2]
     torch.manual_seed(0)
-    bound(model, (x, observed, fov), 1.0)
+    _, given = infer(model, parts)
+    assert given is model.given
     assert model.given.shape == observed.shape
     assert model.given.any(dim=1).all()
     assert not (model.given & ~observed).any()
@@ -67,8 +76,13 @@ def test_slices_are_conditioned_on_random_subsets_of_what_was_observed():
 
 
 def test_bound_is_per_pixel_in_view_and_ignores_the_others():
-    x, observed, fov = batch(subject(0), subject(1, ("us", "flair")), subject(2, ("cet1",)))
-    found = bound(Deaf(), (x, observed, fov), 0.1)
+    x, _, observed, fov = batch(subject(0), subject(1, ("us", "flair")), subject(2, ("cet1",)))
+
+    def score(targets):
+        parts = (x, targets, observed, fov)
+        return bound(infer(Deaf(), parts)[0], parts, 0.1)
+
+    found = score(x)
     for row, entry in enumerate(found):
         inside = fov[row]
         scores = [
@@ -79,9 +93,9 @@ def test_bound_is_per_pixel_in_view_and_ignores_the_others():
         expected = (sum(scores) - 0.1 * 3) / inside.sum()
         torch.testing.assert_close(entry, expected)
     elsewhere = {m: torch.where(fov, image, 0.7) for m, image in x.items()}
-    assert torch.equal(bound(Deaf(), (elsewhere, observed, fov), 0.1), found)
+    assert torch.equal(score(elsewhere), found)
     inside = {m: torch.where(fov, 0.7, image) for m, image in x.items()}
-    assert not torch.isclose(bound(Deaf(), (inside, observed, fov), 0.1), found).any()
+    assert not torch.isclose(score(inside), found).any()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +106,13 @@ def test_bound_is_per_pixel_in_view_and_ignores_the_others():
         ("minutes", -1),
         ("minutes", float("nan")),
         ("batch", 0),
+        ("accumulate", 0),
+        ("optimizer", "sgd"),
+        ("floor", 1.5),
+        ("weight_decay", -1),
+        ("clip", 0),
+        ("average", -0.1),
+        ("warmup", 2),
         ("lr", 0.0),
         ("beta", -0.1),
         ("beta", float("inf")),
@@ -105,15 +126,16 @@ def test_bad_settings_are_named(name, value):
         train([subject(0)], Settings(**{name: value}), progress=False)
 
 
-def test_a_model_is_built_again_from_its_own_description(tmp_path, monkeypatch):
+def test_a_model_is_built_again_from_its_own_description(tmp_path):
     settings = Settings(steps=2, minutes=None, batch=2)
-    small = {**train_module.ARCHITECTURE, "patch": 4, "widths": [16, 8], "latents": [3, 2]}
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module, "ARCHITECTURE", small)
-        model, history = train([subject(0), subject(1)], settings, progress=False)
-        save_model(tmp_path, model, SIDE, settings, history)
+    subjects = [subject(0), subject(1)]
+    model, history = train(subjects, settings, network=SMALL, progress=False)
+    facts = {"phantom": True}
+    save_model(tmp_path, model, SIDE, settings, history, network=SMALL, facts=facts)
     again, description = load_model(tmp_path)
-    assert description["architecture"] == {"size": SIDE, **small}
+    architecture = {**asdict(SMALL), "widths": [16, 8], "latents": [3, 2], "size": SIDE}
+    assert {"name": description["model"], **description["architecture"]} == architecture
+    assert description["phantom"] is True
     want, have = (synthesise(m, subject(2), ["us"])["t2"] for m in (model.cpu(), again))
     assert np.array_equal(want, have)
 
@@ -167,11 +189,10 @@ def test_training_is_drawn_whatever_was_skipped(bounds):
 
 def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
     """Fault 36: the same weights as if it had not been stopped."""
-    small = {**train_module.ARCHITECTURE, "patch": 4, "widths": [16, 8], "latents": [3, 2]}
-    monkeypatch.setattr(train_module, "ARCHITECTURE", small)
     subjects = [subject(0), subject(1, MODALITIES[:2])]
+    options = {"network": SMALL, "progress": False}
     settings = Settings(steps=6, minutes=None, batch=2, save_every=2)
-    whole, history = train(subjects, settings, progress=False)
+    whole, history = train(subjects, settings, **options)
     bounds, original, calls = history.bounds, train_module.bound, []
 
     def stop(*arguments):
@@ -181,9 +202,9 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(train_module, "bound", stop)
-    _, history = train(subjects, settings, keep=tmp_path, progress=False)
+    _, history = train(subjects, settings, keep=tmp_path, **options)
     assert (len(history.bounds), history.exit_code) == (3, 143)
-    model, history = train(subjects, settings, keep=tmp_path, resume=True, progress=False)
+    model, history = train(subjects, settings, keep=tmp_path, resume=True, **options)
     assert history.bounds == bounds
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True)
@@ -191,6 +212,40 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
 
     other = Settings(steps=6, minutes=None, batch=2, save_every=2, lr=0.1)
     with pytest.raises(CheckpointError, match=r"'settings', should hold 0.1 as 'lr', .* 0.002"):
-        train(subjects, other, keep=tmp_path, resume=True, progress=False)
+        train(subjects, other, keep=tmp_path, resume=True, **options)
     with pytest.raises(ValueError, match=r"'resume' be True, but .* up to step 6"):
-        train(subjects, settings, keep=tmp_path, progress=False)
+        train(subjects, settings, keep=tmp_path, **options)
+
+
+def test_own_modalities_and_harmonised_targets():
+    """What is scored is the target, where there is one; what is given is the image."""
+    names = ["photo", "sketch"]
+    subjects = []
+    for seed in range(2):
+        one = subject(seed, names)
+        dark = np.where(one.fov, np.float32(-0.9), np.float32(-1))
+        subjects.append(replace(one, targets={"sketch": dark}))
+    settings = Settings(steps=60, minutes=None, batch=4, lr=1e-2)
+    model, history = train(subjects, settings, modalities=names, network=SMALL, progress=False)
+    assert model.modalities == names
+    assert history.bounds[-1] > history.bounds[0]
+    x = {"sketch": torch.from_numpy(subjects[0].images["sketch"])[:, None]}
+    made = model.cpu().predict(x, temperature=0.0)
+    inside = torch.from_numpy(subjects[0].fov)[:, None]
+    assert made["sketch"].mean[inside].mean() < -0.6  # as dark as the targets
+    assert made["photo"].mean[inside].mean() > -0.5
+
+
+def test_discriminators_are_trained_late_and_charge_the_model():
+    subjects = [subject(0), subject(1, MODALITIES[:2])]
+    settings = Settings(steps=4, minutes=None, batch=4)
+    plain, _ = train(subjects, settings, network=SMALL, progress=False)
+    for charge, same in ((1.0, True), (0.5, False)):
+        critics = Critics(weight=1.0, width=4, start=0.5, charge=charge)
+        judged, _ = train(subjects, settings, network=SMALL, critics=critics, progress=False)
+        pairs = zip(plain.parameters(), judged.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs) is same
+    off = Critics(weight=0.0)
+    unjudged, _ = train(subjects, settings, network=SMALL, critics=off, progress=False)
+    pairs = zip(plain.parameters(), unjudged.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

@@ -51,6 +51,7 @@ def test_anything_it_depends_on_makes_another():
     assert jit.build("k", ".so", "a", second) == b"1"
 
 
+@pytest.mark.fault(53)
 @pytest.mark.parametrize("damage", [b"", b"machine cod", b"Machine code", b"machine code "])
 def test_what_does_not_hold_what_its_name_says_is_built_again(folder, damage, caplog):
     compiler = Compiler()
@@ -65,6 +66,7 @@ def test_what_does_not_hold_what_its_name_says_is_built_again(folder, damage, ca
     assert compiler.calls == 2
 
 
+@pytest.mark.fault(53)
 def test_a_folder_that_cannot_be_made_is_done_without(monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MMPOE_CACHE", str(tmp_path / "file"))
@@ -72,6 +74,7 @@ def test_a_folder_that_cannot_be_made_is_done_without(monkeypatch, tmp_path, cap
     assert "No cache of compiled kernels" in caplog.text
 
 
+@pytest.mark.fault(53)
 def test_a_folder_that_cannot_be_written_is_done_without(monkeypatch, folder, caplog):
     def refuse(*arguments, **options):
         raise PermissionError("read-only")
@@ -145,6 +148,7 @@ print("kl", q.kl.tolist())
 """
 
 
+@pytest.mark.fault(53)
 def test_two_processes_at_once_then_a_third_that_finds_it(folder):
     command = [sys.executable, "-c", SCRIPT]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -62,6 +62,7 @@ def test_k3_divergence_from_the_prior(seed, experts):
     assert torch.equal(q.z, q.loc)
 
 
+@pytest.mark.fault(47)
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("with_prior", [True, False])
 def test_p14_given_nothing_is_the_prior_to_the_bit(power, with_prior):
@@ -76,6 +77,7 @@ def test_p14_given_nothing_is_the_prior_to_the_bit(power, with_prior):
     assert q.kl[2].item() == 0.0
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("clamp", [None, 5.0])
 @pytest.mark.parametrize("filler", [0.0, 7.0, 1e30, math.inf, -math.inf, math.nan])
 def test_what_is_not_given_changes_no_bit_of_results_and_gradients(filler, clamp):
@@ -114,6 +116,7 @@ def test_subsets_in_one_call_equal_separate_calls():
             torch.testing.assert_close(a[s], b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.fault(50)
 @pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 30.0), (torch.bfloat16, 10.0)])
 def test_extreme_scales_are_finite_and_right(dtype, spread):
     loc, log_scale, given, prior, noise = random_case(rows=50, dtype=dtype, spread=spread / 3)
@@ -133,6 +136,7 @@ def test_extreme_scales_are_finite_and_right(dtype, spread):
         torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("subsets", [(), (1,), (3,)])
 def test_batches_of_no_row(subsets):
     given = torch.zeros(*subsets, 0, 2, dtype=torch.bool)
@@ -171,6 +175,7 @@ def test_temperature_scales_the_noise_alone():
     assert torch.equal(cold.kl, warm.kl)
 
 
+@pytest.mark.fault(49)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

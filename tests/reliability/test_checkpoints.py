@@ -64,9 +64,10 @@ def checkpoints(tmp_path):
     return found
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("name", FILES)
 def test_every_flipped_bit_is_noticed(name, checkpoints):
-    """Fault 31: one bit of any file, wherever it is."""
+    """One bit of any file, wherever it is."""
     file = checkpoints.path(6) / name
     content = file.read_bytes()
     for place in range(0, len(content), max(1, len(content) // 40)):
@@ -80,10 +81,12 @@ def test_every_flipped_bit_is_noticed(name, checkpoints):
     assert checkpoints.load(6).description["modalities"] == ["us", "t2"]
 
 
+@pytest.mark.fault(30)
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("part", [None, 0.0, 0.5, 0.99])
 def test_incomplete_files_are_named(name, part, checkpoints, tmp_path):
-    """Faults 30 and 33: truncated, empty, or not there."""
+    """Truncated, empty, or not there."""
     file = checkpoints.path(6) / name
     content = file.read_bytes()
     file.unlink()
@@ -105,8 +108,9 @@ def test_it_is_said_if_no_checkpoint_is_in_order(checkpoints):
         checkpoints.load(6)
 
 
+@pytest.mark.fault(28)
 def test_other_modalities_are_refused_with_both_lists(checkpoints, tmp_path):
-    """Fault 28: never by position."""
+    """Never by position."""
     for other in (["t2", "us"], ["us", "t2", "flair"]):
         with pytest.raises(CheckpointError) as caught:
             train(tmp_path, Line(other))
@@ -114,8 +118,9 @@ def test_other_modalities_are_refused_with_both_lists(checkpoints, tmp_path):
         assert "but holds ['us', 't2']" in str(caught.value)
 
 
+@pytest.mark.fault(29)
 def test_the_first_difference_is_named(checkpoints, tmp_path):
-    """Fault 29: another architecture or version."""
+    """Another architecture or version."""
     with pytest.raises(CheckpointError, match=r"'weight' with shape \(1, 4\), but holds \(1, 3\)"):
         train(tmp_path, Line(size=4))
     state = {"weight": torch.zeros(1, 3), "bias": torch.zeros(1)}
@@ -140,8 +145,9 @@ def test_descriptions_are_compared(tmp_path):
         train(tmp_path / "other", description={"path": Path()})
 
 
+@pytest.mark.fault(29)
 def test_other_formats_are_refused(tmp_path):
-    """Fault 29: written by another version."""
+    """Written by another version."""
     save_state(tmp_path / "a", {"x": torch.ones(1)})
     file = tmp_path / "a.json"
     head = json.loads(file.read_text())
@@ -159,8 +165,9 @@ def test_what_was_not_kept_is_named(checkpoints, tmp_path):
         train(tmp_path, also={"bank": nn.Linear(1, 1)})
 
 
+@pytest.mark.fault(32)
 def test_nothing_is_pickled(checkpoints):
-    """Fault 32: every byte is JSON or safetensors, which cannot name code to run."""
+    """Every byte is JSON or safetensors, which cannot name code to run."""
     for file in checkpoints.path(6).iterdir():
         content = file.read_bytes()
         if file.suffix == ".json":
@@ -174,8 +181,9 @@ def test_nothing_is_pickled(checkpoints):
         save_state(checkpoints.folder / "bad", [1, {"run": train}])
 
 
+@pytest.mark.fault(37)
 def test_a_full_disk_leaves_what_was_saved(checkpoints, tmp_path, monkeypatch):
-    """Fault 37: no room for all of it."""
+    """No room for all of it."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 100))
     with pytest.raises(OSError, match=r"No space left: .* MB are needed, but 0.0 MB are free"):
@@ -186,8 +194,9 @@ def test_a_full_disk_leaves_what_was_saved(checkpoints, tmp_path, monkeypatch):
     assert len(train(tmp_path, steps=8).bounds) == 8
 
 
+@pytest.mark.fault(37)
 def test_a_write_that_fails_leaves_what_was_saved(checkpoints, tmp_path):
-    """Fault 37: the system refuses a write halfway."""
+    """The system refuses a write halfway."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))
@@ -202,8 +211,9 @@ def test_a_write_that_fails_leaves_what_was_saved(checkpoints, tmp_path):
     assert checkpoints.load(6)
 
 
+@pytest.mark.fault(34)
 def test_a_save_that_is_cut_short_leaves_whole_checkpoints(tmp_path, monkeypatch):
-    """Fault 34: stopped before any operation on files, including those that remove old ones."""
+    """Stopped before any operation on files, including those that remove old ones."""
 
     def stop_at(operation, patch):
         calls = iter(range(10**6))
@@ -264,8 +274,9 @@ def test_a_checkpoint_is_also_one_of_the_model(checkpoints):
     assert description["step"] == 6
 
 
+@pytest.mark.fault(42)
 def test_one_training_at_a_time(tmp_path):
-    """Fault 42: two runs in one folder."""
+    """Two runs in one folder."""
 
     def evaluate(model, step):
         code = (

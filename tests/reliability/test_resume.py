@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from trainings import Training, same
 
 import mmpoe
-from mmpoe.training import Checkpoints, CollapseWarning
+from mmpoe.training import Checkpoints, CollapseWarning, Run, fit
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -52,9 +52,10 @@ def stopped(training, after, number=signal.SIGTERM):
     return training
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize("after", [0, 3, 4, 9, 12])  # 5 steps are a pass over the data
 def test_resumed_weights_are_the_same_to_the_last_bit(after, whole, tmp_path):
-    """Fault 36: optimisers, schedules, averages, generators, position, adversary, bank."""
+    """Optimisers, schedules, averages, generators, position, adversary, bank."""
     history = stopped(Training(), after).fit(STEPS, tmp_path)
     assert len(history.bounds) == after + 1
     assert history.interrupted
@@ -65,8 +66,9 @@ def test_resumed_weights_are_the_same_to_the_last_bit(after, whole, tmp_path):
     assert same(other.tensors(), whole[0])
 
 
+@pytest.mark.fault(36)
 def test_many_stops_change_no_bit(whole, tmp_path):
-    """Fault 36, again and again."""
+    """Stopped again and again."""
     for seed, after in enumerate((2, 0, 7, 4)):
         stopped(Training(seed), after).fit(STEPS, tmp_path, resume=True)
     last = Training(seed=8)
@@ -132,9 +134,10 @@ def test_the_log_has_each_step_once(tmp_path):
     assert [number == "" for number in numbers] == [step < 0.2 * STEPS + 1 for step in steps]
 
 
+@pytest.mark.fault(36)
 @pytest.mark.slow
 def test_workers_repeat_their_augmentations(tmp_path):
-    """Fault 36 with loader processes, whose generators start from what a pass starts from."""
+    """With loader processes, whose generators start from what a pass starts from."""
 
     def make(seed):
         training = Training(seed)
@@ -150,6 +153,41 @@ def test_workers_repeat_their_augmentations(tmp_path):
     other = make(5)
     assert other.fit(8, tmp_path, resume=True).bounds == bounds
     assert same(other.tensors(), whole.tensors())
+
+
+@pytest.mark.fault(36)
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 4, 5])  # 3 steps are a pass over the data
+def test_workers_that_persist_go_on_in_the_same_order(after, tmp_path):
+    """New ones draw a seed, which those that are used again do not."""
+
+    def learn(seed, stop=None, **options):
+        seen = []
+
+        def objective(model, rows, done):
+            seen.append(rows.flatten().tolist())
+            if len(seen) == stop:
+                signal.raise_signal(signal.SIGTERM)
+            return -model(rows).square().flatten()
+
+        torch.manual_seed(seed)
+        rows = torch.utils.data.TensorDataset(torch.arange(9.0)[:, None])
+        loader = torch.utils.data.DataLoader(
+            rows,
+            3,
+            shuffle=True,
+            num_workers=1,
+            persistent_workers=True,
+            collate_fn=lambda few: torch.stack([row for (row,) in few]),
+        )
+        more = {"steps": 9, "progress": False, "accelerator": "cpu"}
+        fit(torch.nn.Linear(1, 1), loader, objective, **more, **options)
+        return seen
+
+    whole = learn(0)
+    first = learn(0, after, run=Run(tmp_path))
+    assert first + learn(7, run=Run(tmp_path, resume=True)) == whole
+    assert sorted(sum(whole[3:6], [])) == list(range(9))  # noqa: RUF017
 
 
 def start(folder, steps, every):
@@ -172,9 +210,10 @@ def wait_for_step(folder, step):
     return checkpoints
 
 
+@pytest.mark.fault(34)
 @pytest.mark.slow
 def test_a_killed_training_always_leaves_a_checkpoint_and_ends_at_the_same_bits(tmp_path):
-    """Fault 34: kill -9 at any moment, most of which are spent saving."""
+    """Kill -9 at any moment, most of which are spent saving."""
     steps, moments, last = 150, random.Random(0), 0
     for _ in range(3):
         process = start(tmp_path, steps, 1)
@@ -196,10 +235,11 @@ def test_a_killed_training_always_leaves_a_checkpoint_and_ends_at_the_same_bits(
     assert same(load_file(tmp_path / "last.safetensors"), whole.tensors())
 
 
+@pytest.mark.fault(35)
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_a_program_after_its_step_with_a_checkpoint(number, tmp_path):
-    """Fault 35: SIGTERM exits with 143, Ctrl-C with 130."""
+    """SIGTERM exits with 143, Ctrl-C with 130."""
     process = start(tmp_path, 100_000, 5)
     wait_for_step(tmp_path, 10)
     process.send_signal(number)

@@ -103,6 +103,7 @@ class Training:
             lr=1e-2,
             warmup=3,
             accumulate=2,
+            restart=0.4,
             adversary=Adversary(self.critics, self.adversarial, lr=1e-3, start=0.2),
             accelerator="cpu",
             run=None if folder is None else Run(folder, **run),

@@ -29,9 +29,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from examples.medical_mri_us.train import ARCHITECTURE
+from examples.medical_mri_us.train import build_model
 from mmpoe.missing import check_names
-from mmpoe.models import MMHVAE, image_mmhvae, published_mmhvae
+from mmpoe.models import MMHVAE, published_mmhvae
 from mmpoe.objectives import mhvae
 from mmpoe.training import Adversary
 
@@ -40,7 +40,7 @@ from .common import Batch, predict_means
 
 def slim(modalities: Sequence[str], size: int) -> MHVAESystem:
     """Builds the system for minutes on two cores, for images of any multiple of 8 pixels."""
-    return MHVAESystem(modalities, image_mmhvae(modalities[:2], size, **ARCHITECTURE), beta=0.01)
+    return MHVAESystem(modalities, build_model(size, modalities[:2]), beta=0.01)
 
 
 def full(modalities: Sequence[str], size: int) -> MHVAESystem:

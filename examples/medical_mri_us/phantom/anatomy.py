@@ -1,6 +1,5 @@
-"""What each voxel of a patient is made of: healthy tissue, tumour, oedema, necrosis, rim."""
+"""What each voxel of a patient is made of: healthy tissue, vessels, tumour, oedema, necrosis."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +8,14 @@ from scipy import ndimage
 
 from .atlas import Atlas
 from .deformation import Warp, smooth_noise
+from .lesion import Lesion, lesion_parts, lesion_texture, push_aside
+from .motion import Motion
 from .probe import ProbeGrid
 from .tissues import TISSUE_NAMES, Array, tissue_index
 from .tumour import Tumour
+from .vessels import Vessels, draw_vessels, grow_vessels, tree_grid
 
-__all__ = ["TUMOUR_LABELS", "Anatomy", "Lesion", "build_anatomy", "random_lesion"]
+__all__ = ["TUMOUR_LABELS", "Anatomy", "Head", "build_anatomy", "supply_head"]
 
 TUMOUR_LABELS = {
     "background": 0,
@@ -26,36 +28,30 @@ TUMOUR_LABELS = {
 
 
 @dataclass(frozen=True)
-class Lesion:
-    """How one patient's tumour looks, apart from its shape.
+class Head:
+    """A patient before the operation, as a function of place."""
 
-    The share of enhancing (66 of 114) and oedematous (73 of 114) tumours follows the clinical
-    table of ReMIND; the volumes are log-normal in its range.
-    """
+    atlas: Atlas
+    """The anatomy that the patient deforms."""
+    warp: Warp
+    """The deformation."""
+    tumour: Tumour
+    """The tumour, in the space of the atlas."""
+    lesion: Lesion
+    """How the tumour looks."""
+    vessels: Vessels | None = None
+    """The vessels, if they have grown yet."""
 
-    volume_ml: float
-    """The volume of the solid tumour to grow, ml."""
-    enhancing: bool
-    """Whether the rim takes up contrast agent."""
-    necrotic: bool
-    """Whether the centre is necrotic."""
-    necrosis_density: float
-    """The cell density above which the centre dies."""
-    oedema_width: float
-    """The blur that turns cell density into oedema, mm."""
-    oedema_density: float
-    """The blurred density at which oedema begins."""
-    edge_slope: float
-    """How sharply the solid part ends: change of fraction per change of density."""
-    mass_effect: float
-    """How far tissue is pushed outwards, as a fraction of the tumour's radius."""
-    cystic: float
-    """The mean fraction of fluid that is scattered in the solid part."""
+    def tissues(self, points: Array) -> tuple[Array, dict[str, Array]]:
+        r"""Returns where points of the head are in the atlas, and what healthy tissue is there.
 
-    @property
-    def radius(self) -> float:
-        """The radius of a sphere of that volume, mm."""
-        return (3 * self.volume_ml * 1000 / (4 * np.pi)) ** (1 / 3)
+        Arguments:
+            points: Where to look, with shape :math:`(3, *)`, mm.
+        """
+        in_atlas = self.warp.pull(points)
+        displaced = push_aside(in_atlas, self.tumour.centre, self.lesion)
+        names = ("csf", "grey", "white", "ventricle", "falx")
+        return in_atlas, {name: self.atlas.sample(name, displaced) for name in names}
 
 
 @dataclass(frozen=True)
@@ -87,114 +83,86 @@ class Anatomy:
         return np.where(self.brain < 0.5, 0, winner).astype(np.uint8)
 
 
-def random_lesion(rng: np.random.Generator) -> Lesion:
-    """Draws the kind of tumour a patient has."""
-    enhancing = bool(rng.random() < 66 / 114)
-    oedematous = bool(rng.random() < 73 / 114)
-    wide = rng.uniform(2, 9)
-    return Lesion(
-        volume_ml=float(np.clip(np.exp(rng.normal(2.5, 1.1)), 0.8, 70)),
-        enhancing=enhancing,
-        necrotic=bool(rng.random() < (1.0 if enhancing else 0.25)),
-        necrosis_density=float(rng.uniform(0.86, 0.93)),
-        oedema_width=float(wide if oedematous else 1.0),
-        oedema_density=float(rng.uniform(0.12, 0.30)),
-        edge_slope=float(rng.uniform(3.5, 7)),
-        mass_effect=float(rng.uniform(0.10, 0.35)),
-        cystic=float(rng.uniform(0.10, 0.30)),
+def supply_head(rng: np.random.Generator, head: Head, contact: Array, directions: Array) -> Head:
+    """Grows the vessels of a head in the reach of a probe."""
+    points = tree_grid(contact, directions)
+    in_atlas, maps = head.tissues(points)
+    cells = head.tumour.density_at(in_atlas)
+    vessels = grow_vessels(
+        rng,
+        points,
+        sulcus=np.clip(maps["csf"] - maps["ventricle"], 0, 1),
+        tissue=maps["grey"] + maps["white"],
+        rim=np.clip(1 - 4 * np.abs(cells - 0.6), 0, 1),
+        enhancing=head.lesion.enhancing,
     )
+    return Head(head.atlas, head.warp, head.tumour, head.lesion, vessels)
 
 
 def build_anatomy(
-    rng: np.random.Generator,
-    atlas: Atlas,
-    warp: Warp,
-    tumour: Tumour,
-    lesion: Lesion,
-    grid: ProbeGrid,
+    rng: np.random.Generator, head: Head, grid: ProbeGrid, motion: Motion | None = None
 ) -> Anatomy:
-    """Samples the deformed atlas and the tumour on the grid of the probe."""
+    """Samples a head on the grid of the probe.
+
+    With a motion, the head is sampled where that finds the grid; the same state of `rng` then
+    gives the same head, its fine structure included.
+    """
     voxel = np.array(grid.voxel)
+    points = grid.points()  # (3, D, L, S)
+    points = points if motion is None else motion.to_head(points)
+    places = None if motion is None else grid.to_voxels(points)
 
     def noise(width: float) -> Array:
-        return smooth_noise(rng, grid.shape, width / voxel)
+        field = smooth_noise(rng, grid.shape, width / voxel)
+        if places is None:
+            return field
+        return ndimage.map_coordinates(field, places, order=1, mode="mirror")
 
-    in_atlas = warp.pull(grid.points())  # (3, D, L, S)
-    displaced = _push_aside(in_atlas, tumour.centre, lesion)
-    csf, grey, white, ventricle, falx = (
-        atlas.sample(name, displaced) for name in ("csf", "grey", "white", "ventricle", "falx")
-    )
+    in_atlas, maps = head.tissues(points)
+    csf, grey, white = maps["csf"], maps["grey"], maps["white"]
     brain = np.clip(csf + grey + white, 0, 1)
-    sulcus = np.clip(csf - ventricle, 0, 1)
+    sulcus = np.clip(csf - maps["ventricle"], 0, 1)
 
     wobble = np.stack([1.6 * noise(3.5) for _ in range(3)])  # mm
-    cells = tumour.density_at(in_atlas + wobble) * (1 - 0.8 * csf)
-    parts = _lesion_parts(noise, cells, brain, grey, white, lesion, voxel)
+    cells = head.tumour.density_at(in_atlas + wobble) * (1 - 0.8 * csf)
+    parts = lesion_parts(noise, cells, brain, grey, white, head.lesion, voxel)
     solid, oedema, necrosis, rim = parts
     healthy = np.clip(1 - parts.sum(0), 0, 1)
-    # Pockets of fluid and patches of enhancement: a solid tumour is not one grey value.
-    cystic = np.clip(lesion.cystic * (1 + noise(6.0) + 0.6 * noise(2.0)), 0, 0.4) * solid
-    patchy = np.clip(0.10 * (1 + noise(5.0)), 0, 0.2) * solid * lesion.enhancing
+    cysts, loose, patches = (solid * part for part in lesion_texture(noise, head.lesion))
 
+    lumen, wall = _vessel_parts(head.vessels, grid, motion)
     fluid = csf * healthy
-    tube = np.exp(-0.5 * (noise(4.0) ** 2 + noise(4.0) ** 2) / 0.35**2)  # two zero sets cross
-    vessel = np.clip(1.6 * tube - 0.4, 0, 1) * np.clip(3 * sulcus, 0, 1) * fluid
-    plexus = np.clip(3 * (noise(2.2) - 1.3), 0, 1) * ventricle * (fluid - vessel)
+    plexus = np.clip(3 * (noise(2.2) - 1.3), 0, 1) * maps["ventricle"] * fluid
     covered = np.clip(2.5 * sulcus, 0, 1) * np.clip(0.7 + 0.3 * noise(2.0), 0.1, 1)
-    pia = (fluid - vessel - plexus) * covered * (ventricle < 0.3)
+    pia = (fluid - plexus) * covered * (maps["ventricle"] < 0.3)
 
     fractions = np.zeros((len(TISSUE_NAMES), *grid.shape), dtype=np.float32)
     for name, fraction in {
-        "csf": fluid - vessel - plexus - pia,
-        "grey_matter": grey * healthy,
-        "white_matter": white * healthy,
-        "oedema": oedema,
-        "tumour": solid - cystic - patchy,
-        "enhancing_rim": rim + patchy,
-        "necrosis": necrosis + cystic,
-        "vessel": vessel,
+        "csf": fluid - plexus - pia,
+        "grey_matter": grey * healthy + 0.25 * loose,
+        "white_matter": white * healthy + 0.25 * loose,
+        "oedema": oedema + 0.5 * loose,
+        "tumour": solid - cysts - loose - patches,
+        "enhancing_rim": rim + patches,
+        "necrosis": necrosis + cysts,
         "pia": pia,
-        "dura": 0.9 * falx * healthy,
+        "dura": 0.9 * maps["falx"] * healthy,
         "choroid_plexus": plexus,
     }.items():
         fractions[tissue_index(name)] = np.clip(fraction, 0, 1)
-    fractions *= brain / np.maximum(fractions.sum(0), 1e-6)
+    fractions *= (brain * (1 - lumen - wall)) / np.maximum(fractions.sum(0), 1e-6)
+    fractions[tissue_index("vessel")] = brain * lumen
+    fractions[tissue_index("pia")] += brain * wall
     return Anatomy(fractions, brain, parts)
 
 
-def _push_aside(in_atlas: Array, centre: Array, lesion: Lesion) -> Array:
-    r"""Finds where tissue was before the tumour pushed it outwards.
-
-    .. math:: r \mapsto r - m R\, \frac{r}{r + R/2} \exp(-\tfrac{1}{2} (r / 1.6 R)^2)
-
-    at the distance :math:`r` from the centre of a tumour of radius :math:`R`; the mass effect
-    :math:`m < 1/2` keeps this increasing, thus invertible.
-    """
-    relative = in_atlas - centre.reshape(3, 1, 1, 1)
-    distance = np.sqrt((relative**2).sum(0)) + np.float32(1e-3)
-    size = lesion.radius
-    push = lesion.mass_effect * size * np.exp(-0.5 * (distance / (1.6 * size)) ** 2)
-    return in_atlas - relative * (push / (distance + 0.5 * size))
-
-
-def _lesion_parts(
-    noise: Callable[[float], Array],
-    cells: Array,
-    brain: Array,
-    grey: Array,
-    white: Array,
-    lesion: Lesion,
-    voxel: Array,
-) -> Array:
-    """Divides the lesion by cell density: solid, oedema, necrosis, rim, shape (4, D, L, S)."""
-    rough = cells + 0.10 * noise(3.0) * np.clip(2 * cells, 0, 1)
-    rough = ndimage.gaussian_filter(rough, 0.4 / voxel)
-    mass = np.clip(lesion.edge_slope * (rough - 0.53) + 0.5, 0, 1) * brain
-    spread = ndimage.gaussian_filter(cells, lesion.oedema_width / voxel)
-    spread += 0.05 * noise(4.0) * np.clip(4 * spread, 0, 1)
-    oedema = np.clip(7 * (spread - lesion.oedema_density), 0, 1)
-    oedema *= np.clip(1.15 * white + 0.15 * grey, 0, 1) * (1 - mass)
-    necrosis = np.clip(14 * (rough - lesion.necrosis_density), 0, 1) * mass * lesion.necrotic
-    band = np.clip(1 - 5 * np.abs(rough - 0.72), 0, 1) * np.clip(1 + 0.6 * noise(4.0), 0, 1)
-    rim = np.minimum(band, 1) * (mass - necrosis) * lesion.enhancing
-    return np.stack([mass - necrosis - rim, oedema, necrosis, rim]).astype(np.float32)
+def _vessel_parts(
+    vessels: Vessels | None, grid: ProbeGrid, motion: Motion | None
+) -> tuple[Array, Array]:
+    """Returns the fractions of blood, and of walls and the tissue that sheathes them."""
+    if vessels is None:
+        return np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.float32)
+    depth = draw_vessels(vessels, grid, motion)  # mm
+    lumen = np.clip(depth / grid.spacing + 0.5, 0, 1)
+    wall = 0.5 * np.clip(1 - np.abs(depth + 0.2) / 0.6, 0, 1) * (1 - lumen)
+    return lumen, wall

@@ -1,4 +1,4 @@
-"""The anatomy that every patient is a deformation of: the MNI ICBM 152 average brain."""
+"""The anatomies that patients are deformations of: the MNI average brain, and Colin27."""
 
 import importlib.util
 import os
@@ -12,16 +12,31 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from examples.medical_mri_us.checks import check_choice
+
 from .cache import GENERATOR_VERSION, cache_folder, ensure_writable
+from .colin import read_colin27
 from .tissues import Array
 
-__all__ = ["CREDIT", "Atlas", "build_atlas", "load_atlas"]
+__all__ = ["ANATOMIES", "CREDIT", "CREDITS", "Atlas", "build_atlas", "load_atlas"]
 
 CREDIT = (
     "Anatomy: MNI ICBM 152 nonlinear atlas, version 2009a (Fonov et al., NeuroImage "
     "47:S102, 2009; Fonov et al., NeuroImage 54:313, 2011), McConnell Brain Imaging Centre, "
     "Montreal Neurological Institute, McGill University; the copy that nilearn (BSD-3) installs."
 )
+
+CREDITS = {
+    "mni": CREDIT,
+    "colin27": (
+        "Anatomy: Colin27, 27 scans of one person (Holmes et al., Journal of Computer Assisted "
+        "Tomography 22:324, 1998); the copy of Debian's mricron-data (BSD-3)."
+    ),
+}
+"""Where each anatomy comes from."""
+
+ANATOMIES = ("mni", "colin27", "both")
+"""What data sets may be made from: the average of 152 people, one person, or either at random."""
 
 _MAPS = ("csf", "grey", "white", "ventricle", "falx")
 
@@ -30,6 +45,8 @@ _MAPS = ("csf", "grey", "white", "ventricle", "falx")
 class Atlas:
     """Tissue maps on a 1 mm grid, and the places where a tumour or a probe may go."""
 
+    name: str
+    """The key of `CREDITS`."""
     maps: np.ndarray
     """Tissue fractions, 0..255 for 0..1, one volume per name of: csf, grey, white, ventricle
     (the part of csf that is ventricle), falx."""
@@ -53,21 +70,26 @@ class Atlas:
         return sampled / np.float32(255)
 
 
-def load_atlas() -> Atlas:
-    """Reads the atlas from the cache folder, where the first call puts it (some seconds).
+def load_atlas(name: str = "mni") -> Atlas:
+    """Reads an atlas from the cache folder, where the first call puts it (some seconds).
 
     A file that is damaged is replaced.
 
+    Arguments:
+        name: `mni` or `colin27`.
+
     Raises:
-        ModuleNotFoundError: If nilearn, whose wheel brings the template, is not installed.
+        ModuleNotFoundError: If nilearn, whose wheel brings the MNI template, is not installed.
+        FileNotFoundError: If mricron-data, which brings Colin27, is not installed.
         CacheError: If the cache folder cannot be written.
     """
-    file = cache_folder("phantom") / f"atlas-icbm152-2009a-v{GENERATOR_VERSION}.npz"
+    check_choice("name", name, CREDITS)
+    file = cache_folder("phantom") / f"atlas-{name}-v{GENERATOR_VERSION}.npz"
     stored = _read_stored(file)
     if stored is not None:
         return stored
     ensure_writable(file.parent)
-    atlas = build_atlas()
+    atlas = build_atlas(name)
     descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=".partial-", suffix=".npz")
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -82,17 +104,21 @@ def _read_stored(file: Path) -> Atlas | None:
     """Reads the atlas that a former call has left, None if there is none or it is damaged."""
     try:
         with file.open("rb") as stream, np.load(stream) as stored:
-            return Atlas(**{name: stored[name] for name in stored.files})
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
+            fields = {name: stored[name] for name in stored.files}
+        return Atlas(**{**fields, "name": str(fields["name"])})
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
 
 
-def build_atlas() -> Atlas:
-    """Derives the atlas from the template's T1 image and its tissue probabilities."""
-    t1, affine = _read_template("t1")
-    grey = _read_template("gm")[0] / 255
-    white = _read_template("wm")[0] / 255
-    csf, grey, white = _restore_sulci(_sharpen(t1 > 0, grey, white), t1)
+def build_atlas(name: str = "mni") -> Atlas:
+    """Derives an atlas from the template's T1 image and its tissue probabilities."""
+    if name == "colin27":
+        (csf, grey, white), affine = read_colin27()
+    else:
+        t1, affine = _read_template("t1")
+        grey = _read_template("gm")[0] / 255
+        white = _read_template("wm")[0] / 255
+        csf, grey, white = _restore_sulci(_sharpen(t1 > 0, grey, white), t1)
     brain = ndimage.binary_closing(csf + grey + white > 0.5, iterations=3)
     brain = np.asarray(ndimage.binary_fill_holes(brain))
     filled = np.argwhere(brain)
@@ -113,6 +139,7 @@ def build_atlas() -> Atlas:
     surface = (depth >= 1) & (depth < 2) & (z > -5) & (np.abs(x) > 6)
     maps = np.stack([csf, grey, white, ventricle * csf, falx])
     return Atlas(
+        name=name,
         maps=np.rint(255 * np.clip(maps, 0, 1)).astype(np.uint8),
         origin=origin.astype(np.float32),
         tumour_sites=(np.argwhere(sites)[::27] + origin).astype(np.float32),

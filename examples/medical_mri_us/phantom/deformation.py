@@ -35,8 +35,10 @@ def smooth_noise(
     blur = [width / step for width, step in zip(sigma, steps, strict=True)]
     noise = ndimage.gaussian_filter(rng.standard_normal(coarse, dtype=np.float32), blur)
     fine = [int(np.ceil(n * c / (c - margin))) for n, c in zip(shape, coarse, strict=True)]
-    field = F.interpolate(torch.from_numpy(noise)[None, None], size=fine, mode="trilinear")
-    field = field[0, 0].numpy()[tuple(slice(0, n) for n in shape)]
+    if fine != coarse:
+        field = F.interpolate(torch.from_numpy(noise)[None, None], size=fine, mode="trilinear")
+        noise = field[0, 0].numpy()
+    field = noise[tuple(slice(0, n) for n in shape)]
     return (field - field.mean()) / (field.std() + 1e-6)
 
 

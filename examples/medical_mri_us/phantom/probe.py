@@ -78,6 +78,13 @@ class ProbeGrid:
             points[i] = self.contact[i] + sum(self.directions[i, j] * axes[j] for j in range(3))
         return points
 
+    def to_voxels(self, points: Array) -> Array:
+        r"""Returns the voxel indices of points with shape :math:`(3, *)` in mm; the inverse."""
+        axis = (3,) + (1,) * (points.ndim - 1)
+        first = np.array([self.depths[0], self.laterals[0], self.elevations[0]])
+        relative = np.einsum("ji,j...->i...", self.directions, points - self.contact.reshape(axis))
+        return (relative - first.reshape(axis)) / np.array(self.voxel).reshape(axis)
+
 
 @dataclass(frozen=True)
 class Fan:

@@ -47,7 +47,8 @@ TISSUES: dict[str, Tissue] = {
     "tumour": Tissue(1700, 135, 0.88, 0.10, -10, 1.62, 0.80),
     "enhancing_rim": Tissue(1500, 120, 0.86, 0.80, -7, 1.63, 0.85),
     "necrosis": Tissue(2600, 380, 0.96, 0.08, -34, 1.53, 0.20),
-    "vessel": Tissue(1900, 110, 0.80, 1.20, -14, 1.59, 0.20),
+    # Blood: what flows on before it is read out is dark in T2, here by a short time.
+    "vessel": Tissue(1900, 30, 0.85, 1.20, -30, 1.58, 0.20),
     # Pia and arachnoid with their small vessels make sulci bright in ultrasound.
     "pia": Tissue(3200, 600, 0.95, 0.06, 3, 1.55, 0.40),
     "dura": Tissue(900, 40, 0.60, 0.35, 6, 1.75, 3.00),

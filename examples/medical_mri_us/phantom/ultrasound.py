@@ -9,6 +9,7 @@ from scipy import ndimage
 from .anatomy import Anatomy
 from .deformation import smooth_noise
 from .probe import Fan, ProbeGrid
+from .sweep import compound, random_frames, sweep_bands
 from .tissues import Array, mix, tissue_index, tissue_values
 
 __all__ = ["UltrasoundSettings", "log_compress", "render_ultrasound", "speckle_envelope"]
@@ -23,8 +24,8 @@ class UltrasoundSettings:
 
     frequency: float
     """MHz."""
-    looks: int
-    """The number of independent images whose intensities are averaged."""
+    frames: int
+    """The number of frames that each slice is compounded of."""
     focus: float
     """The depth of the focus, as a fraction of the reach of the beams."""
     dynamic_range: float
@@ -41,7 +42,7 @@ class UltrasoundSettings:
         """Draws the settings of one patient."""
         return cls(
             frequency=float(rng.uniform(4.5, 8.0)),
-            looks=int(rng.integers(1, 4)),
+            frames=int(rng.integers(2, 5)),
             focus=float(rng.uniform(0.35, 0.6)),
             dynamic_range=float(rng.uniform(48, 62)),
             grey_level=float(rng.uniform(0.22, 0.34)),
@@ -57,18 +58,16 @@ def speckle_envelope(
     far_width: tuple[float, float],
     defocus: Array,
     *,
-    looks: int = 1,
     reflection: Array | float = 0.0,
 ) -> Array:
     r"""Envelope of the echo of many unresolved scatterers: fully developed speckle.
 
-    .. math:: A = \sqrt{\tfrac{1}{K} \sum_{k=1}^K | h * (a\, n_k) + s |^2}
+    .. math:: A = | h * (a\, n) + s |
 
-    with complex circular Gaussian noise :math:`n_k`, scatterer amplitude :math:`a`, point spread
+    with complex circular Gaussian noise :math:`n`, scatterer amplitude :math:`a`, point spread
     function :math:`h` of unit energy and specular reflection :math:`s`. Where :math:`a` is
-    constant, :math:`K = 1` and :math:`s = 0`, the envelope is Rayleigh distributed with
-    :math:`E[A^2] = 2 a^2` and mean over standard deviation :math:`\sqrt{\pi / (4 - \pi)}
-    \approx 1.91`.
+    constant and :math:`s = 0`, the envelope is Rayleigh distributed with :math:`E[A^2] = 2 a^2`
+    and mean over standard deviation :math:`\sqrt{\pi / (4 - \pi)} \approx 1.91`.
 
     Arguments:
         rng: The source of randomness.
@@ -76,7 +75,6 @@ def speckle_envelope(
         near_width: Standard deviations of :math:`h` in the focus, samples along range and beam.
         far_width: The same far from the focus.
         defocus: From 0 in the focus to 1 far from it, broadcastable to :math:`(R, B)`.
-        looks: The number of looks :math:`K`.
         reflection: The specular reflection :math:`s`, broadcastable to :math:`(R, B)`.
 
     Returns:
@@ -89,13 +87,12 @@ def speckle_envelope(
     near_weight = (1 - defocus) / np.sqrt(energy * _peak(near_width))
     far_weight = defocus / np.sqrt(energy * _peak(far_width))
     intensity = np.zeros(amplitude.shape, dtype=np.float32)
-    for _ in range(looks):
-        for specular in (reflection, 0.0):  # the real part, then the imaginary part
-            echo = amplitude * rng.standard_normal(amplitude.shape, dtype=np.float32)
-            near = ndimage.gaussian_filter(echo, near_width)
-            far = ndimage.gaussian_filter(echo, far_width)
-            intensity += (near_weight * near + far_weight * far + specular) ** 2
-    return np.sqrt(intensity / looks)
+    for specular in (reflection, 0.0):  # the real part, then the imaginary part
+        echo = amplitude * rng.standard_normal(amplitude.shape, dtype=np.float32)
+        near = ndimage.gaussian_filter(echo, near_width)
+        far = ndimage.gaussian_filter(echo, far_width)
+        intensity += (near_weight * near + far_weight * far + specular) ** 2
+    return np.sqrt(intensity)
 
 
 def _peak(width: tuple[float, float] | list[float]) -> float:
@@ -125,36 +122,36 @@ def render_ultrasound(
     fan: Fan,
     setting: UltrasoundSettings,
 ) -> Array:
-    """Scans a patient plane by plane.
+    """Scans a patient slice by slice, each compounded of several frames.
 
-    Each plane is resampled to (range, beam), where a beam is a column, and back at the end.
+    For each frame the slice is resampled to (range, beam), where a beam is a column, and back at
+    the end.
 
     Returns:
         The image, 0..255, zero outside the fan, with shape (depth, lateral, slice).
     """
-    echogenicity, impedance, attenuation = _acoustic_maps(rng, anatomy, grid)
+    maps = np.stack(_acoustic_maps(rng, anatomy, grid))
+    maps = np.ascontiguousarray(np.moveaxis(maps, -1, 0))  # (S, 3, D, L)
     ranges = np.linspace(0, fan.reach, int(2.33 * grid.size), dtype=np.float32)  # mm
     angles = np.linspace(-fan.half_angle, fan.half_angle, int(0.84 * grid.size), dtype=np.float32)
-    along = (fan.radius + ranges)[:, None]
-    rows = (fan.apex + along * np.cos(angles) - grid.depths[0]) / grid.spacing
-    columns = (along * np.sin(angles) - grid.laterals[0]) / grid.spacing
-    distance, angle = fan.polar(grid)
-    range_index = (distance - fan.radius) / (ranges[1] - ranges[0])
-    beam_index = (angle + fan.half_angle) / (angles[1] - angles[0])
-    contact = _edge_contact(rng, angles / fan.half_angle)
-
     decibel = np.empty(grid.shape, dtype=np.float32)
-    for k in range(grid.slices):
-        planes = np.stack(
-            [
-                ndimage.map_coordinates(volume[..., k], (rows, columns), order=1, mode="nearest")
-                for volume in (echogenicity, impedance, attenuation)
-            ]
-        )  # (3, R, B)
-        echo = _beamform(rng, planes, contact, ranges, angles, setting)
-        decibel[..., k] = ndimage.map_coordinates(
-            20 * np.log10(echo + 1e-6), (range_index, beam_index), order=1, mode="nearest"
-        )
+    for k, frames in enumerate(random_frames(rng, grid.slices, setting.frames)):
+        shots, beams = [], []
+        for frame in frames:
+            places = frame.pixels(fan, grid, ranges, angles)
+            planes = np.stack(
+                [ndimage.map_coordinates(m, places, order=1, mode="nearest") for m in maps[k]]
+            )  # (3, R, B)
+            contact = _edge_contact(rng, angles / fan.half_angle)
+            echo = _beamform(rng, planes, contact, ranges, angles, setting)
+            distance, angle = frame.polar(fan, grid)
+            beam = (angle + fan.half_angle) / (angles[1] - angles[0])
+            along = (distance - fan.radius) / (ranges[1] - ranges[0])
+            shown = 20 * np.log10(echo + 1e-6) + np.float32(frame.gain)
+            shots.append(ndimage.map_coordinates(shown, (along, beam), order=1, mode="nearest"))
+            beams.append(angle)
+        decibel[..., k] = compound(np.stack(shots), np.stack(beams), fan.half_angle)
+    decibel += sweep_bands(rng, grid)
     inside = fan.contains(grid)[..., None]
     grey = log_compress(decibel, (anatomy.brain > 0.8) & inside, setting) * inside
     thick = 0.5 * 2.0 / grid.slice_spacing  # elevational beam width, about 1 mm
@@ -168,7 +165,7 @@ def _acoustic_maps(
     voxel = np.array(grid.voxel)
     decibel = tissue_values("echogenicity")
     decibel = decibel + rng.normal(0, 1.5, len(decibel))
-    lesion_shift = rng.normal(0, 3.5)
+    lesion_shift = rng.normal(2, 2.5)  # most, not all, are brighter than the brain
     for name in ("tumour", "enhancing_rim", "oedema"):
         decibel[tissue_index(name)] += lesion_shift
     echogenicity = mix(10 ** (decibel / 20), anatomy.fractions)
@@ -217,7 +214,6 @@ def _beamform(
         (axial, lateral[0]),
         (1.3 * axial, lateral[1]),
         defocus,
-        looks=setting.looks,
         reflection=reflection,
     )
     rings = 1 + 0.7 * np.cos(2 * np.pi * ranges / setting.reverberation)

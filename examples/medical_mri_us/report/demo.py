@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .data import Subject
-from .evaluate import SUBSETS, Cell, cross_modal_gain
-from .modalities import LABELS, MODALITIES
+from examples.medical_mri_us.data import Subject
+from examples.medical_mri_us.evaluation import SUBSETS, Cell, cross_modal_gain
+from examples.medical_mri_us.modalities import LABELS, MODALITIES
 
 MR = {"t2", "cet1", "flair"}
 

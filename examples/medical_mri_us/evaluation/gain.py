@@ -1,54 +1,25 @@
-"""Scores synthesis from every subset of modalities against the truth, and against a baseline."""
+"""The demo's scores: every target from every subset, against the truth and against a baseline."""
 
 from __future__ import annotations
 
-__all__ = ["SUBSETS", "cross_modal_gain", "evaluate", "mean_images", "synthesise"]
+__all__ = ["Cell", "cross_modal_gain", "evaluate"]
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from examples.medical_mri_us.data import Subject, Volume
+from examples.medical_mri_us.modalities import MODALITIES
 from mmpoe.metrics import psnr, ssim
 from mmpoe.models import MMHVAE
 
-from .data import Subject, Volume
-from .modalities import MODALITIES
-
-SUBSETS = tuple(
-    subset
-    for count in range(1, len(MODALITIES) + 1)
-    for subset in itertools.combinations(MODALITIES, count)
-)
-"""All 15 non-empty subsets of the modalities."""
+from .baseline import mean_images
+from .subsets import SUBSETS
+from .synthesis import synthesise, to_unit
 
 Cell = dict[str, Any]
-
-
-def synthesise(model: MMHVAE, subject: Subject, given: Sequence[str]) -> dict[str, Volume]:
-    """Returns every modality of a subject, at the mean of what the given ones say, in [0, 1]."""
-    device = next(model.parameters()).device
-    x = {m: torch.from_numpy(subject.images[m])[:, None].to(device) for m in given}
-    out = model.predict(x, list(given), temperature=0.0)
-    return {m: _to_unit(p.mean[:, 0].cpu().numpy(), subject) for m, p in out.items()}
-
-
-def mean_images(subjects: Sequence[Subject]) -> dict[str, Volume]:
-    """Returns the mean image of each modality over all slices that show a pixel, in [0, 1].
-
-    A pixel that no slice shows gets the mean of the others.
-    """
-    means = {}
-    for m in MODALITIES:
-        holders = [s for s in subjects if m in s.images]
-        seen = np.sum([s.fov.sum(axis=0) for s in holders], axis=0)
-        total = np.sum([_to_unit(s.images[m], s).sum(axis=0) for s in holders], axis=0)
-        anywhere = total.sum() / seen.sum()
-        means[m] = np.where(seen > 0, total / np.maximum(seen, 1), anywhere).astype(np.float32)
-    return means
 
 
 def evaluate(
@@ -81,7 +52,7 @@ def evaluate(
                 f"'test' should hold complete subjects, but {subject.name} lacks {absent}."
             )
 
-    truth = [{m: _to_unit(s.images[m], s) for m in MODALITIES} for s in test]
+    truth = [{m: to_unit(s.images[m], s) for m in MODALITIES} for s in test]
     means = mean_images(train)
     everywhere = [{m: np.broadcast_to(means[m], s.fov.shape) for m in MODALITIES} for s in test]
     baseline = {m: _average(_volume_psnr, m, everywhere, truth, test) for m in MODALITIES}
@@ -118,10 +89,6 @@ def cross_modal_gain(cells: Sequence[Cell], given: set[str], targets: set[str]) 
         if cell["kind"] == "cross" and set(cell["given"]) <= given and cell["target"] in targets
     ]
     return float(np.mean(gains))
-
-
-def _to_unit(image: Volume, subject: Subject) -> Volume:
-    return np.where(subject.fov, (image + 1) / 2, 0)
 
 
 def _volume_psnr(image: Volume, truth: Volume, subject: Subject) -> float:

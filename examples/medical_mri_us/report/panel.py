@@ -14,12 +14,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from examples.medical_mri_us.data import Subject
+from examples.medical_mri_us.evaluation import synthesise
+from examples.medical_mri_us.modalities import LABELS, MODALITIES
 from mmpoe.distributions import Draws
 from mmpoe.models import MMHVAE, UncalibratedWarning
-
-from .data import Subject
-from .evaluate import synthesise
-from .modalities import LABELS, MODALITIES
 
 DRAWS = 16
 """The number of latent samples behind a map of standard deviations."""

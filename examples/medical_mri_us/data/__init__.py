@@ -1,0 +1,44 @@
+"""From an index of image files to normalised slices, for training and for evaluation."""
+
+from mmpoe.extras import needs
+
+with needs("medical"):
+    from .dicom import Series, list_series, read_series
+    from .grids import Grid, axis_codes, reorient, resample, same_grid
+    from .images import Image, ImageError, Mask, Volume, read_image, write_image
+    from .index import Case, read_index
+    from .normalise import MEDIANS, normalise
+    from .slices import Slices, TargetSlices, batch_slices, batch_targets
+    from .subjects import CaseError, Subject, load_subject, load_subjects
+    from .summary import check_training, missingness_table
+
+__all__ = [
+    "MEDIANS",
+    "Case",
+    "CaseError",
+    "Grid",
+    "Image",
+    "ImageError",
+    "Mask",
+    "Series",
+    "Slices",
+    "Subject",
+    "TargetSlices",
+    "Volume",
+    "axis_codes",
+    "batch_slices",
+    "batch_targets",
+    "check_training",
+    "list_series",
+    "load_subject",
+    "load_subjects",
+    "missingness_table",
+    "normalise",
+    "read_image",
+    "read_index",
+    "read_series",
+    "reorient",
+    "resample",
+    "same_grid",
+    "write_image",
+]

@@ -1,0 +1,188 @@
+"""The index of a data set: a CSV file with one row per case and one column per file."""
+
+from __future__ import annotations
+
+__all__ = ["Case", "read_index"]
+
+import csv
+import difflib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from examples.medical_mri_us.modalities import MODALITIES
+
+EMPTY = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
+"""What an empty cell may say, in small letters."""
+
+TARGET = "target_"
+"""How the columns of harmonised targets begin."""
+
+SHOWN = 12
+"""How many problems of an index are listed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of an index: where the files of a case are. A modality that is absent is missing."""
+
+    name: str
+    split: str
+    images: dict[str, Path]
+    fov: Path | None = None
+    label: Path | None = None
+    landmarks: Path | None = None
+    targets: dict[str, Path] = field(default_factory=dict)
+    """What to synthesise instead of the images: harmonised ones, for some modalities or none."""
+    patient: str = ""
+    """Whom the images show; the case itself unless the index says otherwise."""
+
+
+def read_index(path: str | Path, modalities: Sequence[str] = MODALITIES) -> list[Case]:
+    """Reads an index.
+
+    The columns are ``case``, ``split``, the modalities, and optionally ``fov``, ``label``,
+    ``landmarks``, ``patient`` and ``target_<modality>``. Files are relative to the index and lie
+    in its folder; an empty cell, or one that says NaN, is a missing one.
+
+    Arguments:
+        path: The CSV file.
+        modalities: The names of the modalities.
+
+    Raises:
+        ValueError: If the file is not text in UTF-8, a column is missing or unknown, a case stands
+            twice or has no modality, a patient is in two splits, or a file lies outside the
+            folder of the index. The message names the file and the lines, all that are wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"'path' should be an index file, but there is none at {path}.")
+    rows = _rows(path, modalities)
+    cases: dict[str, Case] = {}
+    lines: dict[str, int] = {}
+    problems = []
+    for line, row in rows:
+        try:
+            case = _case(row, path.parent.resolve(), modalities)
+            if case.name in cases:
+                raise ValueError(
+                    f"case {case.name} stands twice, first in line {lines[case.name]}."
+                )
+        except ValueError as error:
+            problems.append(f"line {line}: {error}")
+            continue
+        cases[case.name], lines[case.name] = case, line
+    problems += _leaks(list(cases.values()), lines)
+    if not cases and not problems:
+        problems.append("there is no case in it.")
+    if problems:
+        more = [f"... and {len(problems) - SHOWN} more."] if len(problems) > SHOWN else []
+        raise ValueError("\n".join(f"{path}, {p}" for p in problems[:SHOWN]) + "\n".join(more))
+    return list(cases.values())
+
+
+def _rows(path: Path, modalities: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Returns the rows that are not blank, with their lines and the spaces around cells gone."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    rows = []
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        _check_header(path, header, modalities)
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: should have {len(header)} cells, as the "
+                    f"header has, but has {len(cells)}."
+                )
+            row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+            rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: no CSV, {error}.") from error
+    return rows
+
+
+def _check_header(path: Path, header: Sequence[str], modalities: Sequence[str]) -> None:
+    files = ["fov", "label", "landmarks", *(TARGET + m for m in modalities)]
+    known = ["case", "split", "patient", *modalities, *files]
+    wrong = [column for column in header if column not in known]
+    lacking = [column for column in ("case", "split") if column not in header]
+    twice = [column for column, count in Counter(header).items() if count > 1]
+    if wrong or lacking or twice:
+        hints = [
+            f" Instead of {column!r}, did you mean {' or '.join(map(repr, near))}?"
+            for column in wrong
+            if (near := difflib.get_close_matches(column.lower(), known, n=2, cutoff=0.5))
+        ]
+        commas = " Columns are separated by commas." if ";" in "".join(header) else ""
+        again = f" {', '.join(twice)} stands twice." if twice else ""
+        raise ValueError(
+            f"{path}, line 1: should have columns among {', '.join(known)}, with case and split, "
+            f"but has {', '.join(header)}.{''.join(hints)}{commas}{again}"
+        )
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"{path}, line {line}: the index should be text in UTF-8, but is not ({error.reason})."
+        ) from error
+
+
+def _case(row: dict[str, str], root: Path, modalities: Sequence[str]) -> Case:
+    def file(column: str) -> Path | None:
+        cell = row.get(column, "")
+        if cell.lower() in EMPTY:
+            return None
+        found = (root / cell).resolve()
+        if not found.is_relative_to(root):
+            raise ValueError(f"{cell} lies outside the folder of the index.")
+        return found
+
+    name, split = row["case"], row["split"]
+    if name.lower() in EMPTY or split.lower() in EMPTY:
+        raise ValueError(
+            f"a case should have a name and a split, but these are {name!r}, {split!r}."
+        )
+    if name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(f"a case should have a name that a folder can have, but is {name!r}.")
+    images = {m: f for m in modalities if (f := file(m)) is not None}
+    targets = {m: f for m in modalities if (f := file(TARGET + m)) is not None}
+    if not images:
+        raise ValueError(f"case {name} should have at least one modality, but has none.")
+    lost = [m for m in targets if m not in images]
+    if lost:
+        raise ValueError(f"case {name} has a target for {', '.join(lost)}, but no such image.")
+    patient = row.get("patient", "")
+    patient = name if patient.lower() in EMPTY else patient
+    extra = [file(column) for column in ("fov", "label", "landmarks")]
+    return Case(name, split, images, *extra, targets=targets, patient=patient)
+
+
+def _leaks(cases: Sequence[Case], lines: dict[str, int]) -> list[str]:
+    """Lists the patients who are in two splits, and the files that two cases share."""
+    problems = []
+    seen: dict[str, Case] = {}
+    files: dict[Path, Case] = {}
+    for case in cases:
+        other = seen.setdefault(case.patient, case)
+        if other.split != case.split:
+            problems.append(
+                f"line {lines[case.name]}: patient {case.patient} is in the split {case.split}, "
+                f"and in {other.split} in line {lines[other.name]}."
+            )
+        for file in case.images.values():
+            other = files.setdefault(file, case)
+            if other is not case and other.split != case.split:
+                problems.append(
+                    f"line {lines[case.name]}: {file.name} of case {case.name} ({case.split}) is "
+                    f"also of case {other.name} ({other.split})."
+                )
+    return problems

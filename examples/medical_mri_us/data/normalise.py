@@ -1,0 +1,54 @@
+"""Intensities that networks can learn from."""
+
+from __future__ import annotations
+
+__all__ = ["MEDIANS", "normalise"]
+
+import numpy as np
+
+from .images import Mask, Volume
+
+MEDIANS = {"t2": 0.30, "cet1": 0.40, "flair": 0.45}
+"""Where the median of an MR volume's field of view is put, on a scale from 0 to 1."""
+
+OTHER = 0.40
+"""Where the median of a volume of any other modality is put."""
+
+
+def normalise(image: Volume, fov: Mask, modality: str) -> Volume:
+    """Maps intensities to [-1, 1], -1 outside the field of view.
+
+    Ultrasound, in 0 to 255, is divided by 255. MR has no unit: it is scaled so that the median of
+    the tissue in view lands on `MEDIANS`, and clipped. The median is robust where a high
+    percentile follows vessels, rims and fluid and makes the gain of a volume unpredictable.
+
+    Arguments:
+        image: The intensities, non-negative in view.
+        fov: The field of view, with the same shape.
+        modality: The name of the modality; "us" is ultrasound, all others are scaled like MR.
+
+    Raises:
+        ValueError: If intensities in view are negative, or too faint to be scaled, or if the
+            maximum of ultrasound is at most 1 or above 255.
+    """
+    inside = image[fov]
+    if not (inside >= 0).all():
+        raise ValueError(
+            f"'image' should not be negative in view, but its minimum is {inside.min():.4g}."
+        )
+    if modality == "us":
+        if not 1 < inside.max() <= 255.5:
+            raise ValueError(
+                "'image' should be ultrasound in 0 to 255, but its maximum in view is "
+                f"{inside.max():.4g}; rescale it."
+            )
+        unit = image / 255
+    else:
+        tissue = inside[inside > 0.02 * np.percentile(inside, 99.5)]
+        median = np.median(tissue) if tissue.size else 0.0
+        if median < np.finfo(np.float32).tiny:
+            raise ValueError(
+                f"'image' should show tissue in view, but the median there is {median:.4g}."
+            )
+        unit = image * (MEDIANS.get(modality, OTHER) / median)
+    return np.where(fov, 2 * np.clip(unit, 0, 1) - 1, -1).astype(np.float32)

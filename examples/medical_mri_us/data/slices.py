@@ -1,0 +1,120 @@
+"""Slices of subjects, and batches of them in which each has its own modalities."""
+
+from __future__ import annotations
+
+__all__ = ["Slices", "TargetSlices", "batch_slices", "batch_targets"]
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from examples.medical_mri_us.modalities import MODALITIES
+from mmpoe.missing import collate
+
+from .images import Volume
+from .subjects import Subject
+
+Images = dict[str, Tensor]
+
+
+class Slices(Dataset[tuple[Images, Tensor]]):
+    """The slices of some subjects, each a mapping of what was observed and its field of view.
+
+    Arguments:
+        subjects: The subjects.
+        flip: Whether to mirror every other slice at random, left to right.
+    """
+
+    def __init__(self, subjects: Sequence[Subject], *, flip: bool = False) -> None:
+        self.subjects, self.flip = subjects, flip
+        self.places = [
+            (s, k)
+            for s, subject in enumerate(subjects)
+            for k in range(len(subject.fov))
+            if subject.fov[k].any()
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Images, Tensor]:
+        s, k = self.places[index]
+        subject = self.subjects[s]
+        images, fov = _cut(subject.images, k), torch.from_numpy(subject.fov[k])[None]
+        if self.flip and torch.rand(()) < 0.5:
+            images, fov = _mirror(images), fov.flip(-1)
+        return images, fov
+
+    def weights(self, share: float) -> list[float]:
+        """Weights for sampling slices, with a share of draws from who has the rarest modality.
+
+        Of several that are equally rare, the first of the default modalities counts, or else the
+        first in the alphabet.
+
+        Arguments:
+            share: The share of draws, between 0 and 1, that go to subjects with that modality; the
+                others go to all subjects alike.
+        """
+        shown = {m for s in self.subjects for m in s.images}
+        counts = {m: sum(m in s.images for s in self.subjects) for m in shown}
+        order = {m: k for k, m in enumerate(MODALITIES)}
+        rarest = min(shown, key=lambda m: (counts[m], order.get(m, len(order)), m))
+        holds = [rarest in self.subjects[s].images for s, _ in self.places]
+        return [(1 - share) / len(holds) + share * h / sum(holds) for h in holds]
+
+
+class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
+    """Slices with what to make of them, for harmonised synthesis: inputs, targets, field of view.
+
+    The target of a modality is its harmonised image, where the index lists one, else the input
+    itself.
+
+    Arguments:
+        subjects: The subjects.
+        flip: Whether to mirror every other slice at random, left to right.
+    """
+
+    def __init__(self, subjects: Sequence[Subject], *, flip: bool = False) -> None:
+        self.slices, self.flip = Slices(subjects), flip
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> tuple[Images, Images, Tensor]:
+        images, fov = self.slices[index]
+        s, k = self.slices.places[index]
+        targets = {**images, **_cut(self.slices.subjects[s].targets, k)}
+        if self.flip and torch.rand(()) < 0.5:
+            images, targets, fov = _mirror(images), _mirror(targets), fov.flip(-1)
+        return images, targets, fov
+
+    def weights(self, share: float) -> list[float]:
+        """Weights for sampling, as of `Slices.weights`."""
+        return self.slices.weights(share)
+
+
+def batch_slices(
+    slices: Sequence[tuple[Images, Tensor]], modalities: Sequence[str] = MODALITIES
+) -> tuple[Images, Tensor, Tensor]:
+    """Makes a batch: images by modality (B, 1, H, W), what was observed (B, M), fields of view."""
+    x, observed = collate([images for images, _ in slices], modalities)
+    return x, observed, torch.stack([fov for _, fov in slices])
+
+
+def batch_targets(
+    slices: Sequence[tuple[Images, Images, Tensor]], modalities: Sequence[str] = MODALITIES
+) -> tuple[Images, Images, Tensor, Tensor]:
+    """Makes a batch of `TargetSlices`: inputs, targets, what was observed, fields of view."""
+    x, observed = collate([images for images, _, _ in slices], modalities)
+    targets, _ = collate([targets for _, targets, _ in slices], modalities)
+    return x, targets, observed, torch.stack([fov for _, _, fov in slices])
+
+
+def _cut(volumes: dict[str, Volume], k: int) -> Images:
+    return {m: torch.from_numpy(v[k])[None] for m, v in volumes.items()}
+
+
+def _mirror(images: Images) -> Images:
+    return {m: image.flip(-1) for m, image in images.items()}

@@ -1,0 +1,111 @@
+"""What a report says beside numbers: models, data, training and machine, as plain values."""
+
+from __future__ import annotations
+
+__all__ = ["about_data", "about_models"]
+
+import csv
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mmpoe
+from examples.medical_mri_us.data import Case
+
+from .models import Trained
+from .whole import Results
+
+
+def about_models(models: Sequence[Trained], run: Path, device: torch.device) -> dict[str, Any]:
+    """Returns what there is to know about the models, the first of them above all.
+
+    Arguments:
+        models: The models.
+        run: The folder of the first one's training, where its log is, if there is any.
+        device: Where they ran.
+    """
+    first = models[0]
+    return {
+        "model": first.name,
+        "models": {t.name: {"folder": str(t.folder), "sha256": t.sha256} for t in models},
+        "description": first.description,
+        "modalities": list(first.model.modalities),
+        "calibrated": bool(first.model.is_matched),
+        "log": _read_log(run),
+        "environment": _environment(device),
+    }
+
+
+def about_data(
+    index: Path, split: str, cases: Sequence[Case], results: Results, *, phantom: bool
+) -> dict[str, Any]:
+    """Returns what was scored, by which protocols, and what was left out.
+
+    Arguments:
+        index: The index file.
+        split: The split that was scored.
+        cases: All cases of the index.
+        results: What was measured.
+        phantom: Whether the images are made by a simulation.
+    """
+    return {
+        "phantom": phantom,
+        "data": str(index),
+        "split": split,
+        "patterns": _patterns(cases),
+        "problems": [str(problem) for problem in results.problems],
+        "protocols": {
+            p.name: {
+                "definition": p.definition,
+                "unit": p.unit,
+                "not available": results.missing[p.name],
+            }
+            for p in results.protocols
+        },
+    }
+
+
+def _read_log(run: Path) -> dict[str, list[float | None]]:
+    """Returns the columns of the training's log, empty if there is none."""
+    path = run / "log.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+
+
+def _patterns(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Counts which modalities cases have together, by split, the most frequent first."""
+    counts: dict[tuple[str, tuple[str, ...]], int] = {}
+    for case in cases:
+        key = case.split, tuple(case.images)
+        counts[key] = counts.get(key, 0) + 1
+    return [
+        {"split": split, "held": list(held), "cases": count}
+        for (split, held), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1]))
+    ]
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    """Returns the software and the machine that made the numbers."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "mmpoe": mmpoe.__version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "device": f"{device.type}, {name}",
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+    }
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if value == value and abs(value) != float("inf") else None

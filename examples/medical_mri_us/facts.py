@@ -1,0 +1,67 @@
+"""What a run writes down about its data, and a model about the images that it knows."""
+
+from __future__ import annotations
+
+__all__ = ["data_of", "facts_of", "is_phantom"]
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data import Case, CaseError, Subject, axis_codes, missingness_table
+from .synthesis.intensities import FACTS
+
+
+def data_of(
+    index: Path,
+    split: str,
+    modalities: Sequence[str],
+    cases: Sequence[Case],
+    subjects: Sequence[Subject],
+    problems: Sequence[CaseError],
+) -> dict[str, Any]:
+    """Returns what a training saw: its cases, what they lack, and those that were left out.
+
+    Arguments:
+        index: The index.
+        split: The split of it.
+        modalities: The names of the modalities.
+        cases: The cases of the split.
+        subjects: Those that could be used.
+        problems: What was wrong with the others.
+    """
+    used = {s.name for s in subjects}
+    table = missingness_table([c for c in cases if c.name in used], modalities)
+    return {
+        "index": str(index.resolve()),
+        "split": split,
+        "phantom": is_phantom(index),
+        "cases": [{"name": s.name, "modalities": list(s.images)} for s in subjects],
+        "missingness": table["splits"][split],
+        "problems": [str(problem) for problem in problems],
+    }
+
+
+def facts_of(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """Returns what synthesis has to know of the images that a model was trained on."""
+    spacing = np.median([s.spacing for s in subjects], axis=0)  # slice, row, column
+    axes = {axis_codes(s.affine) for s in subjects}
+    return {
+        "spacing": [round(float(spacing[k]), 6) for k in (1, 2, 0)],
+        "axes": axes.pop() if len(axes) == 1 else None,
+        "harmonised": sorted({m for s in subjects for m in s.targets}),
+        "calibrated": False,
+        **FACTS,
+    }
+
+
+def is_phantom(index: Path) -> bool:
+    """Whether an index is of simulated patients: the phantom notes its arguments beside it."""
+    try:
+        recipe = json.loads((index.parent / "dataset.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(recipe, dict) and "missingness" in recipe

@@ -1,0 +1,143 @@
+"""The models of the example: described in a few numbers, built, saved, and read again."""
+
+from __future__ import annotations
+
+__all__ = [
+    "DEFAULT",
+    "ImageModel",
+    "Network",
+    "PublishedModel",
+    "build_model",
+    "describe",
+    "load_model",
+    "model_folder",
+]
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmpoe.imputation import add_matched_experts
+from mmpoe.models import MMHVAE, image_mmhvae, published_mmhvae
+from mmpoe.training import CheckpointError, load_checkpoint, load_weights
+from mmpoe.training.checkpoint import DESCRIPTION
+
+from .modalities import MODALITIES
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A small MMHVAE that folds pixels into patches: `mmpoe.models.image_mmhvae`."""
+
+    name: Literal["image_mmhvae"] = "image_mmhvae"
+    """What builds it."""
+    patch: int = 2
+    """The side of the patches, in pixels."""
+    widths: tuple[int, ...] = (96, 64, 32)
+    """The number of channels of each level, coarse to fine."""
+    latents: tuple[int, ...] = (16, 16, 8)
+    """The number of latent channels of each level, coarse to fine."""
+    scale: float = 0.12
+    """The Laplace scale that training starts from; images are in [-1, 1]."""
+    clamp: float = 5.0
+    """The limit of the soft clamp on the parameters of experts and priors."""
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """The network of the published MMHVAE and its variants: `mmpoe.models.published_mmhvae`."""
+
+    name: Literal["published_mmhvae"] = "published_mmhvae"
+    """What builds it."""
+    levels: int | None = None
+    """The number of latent groups; as many as there are resolutions if none."""
+    depth: int | None = None
+    """The number of resolutions; 7 if none, or fewer if images cannot be halved as often."""
+    width: int = 16
+    """The number of channels of the finest features."""
+    max_width: int = 128
+    """The largest number of channels of features."""
+    blocks: int = 6
+    """The number of residual blocks of an image head."""
+    head_width: int = 8
+    """The number of channels of an image head."""
+    cell: Literal["residual", "inverted"] = "residual"
+    """The cells of the encoders."""
+    power: int = 2
+    """2 for the product of Gaussians, 1 for the rule of the published code."""
+    scale: float = 2e-3
+    """The fixed scale of the Laplace likelihood; images are in [-1, 1]."""
+
+
+Network = ImageModel | PublishedModel
+
+BUILDERS = {"image_mmhvae": image_mmhvae, "published_mmhvae": published_mmhvae}
+"""What builds the models that are saved, by name."""
+
+DEFAULT = ImageModel()
+"""The model of the demo."""
+
+
+def build_model(
+    size: int, modalities: Sequence[str] = MODALITIES, network: Network = DEFAULT
+) -> MMHVAE:
+    """Builds a model, untrained, for slices of `size` times `size` pixels.
+
+    Raises:
+        ValueError: If the size cannot be halved as often as the network asks for, or a number of
+            the network cannot be used.
+    """
+    return BUILDERS[network.name](modalities, size, **_architecture(network))
+
+
+def describe(model: MMHVAE, size: int, network: Network = DEFAULT) -> dict[str, Any]:
+    """Returns what is needed to build a model again."""
+    return {
+        "model": network.name,
+        "modalities": model.modalities,
+        "architecture": {"size": size, **_architecture(network)},
+    }
+
+
+def model_folder(run: Path) -> Path:
+    """Returns where the model of a run is: in ``model``, or in the folder itself."""
+    return run / "model" if (run / "model" / DESCRIPTION).exists() else run
+
+
+def load_model(
+    folder: Path, modalities: Sequence[str] | None = None
+) -> tuple[MMHVAE, dict[str, Any]]:
+    """Reads what `train.save_model` wrote, or `official.convert`.
+
+    Arguments:
+        folder: The folder of the model.
+        modalities: The modalities that it should have, in this order; any if None.
+
+    Raises:
+        CheckpointError: If the files are damaged, or hold another model.
+    """
+    state, description = load_checkpoint(folder)
+    found = description.get("modalities")
+    if not isinstance(found, list) or (modalities is not None and found != list(modalities)):
+        wanted = "modalities by name" if modalities is None else ", ".join(modalities)
+        raise CheckpointError(
+            f"{folder} should hold a model of {wanted}, but holds one of {found}."
+        )
+    builder = description.get("model", "image_mmhvae")
+    if builder not in tuple(BUILDERS):
+        raise CheckpointError(
+            f"{folder} should hold a model of {' or '.join(BUILDERS)}, but holds one of {builder}."
+        )
+    try:
+        model = BUILDERS[builder](found, **description.get("architecture", {}))
+        if description.get("calibrated"):
+            add_matched_experts(model)
+        load_weights(model, state, folder)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} holds no model that can be built: {error}") from error
+    return model.eval(), description
+
+
+def _architecture(network: Network) -> dict[str, Any]:
+    return {key: value for key, value in asdict(network).items() if key != "name"}

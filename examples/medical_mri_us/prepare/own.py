@@ -1,0 +1,74 @@
+"""Your own images, which an index lists: NIfTI, NRRD or DICOM on grids that differ."""
+
+from __future__ import annotations
+
+__all__ = ["find_own"]
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from examples.medical_mri_us.data import Image, read_image, read_index
+
+from .sources import Findings, Input, Source
+
+
+def find_own(
+    index: Path,
+    modalities: Sequence[str],
+    resample_to: str,
+    *,
+    prefer: Literal["sform", "qform"] | None = None,
+    zero_nonfinite: bool = False,
+) -> Findings:
+    """Finds the cases of an index.
+
+    Arguments:
+        index: The index.
+        modalities: The names of the modalities.
+        resample_to: The modality whose grid the others of a case are brought to; where a case
+            lacks it, the first that it has.
+        prefer: Which of two affines to believe, see `read_image`.
+        zero_nonfinite: Whether NaN and infinity become 0.
+
+    Raises:
+        ValueError: If the index cannot be used, or no modality has that name.
+    """
+    if resample_to not in modalities:
+        raise ValueError(
+            f"'resample_to' should be one of {', '.join(modalities)}, but is {resample_to!r}."
+        )
+
+    def taken(path: Path, *, sheared: bool = True) -> Input:
+        def read() -> Image:
+            return read_image(path, prefer=prefer, zero_nonfinite=zero_nonfinite, sheared=sheared)
+
+        return Input(str(path), read)
+
+    findings = Findings()
+    for case in read_index(index, modalities):
+        reference = resample_to if resample_to in case.images else next(iter(case.images))
+        notes = (
+            () if reference == resample_to
+            else (f"without {resample_to}, its grid is that of {reference}",)
+        )  # fmt: skip
+        try:
+            landmarks = "" if case.landmarks is None else case.landmarks.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            findings.failed[case.name] = f"{case.landmarks} cannot be read: {error}"
+            continue
+        findings.sources.append(
+            Source(
+                case.name,
+                case.split,
+                {m: taken(p, sheared=m != reference) for m, p in case.images.items()},
+                reference=reference,
+                label=None if case.label is None else taken(case.label),
+                fov=None if case.fov is None else taken(case.fov),
+                targets={m: taken(p) for m, p in case.targets.items()},
+                landmarks=landmarks,
+                patient=case.patient,
+                notes=notes,
+            )
+        )
+    return findings

@@ -1,0 +1,83 @@
+"""DICOM segmentations: frames in any order, on a grid of their own, empty ones left out."""
+
+from __future__ import annotations
+
+__all__ = ["read_segmentation"]
+
+import numpy as np
+import pydicom
+
+from examples.medical_mri_us.data import Grid, Image, ImageError, Series, read_series, resample
+from examples.medical_mri_us.data.dicom import DAMAGED
+from examples.medical_mri_us.data.planes import (
+    frame_orientation,
+    frame_position,
+    plane_affine,
+    shared_or_frame,
+)
+
+OFF = 0.1
+"""How far a frame may be from its slice, in slices."""
+
+
+def read_segmentation(series: Series, reference: Series) -> Image:
+    """Reads a segmentation onto the grid of the MR that it was drawn on, the nearest voxel each.
+
+    Frames are placed by ImagePositionPatient along the normal of their plane; the value of a
+    voxel is the number of its segment.
+
+    Arguments:
+        series: The segmentation.
+        reference: The MR.
+
+    Raises:
+        ImageError: If one of them is damaged, or the frames lie on no regular grid.
+    """
+    path = series.files[0]
+    if series.damaged:
+        raise ImageError(f"{series.damaged[0]} cannot be read as DICOM; export it again.")
+    try:
+        image = _frames(series)
+    except ImageError:
+        raise
+    except DAMAGED as error:
+        raise ImageError(f"{path} cannot be read as a segmentation: {error}.") from error
+    grid = Grid.of(read_series(reference))
+    return Image(resample(image, grid, 0), grid.affine)
+
+
+def _frames(series: Series) -> Image:
+    path = series.files[0]
+    dataset = pydicom.dcmread(path)
+    masks = np.asarray(dataset.pixel_array) > 0
+    masks = masks.reshape(-1, *masks.shape[-2:])  # (frame, row, column)
+    positions = np.array([frame_position(dataset, k) for k in range(len(masks))])
+    orientation = frame_orientation(dataset)
+    measures = shared_or_frame(dataset, 0, "PixelMeasures")
+    right, down = np.reshape(np.asarray(orientation, float), (2, 3))
+    along = positions @ np.cross(right, down)
+    step = float(measures.get("SpacingBetweenSlices") or 0) or _step(
+        along, float(measures.get("SliceThickness") or 1)
+    )
+    places = (along - along.min()) / step
+    if np.abs(places - np.rint(places)).max() > OFF:
+        raise ImageError(
+            f"{path} cannot be used: its frames lie between slices {step:.4g} mm apart."
+        )
+    slices = np.rint(places).astype(int)
+    data = np.zeros((masks.shape[2], masks.shape[1], slices.max() + 1), np.float32)
+    for k, place in enumerate(slices):
+        data[..., place][masks[k].T] = _segment(dataset, k)
+    first = positions[along.argmin()]
+    return Image(data, plane_affine(orientation, first, measures.PixelSpacing, step))
+
+
+def _step(along: np.ndarray, thickness: float) -> float:
+    """The smallest distance between frames that are not in one place."""
+    gaps = np.diff(np.unique(along.round(3)))
+    return float(gaps.min()) if gaps.size else thickness
+
+
+def _segment(dataset: pydicom.Dataset, frame: int) -> int:
+    group = shared_or_frame(dataset, frame, "SegmentIdentification")
+    return int(group.ReferencedSegmentNumber)

@@ -1,0 +1,51 @@
+"""Where the images of a case come from, whatever the layout of the release."""
+
+from __future__ import annotations
+
+__all__ = ["Findings", "Input", "Source"]
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from examples.medical_mri_us.data.geometry import Affine
+from examples.medical_mri_us.data.volumes import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """An image of a case: how to read it, and how points of the reference get there."""
+
+    name: str
+    """What is written into the record: the file, or the series."""
+    read: Callable[[], Image]
+    through: Affine | None = None
+    """Points of the reference to points of this image, mm, RAS; None if they are the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A case of a release, before anything is read."""
+
+    name: str
+    split: str
+    images: dict[str, Input]
+    """By modality; one that is absent is missing."""
+    reference: str = "us"
+    """The modality whose grid all others are brought to."""
+    label: Input | None = None
+    fov: Input | None = None
+    targets: dict[str, Input] = field(default_factory=dict)
+    landmarks: str = ""
+    """The text of landmarks.csv, if there are any."""
+    patient: str = ""
+    notes: tuple[str, ...] = ()
+    """What was left out of the case, and why."""
+
+
+@dataclass
+class Findings:
+    """What a release holds."""
+
+    sources: list[Source] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """The cases that cannot be prepared, and why."""

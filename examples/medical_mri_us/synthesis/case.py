@@ -1,0 +1,147 @@
+"""One case: from images on some grid to synthetic images on the same grid."""
+
+from __future__ import annotations
+
+__all__ = ["Synthesis", "synthesise_case"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from examples.medical_mri_us.data import (
+    CaseError,
+    Grid,
+    Image,
+    Mask,
+    Volume,
+    resample,
+    same_grid,
+)
+from mmpoe.models import MMHVAE
+
+from .frame import Frame
+from .intensities import SCALE, to_model
+from .slices import predict
+
+
+@dataclass(frozen=True, eq=False)
+class Synthesis:
+    """Synthetic volumes by target, on the grid of the input, from 0 to 255; 0 out of view."""
+
+    grid: Grid
+    """The grid of the first input."""
+    images: dict[str, Volume]
+    """The inputs on it, normalised, from 0 to 1."""
+    fov: Mask
+    """The field of view on it."""
+    mean: dict[str, Volume]
+    """What the model makes of the inputs at the mean of its latents."""
+    std: dict[str, Volume]
+    """Standard deviations; too small unless the model is calibrated."""
+    samples: dict[str, list[Volume]]
+    """Samples at the temperature asked for."""
+    record: dict[str, Any]
+    """How the grid was brought to the model's, and how much of the view that cut off."""
+
+
+def synthesise_case(
+    model: MMHVAE,
+    description: Mapping[str, Any],
+    images: Mapping[str, Image],
+    *,
+    targets: Sequence[str],
+    samples: int = 8,
+    temperature: float = 0.5,
+    seed: int = 0,
+    fov: Image | None = None,
+    to_first: bool = False,
+    batch: int = 8,
+    progress: bool = True,
+) -> Synthesis:
+    """Synthesises the targets from all of some images.
+
+    Arguments:
+        model: The model, in any mode, on any device.
+        description: Its description, as of `models.load_model`.
+        images: The inputs by modality. Their grid is that of the model's first modality among
+            them.
+        targets: What to synthesise; a target that is an input is reconstructed.
+        samples: The number of samples.
+        temperature: Their temperature; at 0, there are none but the mean.
+        seed: What they are drawn from.
+        fov: The field of view, where it is above 0. By default, it is where ultrasound is above
+            0, or else where any image is not 0.
+        to_first: Whether to resample images that lie on another grid, rather than refuse them.
+        batch: The number of slices at a time.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        CaseError: If an image lies on another grid, nothing is in view, or intensities cannot be
+            normalised; the message names the modality.
+    """
+    inputs = {m: images[m] for m in model.modalities if m in images}
+    first = next(iter(inputs))
+    grid = Grid.of(inputs[first])
+    volumes = {m: _on(image, grid, m, first, to_first) for m, image in inputs.items()}
+    if fov is not None:
+        inside = _on(fov, grid, "fov", first, to_first, order=0) > 0
+    elif "us" in volumes:
+        inside = volumes["us"] > 0
+    else:
+        inside = np.logical_or.reduce([v != 0 for v in volumes.values()])
+    if not inside.any():
+        raise CaseError("nothing is in view: every voxel is 0; give the field of view by --fov.")
+
+    described = dict(description)
+    frame = Frame.of(grid, inside, described)
+    unit, x = {}, {}
+    for m, volume in volumes.items():
+        try:
+            normalised = to_model(volume, inside, m, described)
+        except ValueError as error:
+            raise CaseError(f"{m} cannot be used: {str(error).rstrip('.')}.") from error
+        unit[m], x[m] = (normalised + 1) / 2, frame.forward(normalised, -1.0)
+    view = frame.forward(inside.astype(np.float32), 0.0) > 0.5
+    x = {m: np.where(view, v, np.float32(-1)) for m, v in x.items()}
+    found = predict(
+        model,
+        x,
+        view,
+        targets,
+        samples=samples,
+        temperature=temperature,
+        seed=seed,
+        batch=batch,
+        progress=progress,
+    )
+
+    seen = frame.back(np.ones(view.shape, np.float32)) > 0.5
+
+    def place(slices: Volume, zero: int) -> Volume:
+        values = frame.back((slices - np.float32(zero)) * np.float32(SCALE / 2))
+        return np.where(inside & seen, np.clip(values, 0, SCALE), 0).astype(np.float32)
+
+    lost = float((inside & ~seen).sum() / inside.sum())
+    return Synthesis(
+        grid=grid,
+        images=unit,
+        fov=inside,
+        mean={m: place(v, -1) for m, v in found.mean.items()},
+        std={m: place(v, 0) for m, v in found.std.items()},
+        samples={m: [place(s, -1) for s in v] for m, v in found.samples.items()},
+        record={**frame.record(), "view_cut_off": round(lost, 4)},
+    )
+
+
+def _on(image: Image, grid: Grid, name: str, first: str, to_first: bool, order: int = 1) -> Volume:
+    own = Grid.of(image)
+    if same_grid(own, grid):
+        return image.data
+    if not to_first:
+        raise CaseError(
+            f"{name} should lie on the grid of {first}, {grid}, but lies on {own}; "
+            "--resample-to us brings it there."
+        )
+    return resample(image, grid, order)

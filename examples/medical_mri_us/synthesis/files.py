@@ -1,0 +1,127 @@
+"""The files of a synthesis: volumes, where they come from, and a picture."""
+
+from __future__ import annotations
+
+__all__ = ["hash_of", "write_synthesis"]
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+import mmpoe
+from examples.medical_mri_us.data import axis_codes, write_image
+
+from .case import Synthesis
+from .intensities import SCALE
+from .preview import draw_preview
+
+MEANING = (
+    f"0 to {SCALE:g}, which is the model's scale from 0 to 1 times {SCALE:g}: ultrasound in its "
+    "own unit; MR has none, its median in view is put on a fixed value in training. 0 out of view."
+)
+"""What the intensities of the volumes mean."""
+
+SPREAD = {
+    True: "calibrated: from matched experts, at temperature 1, the likelihood's noise included",
+    False: "uncalibrated: understates errors; `calibrate` fits what it takes to match them",
+}
+"""What standard deviations are worth."""
+
+
+def write_synthesis(
+    folder: Path,
+    name: str,
+    synthesis: Synthesis,
+    provenance: dict[str, Any],
+    *,
+    calibrated: bool,
+) -> list[Path]:
+    """Writes ``<name>_<target>_{mean,std,sample01,...}.nii.gz``, ``<name>.png``, ``<name>.json``.
+
+    All are written aside and named at the end, the JSON last: where it is, all are.
+
+    Arguments:
+        folder: The folder to write to, which is there.
+        name: The name of the case.
+        synthesis: What to write.
+        provenance: What it was made from and how.
+        calibrated: Whether its standard deviations come from matched experts.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: If they cannot be written; there are none then.
+    """
+    aside = folder / f".{name}.{os.getpid()}.tmp"
+    aside.mkdir()
+    try:
+        files = []
+        kind = "calibrated" if calibrated else "uncalibrated"
+        for target in synthesis.mean:
+            volumes = {"mean": synthesis.mean[target]}
+            if target in synthesis.std:
+                volumes["std"] = synthesis.std[target]
+            for k, sample in enumerate(synthesis.samples.get(target, []), start=1):
+                volumes[f"sample{k:02d}"] = sample
+            for what, volume in volumes.items():
+                files.append(f"{name}_{target}_{what}.nii.gz")
+                said = f"{kind} standard deviation" if what == "std" else what
+                said = f"synthetic {target}, {said}; research only"
+                write_image(aside / files[-1], volume, synthesis.grid.affine, description=said)
+        (aside / f"{name}.png").write_bytes(draw_preview(synthesis, name, calibrated))
+        content = {
+            "case": name,
+            **provenance,
+            "intensities": MEANING,
+            "std": SPREAD[calibrated] if synthesis.std else "none: it takes two samples",
+            "grid": {
+                "shape": list(synthesis.grid.shape),
+                "affine": np.asarray(synthesis.grid.affine).tolist(),
+                "axes": axis_codes(synthesis.grid.affine),
+            },
+            "frame": synthesis.record,
+            "files": files,
+            "versions": {
+                "mmpoe": mmpoe.__version__,
+                "torch": torch.__version__,
+                "nibabel": nib.__version__,
+                "numpy": np.__version__,
+            },
+            "notice": "Synthetic images for research only, not for clinical use.",
+        }
+        (aside / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        made = [*files, f"{name}.png", f"{name}.json"]
+        _sync([aside / file for file in made])
+        (folder / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
+        for file in made:
+            (aside / file).replace(folder / file)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return [folder / file for file in made]
+
+
+def hash_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, or of all files of a folder in the order of their names."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(files: Sequence[Path]) -> None:
+    """Brings files to the disk before they get their names."""
+    for file in files:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())

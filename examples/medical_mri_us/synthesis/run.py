@@ -1,0 +1,102 @@
+"""One case from its files to the files that are made of it."""
+
+from __future__ import annotations
+
+__all__ = ["Asked", "synthesise_job"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.medical_mri_us.data import read_image
+from mmpoe.models import MMHVAE
+
+from .case import synthesise_case
+from .files import hash_of, write_synthesis
+from .jobs import Job, choose
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to synthesise, alike for all cases."""
+
+    out: Path
+    """The folder to write to, which is there."""
+    weights: Path
+    """The folder of the model."""
+    every: bool
+    """Whether to condition on every subset."""
+    samples: int
+    """The number of samples."""
+    temperature: float
+    """Their temperature."""
+    seed: int
+    """What they are drawn from."""
+    to_first: bool
+    """Whether to resample images that lie on another grid than the first."""
+    batch: int
+    """The number of slices at a time."""
+
+
+def synthesise_job(
+    model: MMHVAE,
+    description: dict[str, Any],
+    job: Job,
+    given: Sequence[str],
+    targets: Sequence[str],
+    asked: Asked,
+) -> None:
+    """Reads a case, synthesises, and writes what comes of it.
+
+    Arguments:
+        model: The model.
+        description: Its description.
+        job: The files of the case.
+        given: What to condition on; see `jobs.choose`.
+        targets: What to synthesise.
+        asked: How, and where to write it.
+
+    Raises:
+        CaseError: If the images of the case cannot be used.
+        ImageError: If they cannot be read.
+        OSError: If results cannot be written.
+    """
+    pairs = choose(list(job.images), model.modalities, given, targets, every=asked.every)
+    used = {m for subset, _ in pairs for m in subset}
+    images = {m: read_image(path) for m, path in job.images.items() if m in used}
+    fov = None if job.fov is None else read_image(job.fov)
+    for subset, wanted in pairs:
+        synthesis = synthesise_case(
+            model,
+            description,
+            {m: images[m] for m in subset},
+            targets=wanted,
+            samples=asked.samples,
+            temperature=asked.temperature,
+            seed=asked.seed,
+            fov=fov,
+            to_first=asked.to_first,
+            batch=asked.batch,
+        )
+        provenance = {
+            "model": {
+                "folder": str(asked.weights),
+                "sha256": description["sha256"],
+                "modalities": model.modalities,
+                "phantom": description.get("phantom"),
+            },
+            "inputs": {
+                m: {"file": str(job.images[m]), "sha256": hash_of(job.images[m])} for m in subset
+            },
+            "fov": None if job.fov is None else str(job.fov),
+            "targets": list(wanted),
+            "samples": asked.samples,
+            "temperature": asked.temperature,
+            "seed": asked.seed,
+        }
+        folder = asked.out
+        if asked.every:
+            folder = asked.out / f"from-{'-'.join(subset)}"
+            folder.mkdir(exist_ok=True)
+        write_synthesis(folder, job.name, synthesis, provenance, calibrated=model.is_matched)

@@ -1,0 +1,135 @@
+"""``train``: from an index of cases to a model with its card."""
+
+from __future__ import annotations
+
+__all__ = ["Train", "run"]
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from examples.medical_mri_us.card import write_card
+from examples.medical_mri_us.config import read_config, write_config
+from examples.medical_mri_us.data import CaseError, check_training, load_subjects, read_index
+from examples.medical_mri_us.facts import data_of, facts_of
+from examples.medical_mri_us.outputs import open_folder
+from examples.medical_mri_us.train import save_model, train
+from examples.medical_mri_us.windows import fit_subjects
+from mmpoe.training import Checkpoints
+from mmpoe.training.files import write_file
+from mmpoe.training.folder import lock
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an MMHVAE on the cases of an index, each with the modalities that it has.
+
+    Ctrl-C and SIGTERM end the training after a step and keep the model; --resume goes on, to the
+    weights that it would have had. Started by torchrun, each process has its share of a GPU run.
+    """
+
+    out: Path
+    """The folder of the run: its model and card, configuration, log and checkpoints."""
+    config: Path | None = None
+    """A TOML file, or tiny, small or paper; tiny by default, and that of the run to resume."""
+    data: Path | None = None
+    """The index of the cases, index.csv; by default, that of the run to resume."""
+    split: str = "train"
+    """The split to train on."""
+    resume: bool = False
+    """Whether to go on from the last checkpoint of the run."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An entry of the configuration to change, as in training.steps=100; may be given again."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto is a GPU if there is one."""
+
+
+def run(options: Train) -> int:
+    """Trains, and returns the exit code: 0, or that of the signal that stopped the training.
+
+    Raises:
+        ValueError: If an option, the configuration or the index cannot be used, the folder is in
+            use, or it holds checkpoints and is not to be resumed.
+        CaseError: If there is no case that can be used.
+        CheckpointError: If the last checkpoint cannot be gone on from.
+        OSError: If the folder cannot be written to.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
+    config = read_config(_config_of(options), options.set)
+    index = _index_of(options)
+    cases = [c for c in read_index(index, config.modalities) if c.split == options.split]
+    check_training(cases, config.modalities)
+    folder = open_folder(options.out)
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
+    steps = Checkpoints(folder / "checkpoints").steps()
+    if steps and not options.resume:
+        raise ValueError(
+            f"'out' should be a new folder, or --resume be given, but {folder} holds "
+            f"checkpoints up to step {steps[-1]}."
+        )
+    if first:
+        with lock(folder):
+            pass  # before data are read, which takes a while
+
+    subjects, problems = load_subjects(cases)
+    if not subjects:
+        raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
+    subjects = fit_subjects(subjects, config.size)
+    data = data_of(index, options.split, config.modalities, cases, subjects, problems)
+    if first:
+        with lock(folder):
+            if not (steps and (folder / "config.toml").exists()):  # of what is gone on from
+                write_config(folder / "config.toml", config)
+            write_file(folder / "data.json", json.dumps(data, indent=2).encode())
+        counts = ", ".join(f"{m} {n}" for m, n in data["missingness"]["observed"].items())
+        device = "a GPU" if options.device != "cpu" and torch.cuda.is_available() else "the CPU"
+        print(f"{len(subjects)} training cases with {counts}; training on {device}.")
+
+    model, history = train(
+        subjects,
+        config.training,
+        modalities=config.modalities,
+        network=config.model,
+        critics=config.adversary,
+        keep=folder,
+        resume=options.resume,
+        device=options.device,
+    )
+    if first:
+        facts = {**facts_of(subjects), "phantom": data["phantom"]}
+        save_model(
+            folder / "model",
+            model,
+            config.size,
+            config.training,
+            history,
+            network=config.model,
+            facts=facts,
+        )
+        write_card(folder)
+        print(f"Model saved in {folder / 'model'}, after {len(history.bounds)} steps.")
+        if history.interrupted:
+            print(f"Stopped before the end. To go on: train --out {folder} --resume")
+    return history.exit_code
+
+
+def _config_of(options: Train) -> Path:
+    if options.config is not None:
+        return options.config
+    kept = options.out / "config.toml"
+    return kept if options.resume and kept.exists() else Path("tiny")
+
+
+def _index_of(options: Train) -> Path:
+    if options.data is not None:
+        return options.data
+    kept = options.out / "data.json"
+    if not options.resume or not kept.exists():
+        raise ValueError("'data' should be an index of cases, but is not given: --data index.csv.")
+    return Path(json.loads(kept.read_text())["index"])

@@ -1,0 +1,175 @@
+"""The report in a browser: its controls do what they say, and something is seen."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.medical_mri_us.report import make_page, read_evaluation
+from examples.medical_mri_us.report.sprites import make_sprites
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="there is no Chromium: `make setup-browser` installs it"
+)
+MODALITIES = ["us", "t2", "cet1", "flair"]
+
+CLICKS = """<script>
+addEventListener("load", () => {
+  const viewer = document.getElementById("viewer");
+  const now = () => Object.fromEntries(new URLSearchParams(viewer.dataset.state));
+  const log = [now()];
+  const act = (id, change, event = "change") => {
+    const control = document.getElementById(id);
+    change(control);
+    control.dispatchEvent(new Event(event, { bubbles: true }));
+    log.push(now());
+  };
+  act("target-flair", (c) => c.click());
+  act("given-cet1", (c) => c.click());
+  act("given-us", (c) => c.click());
+  act("given-cet1", (c) => c.click());
+  act("slice", (c) => (c.value = 0), "input");
+  act("case", (c) => (c.value = "b"));
+  document.querySelector("input[name=overlay][value=error]").click();
+  act("opacity", (c) => (c.value = 30), "input");
+  document.querySelector('#sheet button[data-place="us+t2>cet1"]').click();
+  log.push(now());
+  history.replaceState(null, "", "#case=a&given=t2&target=us");
+  dispatchEvent(new HashChangeEvent("hashchange"));
+  log.push(now());
+  const tables = [...document.querySelectorAll(".metric")].filter((t) => t.offsetParent).length;
+  document.querySelector("input[value=ssim]").click();
+  const shown = [...document.querySelectorAll(".metric")].filter((t) => t.offsetParent);
+  const result = { log, tables, metrics: shown.map((t) => t.dataset.metric) };
+  const place = document.body.appendChild(document.createElement("pre"));
+  place.id = "result";
+  place.textContent = JSON.stringify(result);
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def page(evaluated):
+    path = evaluated / "eval" / "page.html"
+    path.write_text(make_page(read_evaluation(evaluated / "eval")))
+    return path
+
+
+def chromium(folder, url, *options):
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu"]
+    command += ["--disable-background-networking", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--virtual-time-budget=20000", "--disable-dev-shm-usage", *options, url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def dom(folder, page, fragment):
+    return chromium(folder, f"file://{page}#{fragment}", "--dump-dom")
+
+
+def sums(text):
+    """What is painted in each frame, as sums of the colours of all pixels."""
+    tags = re.findall(r"<canvas [^>]*>", text)
+    found = {re.search(r'id="([^"]+)"', t): re.search(r'data-sum="(\d+)"', t) for t in tags}
+    return {name[1]: int(value[1]) for name, value in found.items() if name and value}
+
+
+def state(text):
+    return re.search(r'data-state="([^"]*)"', text)[1].replace("&amp;", "&")
+
+
+def tiles(evaluated, case):
+    """The tiles of a case by target and column, as the page gets them."""
+    import base64
+    import io
+
+    sprites = make_sprites(read_evaluation(evaluated / "eval").views[case], MODALITIES)
+
+    def tile(target, column, row):
+        picture = base64.b64decode(sprites["targets"][target]["picture"])
+        image = np.asarray(Image.open(io.BytesIO(picture)))
+        h, w = sprites["height"], sprites["width"]
+        return image[row * h : (row + 1) * h, column * w : (column + 1) * w].astype(int)
+
+    return sprites, tile
+
+
+def test_the_address_chooses_what_is_painted(evaluated, page, tmp_path):
+    fragment = "case=b&given=us+flair&target=t2&slice=1&overlay=none&opacity=60"
+    text = dom(tmp_path, page, fragment)
+    assert state(text) == fragment
+    sprites, tile = tiles(evaluated, "b")
+    row, column = sprites["slices"].index(1), 2 + sprites["subsets"].index("us+flair")
+    painted = sums(text)
+    assert painted["truth"] == 3 * tile("t2", 0, row).sum()
+    assert painted["synthesis"] == 3 * tile("t2", column, row).sum()
+    for m in MODALITIES:
+        assert painted[f"input-{m}"] == 3 * tile(m, 0, row).sum()
+    assert painted["error"] != painted["spread"]
+    assert "T2 from iUS + FLAIR, synthesised: it was not given." in text
+    assert re.search(r"This case, protocol strict: PSNR [\d.]+ dB, SSIM", text)
+
+
+def test_overlays_colour_the_synthesis_as_much_as_asked(page, tmp_path):
+    found = {}
+    for overlay, opacity in (("none", 60), ("error", 60), ("uncertainty", 60), ("error", 100)):
+        fragment = f"case=a&given=us&target=cet1&slice=0&overlay={overlay}&opacity={opacity}"
+        found[overlay, opacity] = sums(dom(tmp_path, page, fragment))
+    assert len({painted["synthesis"] for painted in found.values()}) == 4
+    assert len({painted["truth"] for painted in found.values()}) == 1
+    opaque = found["error", 100]
+    assert opaque["synthesis"] == pytest.approx(opaque["error"], rel=1e-6)
+
+
+def test_an_address_that_makes_no_sense_is_put_right(page, tmp_path):
+    text = dom(tmp_path, page, "case=nobody&given=&target=xray&slice=77&overlay=blue&opacity=900")
+    assert state(text) == "case=a&given=us&target=t2&slice=1&overlay=none&opacity=60"
+
+
+def test_controls_change_what_is_shown(page, tmp_path):
+    clicked = tmp_path / "clicked.html"
+    clicked.write_text(page.read_text().replace("</body>", CLICKS + "</body>"))
+    text = dom(tmp_path, clicked, "case=a&given=us&target=t2&slice=1")
+    result = json.loads(re.search(r'<pre id="result">(.*?)</pre>', text, re.DOTALL)[1])
+    log = result["log"]
+    assert [entry["target"] for entry in log[:2]] == ["t2", "flair"]
+    assert [entry["given"] for entry in log[1:5]] == ["us", "us cet1", "cet1", "cet1"]
+    assert [entry["slice"] for entry in log[4:6]] == ["1", "0"]
+    assert log[6]["case"] == "b"
+    assert (log[7]["overlay"], log[7]["opacity"]) == ("error", "30")
+    assert (log[8]["given"], log[8]["target"]) == ("us t2", "cet1")
+    assert (log[9]["case"], log[9]["given"], log[9]["target"]) == ("a", "t2", "us")
+    assert result["tables"] == 4  # one per kind and protocol
+    assert result["metrics"] == ["ssim", "psnr", "psnr", "psnr"]
+
+
+def test_every_control_can_be_reached_and_has_a_name(page, tmp_path):
+    text = dom(tmp_path, page, "case=a")
+    viewer = text.split('<section id="viewer"')[1].split("</section>")[0]
+    for tag in re.findall(r"<(?:input|select)[^>]*>", viewer):
+        assert "tabindex" not in tag
+        before = viewer[: viewer.index(tag)]
+        assert before.count("<label") > before.count("</label>")  # inside its label
+    for tag in re.findall(r"<canvas id[^>]*>", viewer):
+        assert 'role="img"' in tag
+        assert "aria-label=" in tag
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_picture_of_the_page_shows_images(page, tmp_path, dark):
+    shot = tmp_path / "shot.png"
+    theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    options = [f"--screenshot={shot}", "--window-size=1200,1400", "--hide-scrollbars", *theme]
+    chromium(tmp_path, f"file://{page}#case=a&given=us&target=t2&overlay=error", *options)
+    image = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    assert image.shape == (1400, 1200, 3)
+    assert (image[5, 5].mean() < 60) == dark  # the page is dark or light
+    colourful = (image.max(axis=2) - image.min(axis=2)) > 60
+    assert colourful.mean() > 0.02  # maps of error and standard deviation
+    assert image.std() > 20

@@ -1,0 +1,226 @@
+"""The report: what it says, what it draws, and what it says about damaged evaluations."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.medical_mri_us.report import EvaluationError, make_page, read_evaluation
+from examples.medical_mri_us.report.charts import coverage_plot, line_plot, missingness_plot
+from examples.medical_mri_us.report.sprites import make_sprites
+from examples.medical_mri_us.verbs import report
+
+VOID = {"meta", "input", "br", "img"}
+LEFT_OPEN = {"html", "head", "body"}
+
+
+@pytest.fixture(scope="module")
+def page(evaluated):
+    return make_page(read_evaluation(evaluated / "eval"))
+
+
+class Balance(HTMLParser):
+    """Checks that elements are closed in order, and that ids stand once."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_well_formed_and_needs_nothing_else(page):
+    parser = Balance()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert len(set(parser.ids)) == len(parser.ids)
+    assert not re.search(r"(src|href)=['\"]?(http|//|file)|@import|url\(", page)
+    for link in re.findall(r"href='#([^']+)'", page):
+        assert link in parser.ids
+    assert len(page) < 5e6
+
+
+def test_page_says_what_has_to_be_said(page):
+    assert "nothing here was measured on patients" in page
+    assert "For research only, not for clinical use." in page
+    assert page.index("Cross-modal synthesis</h2>") < page.index("Self-reconstruction</h2>")
+    assert "n/a (needs images of at least 161 pixels)" in page
+    assert "n/a (not asked for)" in page
+    assert "was <b>not</b> calibrated" in page
+    for caption in re.findall(r"<caption>(.*?)</caption>", page):
+        assert "Effect" in caption or "Protocol <code>" in caption
+    assert "mean and standard deviation over 2 to 3 cases" in page
+    assert "SHA-256" in page
+
+
+def test_best_is_bold_among_the_models_of_each_cell(evaluated, page):
+    facts = json.loads((evaluated / "eval" / "cells.json").read_text())
+    first = page.split("data-metric='psnr'", 1)[1].split("</table>", 1)[0]
+    bold = re.findall(r"<td class=best[^>]*>([\d.]+)<", first)
+    cells = [
+        c
+        for c in facts["cells"]
+        if (c["protocol"], c["kind"], c["metric"]) == ("strict", "cross", "psnr") and c["given"]
+    ]
+    places = {(tuple(c["given"]), c["target"]) for c in cells}
+    best = [
+        max(c["mean"] for c in cells if (tuple(c["given"]), c["target"]) == place)
+        for place in places
+    ]
+    assert sorted(bold) == sorted(f"{value:.1f}" for value in best)
+
+
+def test_text_from_outside_is_escaped(evaluated, tmp_path):
+    folder = tmp_path / "eval"
+    shutil.copytree(evaluated / "eval", folder)
+    facts = json.loads((folder / "cells.json").read_text())
+    facts["problems"] = ["</script><script>alert(1)</script>"]
+    facts["views"]["cases"] = dict.fromkeys(facts["views"]["cases"], "<b>&'\"")
+    facts["data"] = "<img src=x>"
+    (folder / "cells.json").write_text(json.dumps(facts))
+    page = make_page(read_evaluation(folder))
+    assert "<script>alert" not in page
+    assert "<img src=x>" not in page
+    assert "\\u003cb>" in page
+
+
+def test_sprites_hold_the_tiles_of_a_view(evaluated):
+    view = read_evaluation(evaluated / "eval").views["a"]
+    sprites = make_sprites(view, ["us", "t2", "cet1", "flair"])
+    rows, columns = (np.flatnonzero(view["fov"].any(axis=(0, axis))) for axis in (2, 1))
+    crop = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    height, width = sprites["height"], sprites["width"]
+    assert (height, width) == (26, 28)
+    about = sprites["targets"]["t2"]
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(about["picture"]))))
+    assert image.shape == (height * len(sprites["slices"]), width * (2 + 2 * 15))
+
+    def tile(row, column):
+        top, left = row * height, column * width
+        return image[top : top + height, left : left + width]
+
+    np.testing.assert_array_equal(tile(1, 0), view["truth_t2"][1][crop])
+    np.testing.assert_array_equal(tile(0, 1), 255 * view["fov"][0][crop])
+    k = sprites["subsets"].index("us+cet1")
+    np.testing.assert_array_equal(tile(1, 2 + k), view["mean_t2"][k, 1][crop])
+    spread = view["std_t2"][k, 1][crop].astype(int)
+    assert abs(tile(1, 17 + k) - spread).max() <= 2
+
+
+def test_a_case_without_truth_or_samples_is_said_to_have_none(evaluated):
+    view = dict(read_evaluation(evaluated / "eval").views["a"])
+    view = {name: v for name, v in view.items() if name[:4] != "std_" and name != "truth_t2"}
+    about = make_sprites(view, ["us", "t2"])["targets"]
+    assert (about["t2"]["truth"], about["us"]["truth"]) == (False, True)
+    assert not about["t2"]["spread"]
+
+
+def points(svg):
+    text = re.findall(r"points='([^']+)'", svg)
+    return [np.array([p.split(",") for p in line.split()], float) for line in text]
+
+
+def as_xml(svg):
+    return ElementTree.fromstring(re.sub(r"=([^\s'\"/>]+)", r"='\1'", svg))
+
+
+def test_lines_are_drawn_where_their_points_are():
+    svg = line_plot(
+        {"a": [(0, 1.0), (10, 3.0), (20, 2.0)], "b & c": [(0, 0.0), (20, 4.0)], "d": [(1, 1.0)]},
+        title="t",
+        x_label="x",
+        y_label="y",
+    )
+    as_xml(svg)
+    a, b = points(svg)
+    assert a[1, 0] == pytest.approx((a[0, 0] + a[2, 0]) / 2)
+    assert a[1, 1] < a[2, 1] < a[0, 1]  # up is small
+    assert a[2, 1] == pytest.approx((b[0, 1] + b[1, 1]) / 2, abs=0.11)
+    assert "b &amp; c" in svg
+    logarithmic = line_plot(
+        {"a": [(0, 10.0), (1, 100.0), (2, 1000.0), (3, 0.0)]},
+        title="t",
+        x_label="x",
+        y_label="y",
+        logarithmic=True,
+    )
+    (line,) = points(logarithmic)
+    assert len(line) == 3
+    assert line[0, 1] - line[1, 1] == pytest.approx(line[1, 1] - line[2, 1], abs=0.11)
+    assert line_plot({"a": [(0, 1.0)]}, title="t", x_label="x", y_label="y") == ""
+    assert points(line_plot({"a": [(0, 1.0), (1, 1.0)]}, title="t", x_label="x", y_label="y"))
+
+
+def test_missingness_is_drawn_pattern_by_pattern():
+    patterns = [{"held": ["us", "t2"], "cases": 6}, {"held": ["us"], "cases": 2}]
+    svg = missingness_plot(patterns, {"us": "iUS", "t2": "T2"}, "who has what")
+    as_xml(svg)
+    assert svg.count("class=has") == 3
+    assert svg.count("class=lacks") == 1
+    assert "6 <tspan class=count>(75 %)" in svg
+    assert ">8<" in svg  # how many have ultrasound
+    assert missingness_plot([], {"us": "iUS"}, "nobody") == ""
+
+
+def test_coverage_is_drawn_beside_what_it_should_be():
+    rows = {"T2": {("mean", 0.9): 0.5, ("predictive", 0.9): 0.9}}
+    svg = coverage_plot(rows, [0.9], ["mean", "predictive"], "t")
+    as_xml(svg)
+    nominal = float(re.search(r"class=nominal x1=([\d.]+)", svg)[1])
+    disc = float(re.search(r"class=disc cx=([\d.]+)", svg)[1])
+    ring = float(re.search(r"class=ring cx=([\d.]+)", svg)[1])
+    assert disc == pytest.approx(nominal, abs=0.1)
+    assert ring < disc
+    assert coverage_plot({}, [0.9], ["mean"], "t") == ""
+
+
+def test_verb_writes_one_file(evaluated, tmp_path, capsys):
+    out = tmp_path / "new" / "page.html"
+    assert report.run(report.Report(evaluated / "eval", out)) == 0
+    assert out.read_text().startswith("<!doctype html>")
+    assert [p.name for p in out.parent.iterdir()] == ["page.html"]
+    assert f"Wrote {out}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["cells.json", "statistics.json", "cases.csv", "views/a.npz"])
+def test_what_is_absent_or_damaged_is_named(evaluated, tmp_path, capsys, name):
+    folder = tmp_path / "eval"
+    shutil.copytree(evaluated / "eval", folder)
+    (folder / name).unlink()
+    with pytest.raises(EvaluationError, match=name):
+        read_evaluation(folder)
+    if name != "cases.csv":
+        (folder / name).write_bytes(b"\x00broken")
+        with pytest.raises(EvaluationError, match=f"{name} cannot be read"):
+            read_evaluation(folder)
+    assert report.run(report.Report(folder)) == 3
+    assert "Error:" in capsys.readouterr().err
+
+
+def test_another_version_or_protocol_is_refused(evaluated, tmp_path):
+    folder = tmp_path / "eval"
+    shutil.copytree(evaluated / "eval", folder)
+    facts = json.loads((folder / "cells.json").read_text())
+    (folder / "cells.json").write_text(json.dumps({**facts, "protocols": {"mine": {}}}))
+    with pytest.raises(EvaluationError, match="holds some by mine"):
+        read_evaluation(folder)
+    (folder / "cells.json").write_text(json.dumps({**facts, "format": 99}))
+    with pytest.raises(EvaluationError, match="should have format 1, but has 99"):
+        read_evaluation(folder)

@@ -1,0 +1,219 @@
+"""What ends a training from outside: said at once, with what to do about it."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from trainings import Training, same
+
+from mmpoe.training import CollapseWarning, DeviceMemoryError, Run, WorkerError, fit
+
+ROOT = Path(__file__).parents[2]
+
+
+class Deadly(Dataset):
+    """The place of each sample; whoever loads the seventh is killed, in another process only."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, place):
+        if place == 7 and get_worker_info() is not None:
+            time.sleep(0.5)  # until the batches before are with the training
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor([float(place)])
+
+
+def learn(loader, folder, steps=12):
+    """Trains on numbers, and returns those of each batch."""
+    seen = []
+
+    def objective(model, batch, done):
+        seen.append(batch.flatten().int().tolist())
+        return -model(batch).square().flatten()
+
+    torch.manual_seed(0)
+    options = {"steps": steps, "progress": False, "accelerator": "cpu"}
+    fit(nn.Linear(1, 1), loader, objective, run=Run(folder, save_every=1), **options)
+    return seen
+
+
+@pytest.mark.fault(38)
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("generator", [None, torch.Generator()])
+def test_what_was_loading_is_named_if_its_process_is_killed(persistent, generator, tmp_path):
+    """At once, and with the place to go on from."""
+
+    def load(**options):
+        if generator is not None:
+            generator.manual_seed(1)
+        return DataLoader(Deadly(), 3, shuffle=True, generator=generator, **options)
+
+    passed = learn(load(), tmp_path / "whole", steps=4)
+    deadly = next(batch for batch in passed if 7 in batch)
+    position = passed.index(deadly)
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=r"has died: DataLoader worker .* exited") as caught:
+        learn(load(num_workers=1, persistent_workers=persistent), tmp_path / "cut")
+    assert time.monotonic() - start < 30
+    said = str(caught.value)
+    assert f"Batch {position + 1} of pass 1 was to come next" in said
+    under_way = "; ".join(", ".join(map(str, batch)) for batch in passed[position : position + 2])
+    assert f"by batch: {under_way}. Too little memory" in said
+    checkpoint = tmp_path / "cut" / "checkpoints" / f"step-{position:08d}"
+    assert f"With resume=True, training goes on from {checkpoint}." in said
+
+
+@pytest.mark.fault(38)
+def test_a_batch_that_is_lost_with_its_process_is_awaited_no_more(tmp_path):
+    """Whatever error that gives in this process, and whenever."""
+
+    class Batches(DataLoader):
+        def __iter__(self):
+            yield torch.ones(1, 1)
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    with pytest.raises(WorkerError, match=r"died: \[Errno 104\] .* Batch 2 of pass 1 was to come"):
+        learn(Batches(Deadly(), 3, num_workers=1), tmp_path)
+
+
+@pytest.mark.fault(38)
+@pytest.mark.slow
+def test_a_program_whose_loader_is_killed_ends():
+    program = (
+        "from test_resources import *; learn(DataLoader(Deadly(), 3, num_workers=2), sys.argv[1])"
+    )
+    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", program, folder],
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+    assert done.returncode == 1
+    assert "WorkerError: A process that loads batches has died" in done.stderr.splitlines()[-1]
+
+
+def test_errors_in_a_loader_are_their_own(tmp_path):
+    """What a data set raises, in another process or not, is passed on."""
+
+    class Bad(Deadly):
+        def __getitem__(self, place):
+            raise EOFError(f"image {place}")
+
+    class Odd(Deadly):
+        def __getitem__(self, place):
+            raise RuntimeError(f"image {place}")
+
+    with pytest.raises(EOFError, match=r"image 0"):
+        learn(DataLoader(Bad(), 3), tmp_path)
+    with pytest.raises(EOFError, match=r"image 0"):
+        learn(DataLoader(Bad(), 3, num_workers=1), tmp_path)
+    with pytest.raises(RuntimeError, match=r"image 0") as caught:
+        learn(DataLoader(Odd(), 3, num_workers=1), tmp_path)
+    assert not isinstance(caught.value, WorkerError)
+
+
+@pytest.mark.fault(40)
+def test_a_device_without_memory_ends_the_training_with_advice(tmp_path):
+    """Training goes on from the last checkpoint to the same bits when there is enough."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        whole = Training()
+        whole.fit(12)
+        training = Training()
+        objective = training.objective
+
+        def short(model, batch, done):
+            if done > 0.5:
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has"
+                )
+            return objective(model, batch, done)
+
+        training.objective = short
+        with pytest.raises(DeviceMemoryError) as caught:
+            training.fit(12, tmp_path)
+        said = str(caught.value)
+        assert "ran out of memory in step 8: CUDA out of memory. A batch of half the size" in said
+        assert "'accumulate'" in said
+        assert f"training goes on from {tmp_path / 'checkpoints' / 'step-00000005'}." in said
+        assert isinstance(caught.value, MemoryError)
+
+        again = Training(seed=3)
+        again.fit(12, tmp_path, resume=True)
+    assert same(again.tensors(), whole.tensors())
+
+
+def unwritable(tmp_path, what):
+    """A folder that cannot be made or written to, for a reason of each kind."""
+    if what == "a file in its place":
+        (tmp_path / "file").write_text("")
+        return tmp_path / "file" / "run", errno.ENOTDIR
+    if what == "a file system that takes none":
+        if not Path("/proc/self").exists():
+            pytest.skip("this system has no /proc")
+        return Path("/proc/run"), errno.ENOENT
+    if os.geteuid() == 0:
+        pytest.skip("the superuser may write everywhere")
+    tmp_path.chmod(0o500)
+    return tmp_path / "run", errno.EACCES
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize(
+    "what", ["a file in its place", "a file system that takes none", "permissions"]
+)
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(what, tmp_path):
+    folder, number = unwritable(tmp_path, what)
+    seen = []
+    objective = lambda model, batch, done: seen.append(batch)
+    try:
+        with pytest.raises(OSError, match=r"'folder' should be one that can be written") as caught:
+            fit(nn.Linear(1, 1), [0], objective, steps=1, run=Run(folder), progress=False)
+    finally:
+        tmp_path.chmod(0o700)
+    assert caught.value.errno == number
+    assert str(folder) in str(caught.value)
+    assert seen == []
+
+
+@pytest.mark.fault(41)
+def test_a_folder_that_became_read_only_is_found_before_the_first_step(tmp_path, monkeypatch):
+    """It is there, and nothing new can be written to it."""
+
+    def refuse(self, *arguments, **options):
+        if self.is_relative_to(tmp_path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        return opened(self, *arguments, **options)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match=r"but is not \(Read-only file system\)"):
+        learn([torch.ones(1, 1)], tmp_path)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault(43)
+def test_a_gpu_that_is_not_there_is_named_before_the_first_step(tmp_path, monkeypatch):
+    """Unless any device will do."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    objective = lambda model, batch, done: model(batch).flatten()
+    options = {"steps": 1, "progress": False}
+    with pytest.raises(ValueError, match=r"'accelerator' should be 'cpu' or 'auto' without a GPU"):
+        fit(nn.Linear(1, 1), [torch.ones(1, 1)], objective, accelerator="cuda", **options)
+    fit(nn.Linear(1, 1), [torch.ones(1, 1)], objective, accelerator="auto", **options)

@@ -1,0 +1,289 @@
+"""One step: what it is made of, and when it is skipped."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from example_models import OBSERVED, batch, flat, make
+from example_training import GOOD, Steep, product, recorded_steps, train
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import mmpoe
+from mmpoe.training import Adversary, NonFiniteError, Run, fit, load_state, loop
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.full((2, 3), math.nan),
+        torch.tensor([[math.inf, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+        torch.full((2, 3), 3e38),  # bound and gradient overflow
+    ],
+)
+def test_a_skipped_step_changes_no_bit_of_weights_and_optimiser(bad):
+    states = []
+
+    def watch(optimizer, *_):
+        states.append([v.clone() for s in optimizer.state.values() for v in s.values()])
+
+    results = []
+    for batches in ([GOOD, bad, 2 * GOOD], [GOOD, 2 * GOOD]):
+        model = Steep()
+        states.clear()
+        handle = register_optimizer_step_pre_hook(watch)
+        options = {"lr": 0.1, "floor": 1.0, "warmup": 0, "progress": False}
+        history = fit(model, batches, product, steps=len(batches), **options)
+        handle.remove()
+        assert history.skipped == len(batches) - 2
+        results.append([model.weight.detach(), *states[-1]])
+    assert len(results[0]) == 4  # weights, two moments and the number of steps
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.fault(39)
+def test_a_bound_that_is_not_finite_is_skipped_even_if_its_gradient_is():
+    model = Steep()
+    history = fit(model, [GOOD], lambda *a: product(*a) + math.inf, steps=3, progress=False)
+    assert history.skipped == 3
+    assert torch.equal(model.weight, Steep().weight)
+
+
+@pytest.mark.fault(39)
+def test_a_gradient_that_is_not_finite_is_skipped_even_if_its_bound_is():
+    def kink(model, x, done):
+        value = model(x)
+        return (value - value.detach()).abs().sqrt()  # 0, with a slope of infinity times 0
+
+    model = Steep()
+    history = fit(model, [GOOD], kink, steps=3, progress=False)
+    assert history.bounds == [0.0] * 3
+    assert history.skipped == 3
+    assert torch.equal(model.weight, Steep().weight)
+
+
+@pytest.mark.fault(39)
+def test_training_stops_after_skipped_steps_in_a_row_and_keeps_the_batch(tmp_path):
+    bad = {"x": [torch.tensor([1.0, math.nan, -2.0]), None], "names": ("a", "b")}
+    batches = [{"x": [torch.ones(3), None]}, bad]
+
+    def objective(model, batch, done):
+        return model(batch["x"][0]) * (1 if done < 0.4 else math.nan)
+
+    run = Run(tmp_path, save_every=2, log_every=1)
+    with pytest.raises(NonFiniteError, match=r"^3 steps in a row were skipped") as caught:
+        fit(Steep(), batches, objective, steps=10, patience=3, run=run, progress=False)
+    path = tmp_path / "bad-batch"
+    assert f"load_state({str(path)!r})" in str(caught.value)
+    (found,) = load_state(path)
+    assert found["names"] == ("a", "b")
+    assert found["x"][1] is None
+    torch.testing.assert_close(found["x"][0], bad["x"][0], equal_nan=True, rtol=0, atol=0)
+
+    with pytest.raises(NonFiniteError, match=r"batches are in /.*mmpoe-.*bad-batch.safetensors"):
+        fit(Steep(), [torch.full((1, 3), math.nan)], product, steps=10, progress=False)
+    strange = [(torch.full((3,), math.nan), object())]
+    with pytest.raises(NonFiniteError, match=r"cannot be saved: 'state/0/1' should be a tensor"):
+        fit(Steep(), strange, lambda m, b, d: m(b[0]), steps=10, progress=False)
+
+
+# what a step is made of
+
+
+def test_accumulated_gradients_are_those_of_the_joined_batch():
+    model, generator = make(flat), torch.Generator().manual_seed(3)
+    noise = [torch.randn(8, 4, generator=generator)]
+
+    def objective(model, rows, done):
+        x = {m: v[rows] for m, v in batch().items()}
+        given = OBSERVED[rows]
+        return mmpoe.elbo(model(x, given, noise=[n[rows] for n in noise]), x, given)
+
+    found = []
+    for size in (8, 4, 2, 1):
+        copy = make(flat)
+        copy.load_state_dict(model.state_dict())
+        with recorded_steps() as (_, gradients):
+            options = {"accumulate": 8 // size, "clip": math.inf, "progress": False}
+            history = fit(copy, torch.arange(8).split(size), objective, steps=1, **options)
+        found.append((gradients, history.bounds))
+    for gradients, bounds in found[1:]:
+        assert bounds == pytest.approx(found[0][1], rel=1e-5)
+        for one, other in zip(gradients, found[0][0], strict=True):
+            torch.testing.assert_close(torch.tensor(one), torch.tensor(other))
+
+
+def test_optimisers_and_the_last_rate_can_be_chosen():
+    # the published schedule: from 2e-3 to 1e-4
+    options = {
+        "optimizer": torch.optim.Adamax,
+        "lr": 2e-3,
+        "floor": 0.05,
+        "warmup": 0,
+        "weight_decay": 0,
+    }
+    with recorded_steps() as (rates, _):
+        fit(Steep(), [GOOD], product, steps=4, progress=False, **options)
+    expected = [1e-4 + 1.9e-3 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("share", "at"), [(0.0, 0), (0.5, 4), (0.51, 5), (2.0, None)])
+def test_an_optimiser_starts_afresh_once_with_the_rate_that_it_had(share, at):
+    """Its moments are those of the gradients since then; nothing else changes."""
+
+    class Slopes(nn.Module):
+        def __init__(self, value=0.0):
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+    slopes = [1.0, -3.0, 2.0, 5.0, -1.0, 0.5, 4.0, -2.0]
+    options = {"lr": 0.1, "warmup": 3, "weight_decay": 0.1, "clip": math.inf, "average": 0}
+    model, product = Slopes(), lambda model, slope, done: model.value * slope
+    with recorded_steps() as (rates, _):
+        fit(model, slopes, product, steps=8, restart=share, progress=False, **options)
+
+    by_hand = Slopes()
+    make = lambda: torch.optim.AdamW(by_hand.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
+    optimizer = make()
+    for k, slope in enumerate(slopes):
+        cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * k / 8)) / 2
+        assert rates[k] == pytest.approx(0.1 * min(1, (k + 1) / 3) * cosine)
+        if k == at:
+            optimizer = make()
+        optimizer.param_groups[0]["lr"] = rates[k]
+        by_hand.value.grad = torch.tensor(-slope, dtype=torch.float64)
+        optimizer.step()
+    torch.testing.assert_close(model.value, by_hand.value)
+
+
+def test_restarts_leave_an_adversary_alone():
+    """Only the model forgets."""
+    made = {"model": 0, "critic": 0}
+
+    def making(who):
+        def make(parameters, lr, weight_decay=0):
+            made[who] += 1
+            return torch.optim.SGD(parameters, lr)
+
+        return make
+
+    critic = Steep()
+    loss = lambda network, x, done: network(x)
+    adversary = Adversary(critic, loss, optimizer=making("critic"))
+    fit(Steep(), [GOOD], product, steps=6, restart=0.5, optimizer=making("model"),
+        adversary=adversary, progress=False)  # fmt: skip
+    assert made == {"model": 2, "critic": 1}
+
+
+def test_an_adversary_learns_against_the_model():
+    class Scale(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(value))
+
+    model, critic, seen = Scale(1.0), Scale(2.0), []
+
+    def objective(model, x, done):
+        assert not critic.value.requires_grad
+        seen.append(model.value.detach().clone())
+        return -model.value * critic.value * x  # d/dvalue is minus the critic's value
+
+    def loss(network, x, done):
+        assert network is critic
+        assert network.value.requires_grad
+        assert torch.equal(seen[-1], model.value)  # before the model's step
+        return network.value * x
+
+    sgd = {"optimizer": lambda parameters, lr, weight_decay=0: torch.optim.SGD(parameters, lr)}
+    adversary = Adversary(critic, loss, lr=0.5, start=0.5, **sgd)
+    options = {"lr": 0.1, "warmup": 0, "floor": 1.0, "clip": math.inf, "average": 0}
+    data = [torch.ones(2)]
+    fit(model, data, objective, steps=4, adversary=adversary, **options, **sgd, progress=False)
+    # the critic is 2, 2, 2, 1.5 in the four steps, and then 1
+    assert model.value.item() == pytest.approx(1 - 0.1 * (2 + 2 + 2 + 1.5))
+    assert critic.value.item() == pytest.approx(1.0)
+    assert critic.training
+
+
+def test_half_precision_leaves_data_and_weights_in_full():
+    seen = []
+
+    def watch(model, data, progress):
+        x, observed = data
+        output = model(x, given=observed)
+        bound = mmpoe.elbo(output, x, observed)
+        seen.append((x["us"].dtype, output.kl[0].dtype, bound.dtype))
+        return bound
+
+    torch.manual_seed(0)
+    model = make(flat)
+    inside = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    inside.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    history = train(model, objective=watch, precision="bf16-mixed", accelerator="cpu")
+    assert seen[:2] == [torch.bfloat16, (torch.float32,) * 3]
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert sum(history.bounds[-5:]) > sum(history.bounds[:5]) + 5
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Half precision with a scaler on the CPU, from a scale that overflows a few times."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision import MixedPrecision
+
+    scalers = []
+
+    def make_fabric(precision, accelerator):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**scale, growth_interval=4)
+        scalers.append(scaler)
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=[plugin])
+        fabric.launch()
+        return fabric
+
+    scale = 30
+    monkeypatch.setattr(loop, "make_fabric", make_fabric)
+    return scalers
+
+
+@pytest.mark.fault(39)
+def test_scales_that_overflow_are_not_held_against_a_training(scaled, tmp_path):
+    model, whole = Steep(), Steep()
+    options = {"precision": "16-mixed", "patience": 2, "lr": 0.1, "progress": False}
+    history = fit(whole, [1000 * GOOD], product, steps=60, **options)
+    scale = scaled[0].get_scale()
+    assert 30 > history.skipped > 20  # until the scale fits
+    assert not torch.equal(whole.weight, Steep().weight)
+
+    def stop(model, batch, done):  # the scale goes on from where it was
+        if done > 0.6 and not stopped:
+            stopped.append(done)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return product(model, batch, done)
+
+    stopped = []
+    for again in (False, True):
+        run = Run(tmp_path, resume=again)
+        history = fit(model, [1000 * GOOD], stop, steps=60, run=run, **options)
+    assert torch.equal(model.weight, whole.weight)
+    assert scaled[-1].get_scale() == scale
+
+    with pytest.raises(NonFiniteError, match=r"^2 steps in a row"):
+        fit(Steep(), [GOOD * math.nan], product, steps=60, **options)
+
+
+def test_bad_choices_are_named():
+    with pytest.raises(ValueError, match=r"'precision' should be one of .*, but is '8-bit'"):
+        train(make(flat), precision="8-bit")
+    with pytest.raises(ValueError, match=r"'precision' should be '32-true' or .* on a CPU"):
+        train(make(flat), precision="16-mixed", accelerator="cpu")
+    for name in ("save_every", "log_every"):
+        with pytest.raises(ValueError, match=rf"'{name}' should be an integer of at least 1"):
+            train(make(flat), run=Run("unused", **{name: 0}))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"'accelerator' should be .* without a GPU"):
+            train(make(flat), accelerator="cuda")
