@@ -10,13 +10,13 @@ Source:
 Slim:
     Convolutions with 32, 64, 128 and 128 channels, down to 4 x 4 pixels at 64 x 64, and 256
     latents. The likelihood is that of the MMHVAE here, a Laplace with a learned scale from 0.12
-    on, and so is the weight of the divergence, 0.01 with a warm-up: with the published ones every
-    image is the mean image. Closed-form divergences; each row is decoded from one subset.
+    on, and so is the weight of the divergence, 0.01 with a warm-up, so that the two differ in
+    their structure. Closed-form divergences; each row is decoded from one subset.
 
 Full:
-    As published, with more levels of 128 channels, down to 6 x 6 pixels at 192 x 192. The scale is
-    twice 0.75, since images are in [-1, 1]. What the comparison in the MMHVAE paper used is not
-    stated there.
+    As published, with more levels of 128 channels, down to 6 x 6 pixels at 192 x 192, and a
+    warm-up of the divergence. The scale is twice 0.75, since images are in [-1, 1]. What the
+    comparison in the MMHVAE paper used is not stated there.
 """
 
 from __future__ import annotations
