@@ -182,10 +182,9 @@ class ResViTSystem:
 
 
 def _layer(features: int, heads: int) -> nn.Module:
-    inside, first = 4 * features, True  # batches come first, and normalisation
-    return nn.TransformerEncoderLayer(
-        features, heads, inside, DROPOUT, "gelu", 1e-6, batch_first=first, norm_first=first
-    )
+    first = {"batch_first": True, "norm_first": True}
+    sizes = features, heads, 4 * features
+    return nn.TransformerEncoderLayer(*sizes, DROPOUT, "gelu", 1e-6, **first)
 
 
 def _convolution(
