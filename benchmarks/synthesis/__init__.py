@@ -1,0 +1,1 @@
+"""Synthesis of missing modalities by seven systems, on the same incomplete patients."""

@@ -1,0 +1,256 @@
+"""Trains every system on the same incomplete phantom patients, for the same processor time.
+
+The number of steps of a system is what its budget of processor time pays for, going by a few
+trial steps, so that neither other programs nor a slow disk favour anybody. The same patients,
+patterns of missingness, draws of slices, learning rate, schedule, optimiser and averaging of
+weights hold for all. A run that was stopped goes on where it was, one that is finished is not done
+again.
+
+    python -m benchmarks.synthesis.run --profile quick
+    python -m benchmarks.synthesis.table --profile quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, WeightedRandomSampler
+
+from examples.medical_mri_us.data import Slices, Subject, batch_slices, load_subjects, read_index
+from examples.medical_mri_us.modalities import MODALITIES
+from examples.medical_mri_us.phantom import cached_dataset
+from mmpoe.training import History, Run, fit
+
+from .scoring import Cell, baseline, score_system
+from .systems import SYSTEMS, Batch, System, build
+
+OUT = Path("runs/synthesis")
+RARE = 0.3
+"""The share of draws from patients who have the rarest modality."""
+BASELINE = "mean image"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large a comparison is."""
+
+    patients: int
+    held_out: int
+    size: int
+    slices: int
+    seconds: float
+    """The processor time of each training."""
+    seeds: int
+    batch: int = 8
+    trial: int = 10
+    """The number of trial steps that tell how many steps to take."""
+
+
+PROFILES = {
+    "smoke": Profile(8, 2, 32, 2, seconds=2, seeds=1, batch=4, trial=2),
+    "quick": Profile(200, 20, 64, 8, seconds=120, seeds=1),
+    "full": Profile(200, 20, 64, 8, seconds=900, seeds=3),
+}
+
+
+class Stopwatch:
+    """Counts the processor time of a training, over all the times that it was gone on with."""
+
+    def __init__(self) -> None:
+        self.before, self.start = 0.0, time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """The processor time so far."""
+        return self.before + time.process_time() - self.start
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns the time so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on from a time."""
+        self.before, self.start = state["seconds"], time.process_time()
+
+
+def load(profile: Profile) -> tuple[list[Subject], list[Subject]]:
+    """Returns training patients, of whom most are incomplete, and complete held-out ones."""
+    index = cached_dataset(
+        train=profile.patients, test=profile.held_out, size=profile.size, slices=profile.slices
+    )
+    cases = read_index(index)
+    train, _ = load_subjects([c for c in cases if c.split == "train"])
+    test, _ = load_subjects([c for c in cases if c.split == "test"])
+    return train, test
+
+
+def train(
+    system: System,
+    subjects: Sequence[Subject],
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    keep: Path | None = None,
+    description: dict[str, Any] | None = None,
+    watch: Stopwatch | None = None,
+) -> History:
+    """Trains a system, and leaves it with averaged weights in evaluation mode.
+
+    Arguments:
+        system: The system.
+        subjects: The patients.
+        steps: The number of steps.
+        batch: The number of slices in a batch.
+        seed: What slices are drawn from, the same for all systems.
+        keep: Where to keep checkpoints, to go on from if there are any.
+        description: What checkpoints are checked against.
+        watch: What counts its processor time, if it is kept.
+    """
+    slices = Slices(subjects, flip=True)
+    draws = WeightedRandomSampler(
+        slices.weights(RARE),
+        steps * batch,
+        replacement=True,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    loader = DataLoader(slices, batch, sampler=draws, collate_fn=batch_slices)
+
+    def objective(network: torch.nn.Module, data: Batch, done: float) -> Tensor:
+        return -system.loss(data, done)
+
+    run = None
+    if keep is not None:
+        also = {} if watch is None else {"watch": watch}
+        run = Run(keep, resume=True, save_every=200, description=description or {}, also=also)
+    return fit(
+        system.network,
+        loader,
+        objective,
+        steps=steps,
+        lr=system.lr,
+        adversary=system.adversary,
+        run=run,
+        accelerator="cpu",
+        progress=keep is not None,
+    )
+
+
+def affordable_steps(name: str, subjects: Sequence[Subject], profile: Profile) -> int:
+    """Returns how many steps of a system the budget pays for, by trial steps after one warm-up."""
+    torch.manual_seed(0)
+    system = build(name, MODALITIES, profile.size)
+    train(system, subjects, steps=1, batch=profile.batch, seed=0)
+    start = time.process_time()
+    train(system, subjects, steps=profile.trial, batch=profile.batch, seed=0)
+    step = (time.process_time() - start) / profile.trial
+    return max(1, round(profile.seconds / step))
+
+
+def compare(
+    name: str,
+    seed: int,
+    train_on: Sequence[Subject],
+    test_on: Sequence[Subject],
+    profile: Profile,
+    folder: Path,
+) -> int:
+    """Trains and scores one system with one seed, unless its scores are there already.
+
+    Arguments:
+        name: The name of the system.
+        seed: The seed of weights, draws and noise.
+        train_on: The training patients.
+        test_on: The held-out patients.
+        profile: The size of the comparison.
+        folder: Where scores and checkpoints are kept.
+
+    Returns:
+        The exit code: 0, or that of the signal that stopped the training.
+    """
+    result = folder / f"{name}-{seed}.json"
+    if result.exists():
+        print(f"{result} is there already.")
+        return 0
+    plan = folder / f"{name}.plan.json"
+    if not plan.exists():  # one number of steps for all seeds, and for a run that goes on
+        _write(plan, {"steps": affordable_steps(name, train_on, profile)})
+    steps = json.loads(plan.read_text())["steps"]
+
+    torch.manual_seed(seed)
+    system = build(name, MODALITIES, profile.size)
+    description = {"system": name, "seed": seed, "steps": steps, **asdict(profile)}
+    print(f"{name}, seed {seed}: {steps} steps", flush=True)
+    watch = Stopwatch()
+    history = train(
+        system,
+        train_on,
+        steps=steps,
+        batch=profile.batch,
+        seed=seed,
+        keep=folder / f"{name}-{seed}",
+        description=description,
+        watch=watch,
+    )
+    if history.interrupted:
+        print("Stopped; the same command goes on from here.")
+        return history.exit_code
+    facts = {
+        **description,
+        "parameters": sum(p.numel() for p in system.network.parameters()),
+        "processor_seconds": round(watch.seconds, 1),
+        "wall_seconds": round(history.seconds, 1),
+        "skipped": history.skipped,
+    }
+    _write_scores(result, facts, score_system(system, test_on), test_on)
+    return 0
+
+
+def main() -> None:
+    """Trains and scores what the arguments ask for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", choices=list(PROFILES), default="quick")
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="all of the profile by default")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # processor time is then time of computing alone
+    profile = PROFILES[options.profile]
+    folder = options.out / options.profile
+    folder.mkdir(parents=True, exist_ok=True)
+
+    train_on, test_on = load(profile)
+    facts = {"system": BASELINE, "seed": 0, "steps": 0, "parameters": 0, **asdict(profile)}
+    _write_scores(folder / "mean-0.json", facts, baseline(train_on, test_on), test_on)
+    for seed in options.seeds or range(profile.seeds):
+        for name in options.systems:
+            if code := compare(name, seed, train_on, test_on, profile, folder):
+                sys.exit(code)
+
+
+def _write_scores(
+    path: Path, facts: dict[str, Any], cells: Sequence[Cell], subjects: Sequence[Subject]
+) -> None:
+    _write(path, {**facts, "patients": [s.name for s in subjects], "cells": list(cells)})
+
+
+def _write(path: Path, content: object) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What systems have in common: their interface, and images of which some are missing."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Batch",
+    "System",
+    "against",
+    "mean_by_row",
+    "mean_error",
+    "paste",
+    "planes",
+    "predict_channels",
+    "predict_means",
+    "stack",
+]
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmpoe.missing import check_finite, check_names, check_observed
+from mmpoe.models import MultimodalVAE
+from mmpoe.nn.modes import evaluation
+from mmpoe.training import Adversary
+
+Batch = tuple[dict[str, Tensor], Tensor, Tensor]
+"""Images by modality (B, 1, H, W) in [-1, 1]; what was observed (B, M); fields of view
+(B, 1, H, W). Images that were not observed may hold anything, and are never read."""
+
+BACKGROUND = -1.0
+"""The value of what is outside the field of view."""
+
+
+class System(Protocol):
+    """A system that learns from incomplete patients to show what they lack."""
+
+    network: nn.Module
+    """What is trained, and what synthesises."""
+    modalities: list[str]
+    """The names of all modalities, in the order of the columns of masks."""
+    handled: list[str]
+    """The modalities that it can be given and asked for."""
+    lr: float
+    """The highest learning rate."""
+    adversary: Adversary | None
+    """What is trained against the network, if anything."""
+
+    def loss(self, batch: Batch, done: float) -> Tensor:
+        """Returns the loss of each row, with shape (B); it draws what is given of each row.
+
+        Arguments:
+            batch: A batch, in which each row has its own missing modalities.
+            done: The share of the training done so far, from 0 to 1.
+        """
+        ...
+
+    def synthesise(
+        self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Returns the targets, each with shape (B, 1, H, W), in [-1, 1].
+
+        Arguments:
+            x: Images by modality (B, 1, H, W); those that are not given are never read.
+            given: What to condition on, boolean, with shape (B, M), an own subset for each row.
+            targets: Names of modalities that it handles.
+        """
+        ...
+
+
+def against(critic: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Adversary:
+    """Returns an adversary that learns as those of the publications do: Adam, 2e-4, 0.5, 0.999.
+
+    Arguments:
+        critic: The discriminator.
+        loss: Its loss of each row, about what the system made of the batch at hand.
+    """
+    adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
+    return Adversary(critic, lambda critic, batch, done: loss(critic), 2e-4, 0.0, adam)
+
+
+def stack(
+    x: Mapping[str, Tensor], mask: Tensor, modalities: Sequence[str], fill: float = BACKGROUND
+) -> Tensor:
+    """Returns images as channels (B, M, H, W), with a number in place of those outside the mask.
+
+    Arguments:
+        x: Images by modality, (B, 1, H, W).
+        mask: Which to take, boolean, with shape (B, M).
+        modalities: The names of the columns.
+        fill: What to put in place of the others.
+
+    Raises:
+        ValueError: If the mask does not have one boolean column per modality, or what it takes is
+            absent or not finite.
+    """
+    check_observed(mask, modalities)
+    check_names(list(x), modalities, argument="x")
+    like = next(iter(x.values()))
+    channels = []
+    for column, m in enumerate(modalities):
+        chosen = mask[:, column].to(like.device)
+        if m in x:
+            check_finite(x[m], chosen, m)
+            channels.append(torch.where(chosen[:, None, None, None], x[m], fill))
+        elif bool(chosen.any()):
+            raise ValueError(f"'x' should hold {m!r}, which the mask takes, but it is absent.")
+        else:
+            channels.append(torch.full_like(like, fill))
+    return torch.cat(channels, dim=1)
+
+
+def planes(mask: Tensor, like: Tensor) -> Tensor:
+    """Returns a mask (B, M) as one constant image per column, of the height and width of `like`.
+
+    Arguments:
+        mask: The mask, boolean.
+        like: Any images (B, C, H, W).
+    """
+    return mask.to(like)[:, :, None, None].expand(*mask.shape, *like.shape[2:])
+
+
+def mean_error(images: Tensor, truth: Tensor, scored: Tensor, fov: Tensor) -> Tensor:
+    """Returns the mean absolute error of each row (B) in view, 0 for rows of which none is scored.
+
+    Arguments:
+        images: What was synthesised, with shape (B, M, H, W).
+        truth: What is true, with the same shape; finite everywhere, see :func:`stack`.
+        scored: Which modalities of which rows count, boolean, with shape (B, M).
+        fov: The fields of view, boolean, with shape (B, 1, H, W).
+    """
+    where = scored[:, :, None, None].to(fov.device) & fov  # (B, M, H, W)
+    error = torch.where(where, (images - truth).abs(), 0)
+    return error.flatten(1).sum(dim=1) / where.flatten(1).sum(dim=1).clamp(min=1)
+
+
+def mean_by_row(values: Tensor, counted: Tensor) -> Tensor:
+    """Returns the mean of the values (B, M) that count in each row (B), 0 where none does."""
+    return torch.where(counted, values, 0).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+
+def paste(images: Tensor, real: Tensor, hidden: Tensor, fov: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns fake and real images to judge: equal but for what was hidden, -1 outside the view.
+
+    Arguments:
+        images: What was synthesised, with shape (B, M, H, W).
+        real: Real images, with the same shape.
+        hidden: Which modalities of which rows are synthesised, boolean, with shape (B, M).
+        fov: The fields of view, boolean, with shape (B, 1, H, W).
+    """
+    real = torch.where(fov, real, BACKGROUND)
+    return torch.where(hidden[:, :, None, None] & fov, images, real), real
+
+
+@torch.no_grad()
+def predict_channels(
+    network: nn.Module, images: Tensor, modalities: Sequence[str], targets: Sequence[str]
+) -> dict[str, Tensor]:
+    """Returns some channels of what a network makes of images, each with shape (B, 1, H, W).
+
+    Arguments:
+        network: Maps images (B, C, H, W) to one channel for each modality.
+        images: Its input.
+        modalities: The names of its output channels.
+        targets: The modalities to return.
+    """
+    check_names(targets, modalities, argument="targets")
+    with evaluation(network.modules()):
+        out = network(images)
+    return {m: out[:, [modalities.index(m)]] for m in targets}
+
+
+@torch.no_grad()
+def predict_means(
+    model: MultimodalVAE, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+) -> dict[str, Tensor]:
+    """Returns what a variational autoencoder says at the mean of its posterior.
+
+    The posterior of a mixture is the product of all that is given.
+
+    Arguments:
+        model: The model.
+        x: Images by modality; those that are not given are never read.
+        given: What to condition on, boolean, with shape (B, M).
+        targets: The modalities to decode.
+    """
+    check_names(targets, model.modalities, argument="targets")
+    wanted = torch.tensor([m in targets for m in model.modalities])
+    decode = wanted.expand(given.shape)
+    with evaluation(model.modules()):
+        output = model(x, given, component=True, temperature=0.0, decode=decode)
+    return {m: output.likelihoods[m].mean for m in targets}
