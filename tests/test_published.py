@@ -316,3 +316,22 @@ def test_squeeze_and_excite_scales_channels():
 def test_a_markov_step_forgets_the_state():
     step, z = MarkovStep(nn.Linear(2, 3)), torch.randn(5, 2)
     assert torch.equal(step(None, z), step(torch.randn(5, 7), z))
+
+
+def test_channels_last_is_the_same_network():
+    """Weights and images with channels last in memory: the same bounds and gradients."""
+    torch.manual_seed(0)
+    model = published_mmhvae(["us", "t2"], 16, **SMALL).double()
+    x = {m: 2 * torch.rand(3, 1, 16, 16).double() - 1 for m in model.modalities}
+    noise = [torch.randn(3, *group.shape).double() for group in model.groups]
+    observed = torch.tensor([[True, True], [True, False], [False, True]])
+    bounds, gradients = [], []
+    for memory in (torch.contiguous_format, torch.channels_last):
+        model.to(memory_format=memory)
+        images = {m: v.to(memory_format=memory) for m, v in x.items()}
+        bound = mmpoe.elbo(model(images, observed, noise=noise), images, observed)
+        bounds.append(bound)
+        gradients.append(torch.autograd.grad(bound.sum(), list(model.parameters())))
+    torch.testing.assert_close(bounds[1], bounds[0], rtol=1e-10, atol=0)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-8, atol=1e-8)

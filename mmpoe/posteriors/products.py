@@ -135,12 +135,15 @@ class PoE(Posterior):
         log_precisions = torch.where(used, -self.power * scales, -torch.inf)  # (B, M, *)
         if _gap(log_precisions) > MAX_GAP:
             return super().pairs(loc, log_scale, given, rows, prior, **options)
-        mean, log_precision = _sum_pairs(means, log_precisions, given, rows)  # (R, *)
+        wide = torch.promote_types(dtype, torch.float32)
+        mean, log_precision = (  # (R, *)
+            v.to(wide) for v in _sum_pairs(means, log_precisions, given, rows)
+        )
 
         prior_loc, prior_log_precision = mean.new_zeros(()), mean.new_zeros(())
         if prior is not None:
-            prior_loc = self.squash(prior[0]).double()
-            prior_log_precision = -self.power * self.squash(prior[1]).double()
+            prior_loc = self.squash(prior[0]).to(wide)
+            prior_log_precision = -self.power * self.squash(prior[1]).to(wide)
 
         some = spread(given.any(dim=1))
         if self.prior_in != "never":  # multiply by the prior: a weighted average with it
@@ -153,13 +156,14 @@ class PoE(Posterior):
             share = (log_fused - log_own).sigmoid()  # of the experts in the precision
             mean = mean.index_copy(0, at, own + share * (fused - own))
             log_precision = log_precision.index_copy(0, at, torch.logaddexp(log_fused, log_own))
-        mean = torch.where(some, mean, prior_loc)
-        log_precision = torch.where(some, log_precision, prior_log_precision)
+        if not bool(some.all()):
+            mean = torch.where(some, mean, prior_loc)
+            log_precision = torch.where(some, log_precision, prior_log_precision)
 
         log_ratio = (prior_log_precision - log_precision) * (2 / self.power)  # of variances
         distance = (mean - prior_loc) * torch.exp(prior_log_precision / self.power)
         kl = (torch.expm1(log_ratio) - log_ratio + distance.square()) / 2
-        kl = kl.flatten(1).sum(dim=1).to(torch.promote_types(dtype, torch.float32))
+        kl = kl.flatten(1).sum(dim=1)
         mean, deviation = mean.to(dtype), (-log_precision / self.power).to(dtype)
         z = mean
         if sample:
@@ -200,9 +204,12 @@ def _sum_pairs(
     )
     total, weighted = torch.sparse.mm(members, terms.flatten(0, 1)).chunk(2, dim=1)  # (R, E)
     some = total > 0  # something is given, and says something
-    total, weighted = torch.where(some, total, 1), torch.where(some, weighted, 0)
+    every = bool(some.all())
+    if not every:
+        total, weighted = torch.where(some, total, 1), torch.where(some, weighted, 0)
     log_total = total.log() + shift.flatten(1).index_select(0, rows)
-    log_total = torch.where(some, log_total, -torch.inf)
+    if not every:
+        log_total = torch.where(some, log_total, -torch.inf)
     return (weighted / total).unflatten(1, event), log_total.unflatten(1, event)
 
 
