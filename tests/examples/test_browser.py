@@ -54,8 +54,8 @@ addEventListener("load", () => {
 
 
 @pytest.fixture(scope="module")
-def page(evaluated):
-    path = evaluated / "eval" / "page.html"
+def page(evaluated, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(make_page(read_evaluation(evaluated / "eval")))
     return path
 
