@@ -108,7 +108,8 @@ def run(options: Synthesize) -> int:
             failures.append(f"{job.name}: {error}")
             print(f"Failed: {failures[-1]}")
     if not failures:
-        print(f"Synthesised {len(jobs)} cases in {options.out}.")
+        number = "1 case" if len(jobs) == 1 else f"{len(jobs)} cases"
+        print(f"Synthesised {number} in {options.out}.")
         return 0
     if len(failures) == len(jobs):
         raise CaseError("no case could be used: " + "; ".join(failures))
