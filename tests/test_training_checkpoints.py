@@ -1,6 +1,7 @@
 """Checkpoints and states are read as they were written, or refused."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -101,6 +102,46 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     (tmp_path / "model.json").unlink()
     with pytest.raises(CheckpointError, match="'folder' should hold"):
         load_checkpoint(tmp_path)
+
+
+def test_no_bit_of_a_description_flips_unnoticed(tmp_path):
+    """Whether or not what it then says is JSON."""
+    said = {"power": 2, "scale": 1e-3, "names": ["us", "t2"], "phantom": True, "axes": None}
+    save_checkpoint(tmp_path, {"weight": torch.ones(2)}, {**said, "nan": math.inf, 3: (4, "ü")})
+    file = tmp_path / "model.json"
+    _, whole = load_checkpoint(tmp_path)
+    assert {key: whole[key] for key in said} == said
+    assert "description_sha256" not in whole
+    content, read = file.read_bytes(), 0
+    for place in range(2 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 2] ^= (1, 1 << place // 2 % 8)[place % 2]  # the last bit, and another
+        file.write_bytes(flipped)
+        try:
+            _, found = load_checkpoint(tmp_path)
+        except CheckpointError:
+            continue
+        read += 1  # white space, or the name of the digest itself
+        assert {key: found[key] for key in whole} == whole
+    assert 0 < read < len(content)
+
+
+def test_a_description_is_changed_by_hand_on_purpose_only(tmp_path):
+    save_checkpoint(tmp_path, {"weight": torch.ones(2)}, {"label": "a", "scale": 0.5})
+    file = tmp_path / "model.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(reversed(said.items())), indent=7))  # the same, set out anew
+    assert load_checkpoint(tmp_path)[1]["label"] == "a"
+    file.write_text(json.dumps({**said, "label": "b"}))
+    with pytest.raises(CheckpointError, match=r"model.json .*was altered. If you changed it on"):
+        load_checkpoint(tmp_path)
+    del said["description_sha256"]
+    file.write_text(json.dumps({**said, "label": "b"}))
+    state, description = load_checkpoint(tmp_path)
+    assert description["label"] == "b"
+    save_checkpoint(tmp_path, state, description)
+    assert "description_sha256" in json.loads(file.read_text())
+    assert load_checkpoint(tmp_path)[1] == description
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):

@@ -47,6 +47,8 @@ class Settings:
     """The weight of the divergence."""
     warmup: float = 0.1
     """The share of the training in which that weight rises from 0."""
+    restart: float | None = None
+    """The share of the training at which the optimiser starts afresh; None for never."""
     rare: float = 0.3
     """The share of draws from patients who have the rarest modality."""
     seed: int = 0
@@ -72,6 +74,8 @@ class Settings:
         check_number("average", self.average, 0, 1)
         check_number("beta", self.beta, 0)
         check_number("warmup", self.warmup, 0, 1)
+        if self.restart is not None:
+            check_number("restart", self.restart, 0, 1)
         check_number("rare", self.rare, 0, 1)
         check_integer("seed", self.seed, 0)
         check_integer("save_every", self.save_every, 1)

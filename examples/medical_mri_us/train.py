@@ -137,6 +137,7 @@ def train(
         clip=math.inf if settings.clip is None else settings.clip,
         accumulate=settings.accumulate,
         average=settings.average,
+        restart=settings.restart,
         optimizer=OPTIMIZERS[settings.optimizer],
         adversary=None if judge is None else judge.adversary,
         precision=settings.precision,

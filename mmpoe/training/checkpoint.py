@@ -30,6 +30,9 @@ from .nested import flatten, unflatten
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
+SEAL = "description_sha256"
+"""The key of a description under which its own digest stands."""
+
 FORMAT = 1
 """The version of what :func:`save_state` writes."""
 
@@ -45,13 +48,16 @@ def save_checkpoint(
 
     A process that is stopped at any point leaves the older checkpoint or the new one, whole: each
     file is replaced at once, and until the weights are, the new description carries the older one
-    as ``previous``. The digest of the weights says which of the two is theirs.
+    as ``previous``. The digest of the weights says which of the two is theirs; that of the rest of
+    the description, ``description_sha256``, that nothing of it was altered. To change a
+    description by hand, take that key out of it.
 
     Arguments:
         folder: Where to write ``model.safetensors`` and ``model.json``; made if need be.
         state: The weights by name, as of :meth:`torch.nn.Module.state_dict`.
         description: What is needed to build the model again, and whatever else JSON can hold. The
-            keys ``sha256``, ``aliases`` and ``previous`` are the checkpoint's own.
+            keys ``sha256``, ``aliases``, ``description_sha256`` and ``previous`` are the
+            checkpoint's own.
 
     Raises:
         ValueError: If `description` holds ``previous``.
@@ -66,6 +72,7 @@ def save_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     new = {**description, "sha256": digest(weights), "aliases": aliases}
+    new = {**new, SEAL: _seal(new)}
     text = json.dumps(new, indent=2)
     check_space(folder, len(weights) + 2 * len(text))
 
@@ -105,10 +112,15 @@ def load_checkpoint(
             f"{folder / DESCRIPTION} should hold an object with 'sha256' (a string) and 'aliases' "
             "(an object), but does not."
         )
+    if SEAL in entry and entry[SEAL] != _seal(entry):
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} should have the SHA-256 that it names as '{SEAL}', but does "
+            "not: it was altered. If you changed it on purpose, take that entry out."
+        )
     if entry["sha256"] != found:
         raise _altered(folder / WEIGHTS, DESCRIPTION, description["sha256"], found)
     state = _decode(weights, entry["aliases"], folder / DESCRIPTION)
-    return state, {key: value for key, value in entry.items() if key != "previous"}
+    return state, {key: value for key, value in entry.items() if key not in (SEAL, "previous")}
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
@@ -279,6 +291,13 @@ def _altered(path: Path, manifest: str, wanted: str, found: str) -> CheckpointEr
         f"{path} should have the SHA-256 {wanted} that {manifest} names, but has {found}: "
         "it is incomplete or was altered."
     )
+
+
+def _seal(entry: Mapping[str, Any]) -> str:
+    """The digest of what a description says, however it is set out."""
+    said = {key: value for key, value in entry.items() if key not in (SEAL, "previous")}
+    # read back, as JSON has no tuples and names everything by strings
+    return digest(json.dumps(json.loads(json.dumps(said)), sort_keys=True).encode())
 
 
 def _is_description(entry: object) -> TypeGuard[dict[str, Any]]:

@@ -39,6 +39,7 @@ def test_paper_is_the_published_recipe():
     assert paper.model == PublishedModel()
     assert paper.training.beta == 1.0
     assert paper.training.warmup == PUBLISHED.warmup / 1000
+    assert paper.training.restart == PUBLISHED.restart / 1000
     assert paper.adversary.start == PUBLISHED.discriminator / 1000
     assert paper.adversary.charge == PUBLISHED.generator / 1000
     weight = PUBLISHED.weight * len(paper.modalities) / PUBLISHED.beta

@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import asdict, replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -116,6 +117,9 @@ def test_bound_is_per_pixel_in_view_and_ignores_the_others():
         ("lr", 0.0),
         ("beta", -0.1),
         ("beta", float("inf")),
+        ("restart", -0.1),
+        ("restart", 1.5),
+        ("restart", float("nan")),
         ("rare", 2),
         ("rare", -0.5),
         ("seed", -1),
@@ -141,6 +145,7 @@ def test_a_model_is_built_again_from_its_own_description(tmp_path):
 
     file = tmp_path / "model.json"
     whole = json.loads(file.read_text())
+    del whole["description_sha256"]
     for broken in ({}, {"size": SIDE}, {**description["architecture"], "depth": 3}):
         file.write_text(json.dumps({**whole, "architecture": broken}))
         with pytest.raises(CheckpointError, match="holds no model that can be built"):
@@ -234,6 +239,23 @@ def test_own_modalities_and_harmonised_targets():
     inside = torch.from_numpy(subjects[0].fov)[:, None]
     assert made["sketch"].mean[inside].mean() < -0.6  # as dark as the targets
     assert made["photo"].mean[inside].mean() > -0.5
+
+
+def test_the_optimiser_starts_afresh_when_it_is_to():
+    """That of the model alone, at that share of the training, and never if it is 1 or None."""
+    subjects, critics = [subject(0), subject(1, MODALITIES[:2])], Critics(1.0, 4, start=0.5)
+    found = {}
+    for share in (None, 0.5, 1.0):
+        settings = Settings(steps=4, minutes=None, batch=4, optimizer="adamax", restart=share)
+        kind = Mock(wraps=torch.optim.Adamax)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(train_module.OPTIMIZERS, "adamax", kind)
+            model, _ = train(subjects, settings, network=SMALL, critics=critics, progress=False)
+        found[share] = [p.detach() for p in model.parameters()], kind.call_count
+    for share, count in ((0.5, 2), (1.0, 1)):
+        pairs = zip(found[None][0], found[share][0], strict=True)
+        assert found[share][1] == count
+        assert all(torch.equal(a, b) for a, b in pairs) is (count == 1)
 
 
 def test_discriminators_are_trained_late_and_charge_the_model():

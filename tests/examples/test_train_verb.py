@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -17,12 +18,12 @@ from examples.medical_mri_us.data import CaseError
 from examples.medical_mri_us.facts import is_phantom
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.models import load_model
-from examples.medical_mri_us.verbs import calibrate
+from examples.medical_mri_us.verbs import calibrate, evaluate
 from examples.medical_mri_us.verbs.calibrate import Calibrate
 from examples.medical_mri_us.verbs.synthesize import Synthesize
 from examples.medical_mri_us.verbs.synthesize import run as synthesize
 from examples.medical_mri_us.verbs.train import Train, run
-from mmpoe.training import CheckpointError
+from mmpoe.training import CheckpointError, load_checkpoint, save_checkpoint
 
 HELD = {"a": MODALITIES, "b": ("us", "t2"), "c": ("us", "cet1"), "d": MODALITIES}
 SET = (
@@ -140,6 +141,67 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(index, tmp_path, monkey
     with pytest.raises(CheckpointError, match=r"should hold 0.1 as 'lr'"):
         fit(tmp_path, index, "training.lr=0.1", resume=True)
     assert read_config(tmp_path / "run" / "config.toml").training.lr == 2e-3
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_going_on_with_a_finished_run_leaves_its_model_alone(index, tmp_path, capsys):
+    """Calibrated as it may be by now, wherever the data are, and in each process."""
+    assert fit(tmp_path, index) == 0
+    folder = tmp_path / "run"
+    calibrate.run(Calibrate(folder))
+    before = contents(folder)
+    index.rename(index.with_name("elsewhere.csv"))
+    for changes in ((), ("calibration.steps=9",)):
+        capsys.readouterr()
+        assert run(Train(folder, resume=True, set=changes, device="cpu")) == 0
+        assert "is finished" in capsys.readouterr().out
+        assert contents(folder) == before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", "1")
+        assert run(Train(folder, resume=True, device="cpu")) == 0
+        assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("fault", ["damaged", "older", "stopped", "absent"])
+def test_a_model_that_is_not_that_of_the_last_checkpoint_is_written_anew(fault, index, tmp_path):
+    fit(tmp_path, index)
+    folder = tmp_path / "run" / "model"
+    expected = weights(tmp_path)
+    state, description = load_checkpoint(folder)
+    if fault == "damaged":
+        (folder / "model.safetensors").write_bytes(b"")
+    elif fault == "older":  # a single weight
+        name = next(iter(state))
+        save_checkpoint(folder, {**state, name: state[name] + 1}, description)
+    elif fault == "stopped":  # at its last step
+        save_checkpoint(folder, state, {**description, "interrupted": True})
+    else:
+        (folder / "model.json").unlink()
+    assert run(Train(tmp_path / "run", resume=True, device="cpu")) == 0
+    found = weights(tmp_path)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert load_model(folder)[1]["interrupted"] is False
+
+
+def test_evaluation_puts_its_tables_into_the_card(tmp_path):
+    """Until the model changes."""
+    held = dict.fromkeys("abcd", MODALITIES)
+    index = write_index(tmp_path / "data", held, splits=["train", "train", "test", "test"])
+    fit(tmp_path, index)
+    folder, card = tmp_path / "run", tmp_path / "run" / "model" / "README.md"
+    options = {"samples": 0, "views": 0, "perceptual": False, "device": "cpu"}
+    assert evaluate.run(evaluate.Evaluate(folder, index, tmp_path / "eval", **options)) == 0
+    text, tables = card.read_text(), (tmp_path / "eval" / "tables.md").read_text()
+    scores = text.partition("## Scores\n\n")[2].partition("\n\n## Uncertainty")[0]
+    assert scores.strip() == re.sub(r"(?m)^#", "###", tables).strip()
+    assert "#### Protocol `strict`" in scores
+    assert "| T2 | run |" in scores
+    assert "Not evaluated" not in text
+    calibrate.run(Calibrate(folder))
+    assert "Not evaluated" in card.read_text()
 
 
 def test_resume_of_nothing_starts(index, tmp_path):

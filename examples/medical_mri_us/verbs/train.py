@@ -17,6 +17,7 @@ from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config, write_config
 from examples.medical_mri_us.data import CaseError, check_training, load_subjects, read_index
 from examples.medical_mri_us.facts import data_of, facts_of
+from examples.medical_mri_us.finished import is_finished
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.train import save_model, train
 from examples.medical_mri_us.windows import fit_subjects
@@ -30,7 +31,8 @@ class Train:
     """Train an MMHVAE on the cases of an index, each with the modalities that it has.
 
     Ctrl-C and SIGTERM end the training after a step and keep the model; --resume goes on, to the
-    weights that it would have had. Started by torchrun, each process has its share of a GPU run.
+    weights that it would have had, and changes nothing once the training is finished. Started by
+    torchrun, each process has its share of a GPU run.
     """
 
     out: Path
@@ -52,6 +54,8 @@ class Train:
 def run(options: Train) -> int:
     """Trains, and returns the exit code: 0, or that of the signal that stopped the training.
 
+    A training that is finished is not touched by going on: its model may be calibrated by now.
+
     Raises:
         ValueError: If an option, the configuration or the index cannot be used, the folder is in
             use, or it holds checkpoints and is not to be resumed.
@@ -62,11 +66,15 @@ def run(options: Train) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
     config = read_config(_config_of(options), options.set)
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
+    if options.resume and is_finished(options.out, config):
+        if first:
+            print(f"The training is finished; {options.out / 'model'} is left as it is.")
+        return 0
     index = _index_of(options)
     cases = [c for c in read_index(index, config.modalities) if c.split == options.split]
     check_training(cases, config.modalities)
     folder = open_folder(options.out)
-    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
     steps = Checkpoints(folder / "checkpoints").steps()
     if steps and not options.resume:
         raise ValueError(

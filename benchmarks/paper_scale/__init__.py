@@ -1,0 +1,1 @@
+"""The published experiment on genuine ReMIND, for a machine with GPUs."""
