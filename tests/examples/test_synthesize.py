@@ -3,6 +3,8 @@
 import gzip
 import itertools
 import json
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -421,6 +423,14 @@ def test_an_index_in_and_every_subset_out(trained, tmp_path):
     assert {p.name for p in (tmp_path / "all").glob("*.json")} == {"a.json", "b.json"}
 
 
+def test_complete_cases_are_nothing_to_do(trained, tmp_path, capsys):
+    index = write_index(tmp_path / "data", {"a": MODALITIES, "b": ("us",), "c": MODALITIES})
+    options = {"input_dir": index, "samples": 1, "device": "cpu"}
+    assert run(Synthesize(trained, tmp_path / "out", **options)) == 0
+    assert "Nothing is missing of a, c; --target says" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "out").glob("*.json")} == {"b.json"}
+
+
 def test_own_modalities(tmp_path):
     trained = make_run(tmp_path / "run", ["ct", "pet"])
     ct = write(tmp_path / "one.nii.gz", volume(0))
@@ -453,6 +463,24 @@ def test_each_process_has_its_share(trained, tmp_path, monkeypatch):
     options = {"samples": 1, "device": "cpu", "input_dir": index, "target": "t2"}
     assert run(Synthesize(trained, tmp_path / "out", **options)) == 0
     assert [p.name for p in (tmp_path / "out").glob("*mean*")] == ["b_t2_mean.nii.gz"]
+
+
+def test_a_failure_in_one_process_does_not_stop_another(trained, tmp_path):
+    """torchrun ends all processes once one exits with an error: none may before the others."""
+    index = write_index(tmp_path / "data", dict.fromkeys("abcd", ("us",)))
+    for case in "ac":  # all of one process, which has failed before the other has begun
+        (index.parent / case / "us.nii.gz").write_bytes(b"no image")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "examples.medical_mri_us", "synthesize", trained, "--out", tmp_path / "out"),
+        *("--input-dir", index, "--target", "t2", "--samples", "1", "--device", "cpu"),
+    ]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "no case could be used: a: " in done.stderr
+    assert "Synthesised 2 cases" in done.stdout
+    made = {p.name for p in (tmp_path / "out").glob("*mean*")}
+    assert made == {"b_t2_mean.nii.gz", "d_t2_mean.nii.gz"}
 
 
 @pytest.mark.parametrize(

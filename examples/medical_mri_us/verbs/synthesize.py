@@ -6,11 +6,13 @@ __all__ = ["Synthesize", "run"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
+from torch import distributed
 
 from examples.medical_mri_us.checks import check_integer, check_number
 from examples.medical_mri_us.data import CaseError, ImageError
@@ -86,6 +88,8 @@ def run(options: Synthesize) -> int:
     targets = names(options.target, model.modalities, "target")
     given = names(options.given, model.modalities, "given")
     jobs = shard(_jobs(options, model.modalities))
+    if options.input_dir is not None and not (targets or given or options.all_subsets):
+        jobs = _incomplete(jobs, model.modalities)
     open_folder(options.out)
     if options.device != "cpu" and torch.cuda.is_available():
         model.cuda()
@@ -107,6 +111,7 @@ def run(options: Synthesize) -> int:
         except (CaseError, ImageError) as error:
             failures.append(f"{job.name}: {error}")
             print(f"Failed: {failures[-1]}")
+    _wait_for_others()
     if not failures:
         number = "1 case" if len(jobs) == 1 else f"{len(jobs)} cases"
         print(f"Synthesised {number} in {options.out}.")
@@ -116,6 +121,22 @@ def run(options: Synthesize) -> int:
     listed = "\n".join(f"  {failure}" for failure in failures)
     print(f"Synthesised {len(jobs) - len(failures)} of {len(jobs)} cases; failed:\n{listed}")
     return 1
+
+
+def _incomplete(jobs: Sequence[Job], modalities: Sequence[str]) -> list[Job]:
+    """The cases that lack something."""
+    complete = [job.name for job in jobs if set(job.images) >= set(modalities)]
+    if complete:
+        print(f"Nothing is missing of {', '.join(complete)}; --target says what to make anyway.")
+    return [job for job in jobs if job.name not in complete]
+
+
+def _wait_for_others() -> None:
+    """Waits for the other processes of torchrun, which ends them once one exits with an error."""
+    if distributed.is_torchelastic_launched():
+        distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
