@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from examples.medical_mri_us.data import Slices, Subject, batch_slices, load_subjects, read_index
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import cached_dataset
-from mmpoe.training import History, Run, fit
+from mmpoe.training import History, Run, fit, load_weights
 
 from .scoring import Cell, baseline, score_system
 from .systems import SYSTEMS, Batch, System, build
@@ -204,6 +205,7 @@ def compare(
     if history.interrupted:
         print("Stopped; the same command goes on from here.")
         return history.exit_code
+    save_weights(system, folder, name, seed)
     facts = {
         **description,
         "parameters": sum(p.numel() for p in system.network.parameters()),
@@ -213,6 +215,48 @@ def compare(
     }
     _write_scores(result, facts, score_system(system, test_on), test_on)
     return 0
+
+
+def save_weights(system: System, folder: Path, name: str, seed: int) -> None:
+    """Writes the weights of a trained system, averaged ones, for :func:`load_trained`.
+
+    Arguments:
+        system: The system.
+        folder: Where scores and checkpoints are kept.
+        name: Its name.
+        seed: Its seed.
+    """
+    path = folder / f"{name}-{seed}.safetensors"
+    part = path.with_suffix(".part")
+    state = system.network.state_dict()  # layers may share tensors, files may not
+    save_file(
+        {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()},
+        part,
+    )
+    part.replace(path)
+
+
+def load_trained(folder: Path, name: str, seed: int) -> System:
+    """Returns a system that was trained, with averaged weights, in evaluation mode.
+
+    Arguments:
+        folder: The folder of the profile, as ``runs/synthesis/quick``.
+        name: The name of the system.
+        seed: Its seed.
+
+    Raises:
+        ValueError: If it was not trained to its end there.
+    """
+    facts, weights = (folder / f"{name}-{seed}{s}" for s in (".json", ".safetensors"))
+    if not (facts.exists() and weights.exists()):
+        raise ValueError(
+            f"'folder' should hold {facts.name} and {weights.name}, which "
+            f"benchmarks.synthesis.run writes, but {folder} does not."
+        )
+    system = build(name, MODALITIES, json.loads(facts.read_text())["size"])
+    load_weights(system.network, load_file(weights), weights)
+    system.network.eval()
+    return system
 
 
 def main() -> None:
