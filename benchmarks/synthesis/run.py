@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from mmpoe.training import History, Run, fit, load_weights
 
 from .scoring import Cell, baseline, score_system
 from .systems import SYSTEMS, Batch, System, build
+
+Make = Callable[[str, Sequence[str], int], System]
+"""Builds a system, of its name, the names of the modalities and the side of the images."""
 
 OUT = Path("runs/synthesis")
 RARE = 0.3
@@ -146,10 +149,12 @@ def train(
     )
 
 
-def affordable_steps(name: str, subjects: Sequence[Subject], profile: Profile) -> int:
+def affordable_steps(
+    name: str, subjects: Sequence[Subject], profile: Profile, make: Make = build
+) -> int:
     """Returns how many steps of a system the budget pays for, by trial steps after one warm-up."""
     torch.manual_seed(0)
-    system = build(name, MODALITIES, profile.size)
+    system = make(name, MODALITIES, profile.size)
     train(system, subjects, steps=1, batch=profile.batch, seed=0)
     start = time.process_time()
     train(system, subjects, steps=profile.trial, batch=profile.batch, seed=0)
@@ -164,6 +169,7 @@ def compare(
     test_on: Sequence[Subject],
     profile: Profile,
     folder: Path,
+    make: Make = build,
 ) -> int:
     """Trains and scores one system with one seed, unless its scores are there already.
 
@@ -174,6 +180,7 @@ def compare(
         test_on: The held-out patients.
         profile: The size of the comparison.
         folder: Where scores and checkpoints are kept.
+        make: What builds it.
 
     Returns:
         The exit code: 0, or that of the signal that stopped the training.
@@ -184,11 +191,11 @@ def compare(
         return 0
     plan = folder / f"{name}.plan.json"
     if not plan.exists():  # one number of steps for all seeds, and for a run that goes on
-        _write(plan, {"steps": affordable_steps(name, train_on, profile)})
+        _write(plan, {"steps": affordable_steps(name, train_on, profile, make)})
     steps = json.loads(plan.read_text())["steps"]
 
     torch.manual_seed(seed)
-    system = build(name, MODALITIES, profile.size)
+    system = make(name, MODALITIES, profile.size)
     description = {"system": name, "seed": seed, "steps": steps, **asdict(profile)}
     print(f"{name}, seed {seed}: {steps} steps", flush=True)
     watch = Stopwatch()
