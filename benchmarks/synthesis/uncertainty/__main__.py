@@ -9,18 +9,20 @@ model changes.
 
     python -m benchmarks.synthesis.uncertainty --profile quick --write
 
-A measurement that is finished is not done again.
+A measurement that is finished is not done again, unless the model is another one.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -117,6 +119,7 @@ def measure_one(
     test_on: Sequence[Subject],
     settings: Settings,
     path: Path,
+    about: Mapping[str, Any],
 ) -> None:
     """Calibrates a model, if that is the condition, and measures its draws.
 
@@ -127,6 +130,7 @@ def measure_one(
         test_on: The held-out patients.
         settings: How much is measured.
         path: The file to write.
+        about: What the file says first, for :func:`is_finished`.
     """
     torch.manual_seed(0)
     start, taken = time.process_time(), 0
@@ -145,8 +149,8 @@ def measure_one(
     seconds = time.process_time() - start
     spread = measure(model, test_on[: settings.patients], settings.draws)
     content = {
+        **about,
         "condition": asdict(condition),
-        "settings": asdict(settings),
         "steps": taken,
         "processor_seconds": round(seconds, 1),
         "rows": spread.rows,
@@ -155,6 +159,19 @@ def measure_one(
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content) + "\n")
     part.replace(path)
+
+
+def is_finished(path: Path, about: Mapping[str, Any]) -> bool:
+    """Returns whether a file is there that says the same.
+
+    Arguments:
+        path: The file.
+        about: What it should say.
+    """
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text())
+    return all(found.get(key) == value for key, value in about.items())
 
 
 def main() -> None:
@@ -178,20 +195,25 @@ def main() -> None:
     every = conditions(settings)
 
     more = complete_patients(profile)
+    if not options.alone and (code := compare(SYSTEM, 0, train_on, test_on, profile, models)):
+        sys.exit(code)
+    weights = (models / f"{SYSTEM}-0.safetensors").read_bytes()
+    about = {
+        "settings": json.loads(json.dumps(asdict(settings))),  # lists, as in the file
+        "model": hashlib.sha256(weights).hexdigest(),
+    }
 
     def one(condition: Condition) -> None:
         model = load_trained(models, SYSTEM, 0).network
         assert isinstance(model, MMHVAE)
         teaching = teachers(train_on, more, condition.complete)
         path = folder / f"{condition.name}.json"
-        measure_one(condition, model, teaching, test_on, settings, path)
+        measure_one(condition, model, teaching, test_on, settings, path, about)
 
     if options.alone:  # a worker
         one(next(c for c in every if c.name == options.alone))
         return
-    if code := compare(SYSTEM, 0, train_on, test_on, profile, models):
-        sys.exit(code)
-    to_do = [c for c in every if not (folder / f"{c.name}.json").exists()]
+    to_do = [c for c in every if not is_finished(folder / f"{c.name}.json", about)]
     print(f"{len(every) - len(to_do)} of {len(every)} measurements are there already.", flush=True)
     if options.workers == 1:
         for condition in to_do:

@@ -111,7 +111,7 @@ def _scores(
     error = (inside.mean(dim=0) - truth[fov]).abs()
     scores["rmse"] = float(error.square().mean().sqrt())
     scores["deviation"] = float(deviation.square().mean().sqrt())
-    scores["spearman"] = float(stats.spearmanr(deviation.numpy(), error.numpy())[0])
+    scores["spearman"] = float(np.asarray(stats.spearmanr(deviation.numpy(), error.numpy()))[0])
     return scores, torch.stack([deviation, error]).numpy()
 
 
