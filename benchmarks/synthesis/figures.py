@@ -110,6 +110,7 @@ def draw_images(systems: Mapping[str, System], subject: Subject) -> Figure:
     for row, (given, target) in zip(axes, CELLS, strict=True):
         for axis in row:
             axis.axis("off")
+            axis.set_box_aspect(1)
         for axis, m in zip(row[widest - len(given) :], given, strict=False):
             _show(axis, subject.images[m], subject, middle, MODALITY[m])
         _show(row[widest], subject.images[target], subject, middle, f"true {MODALITY[target]}")

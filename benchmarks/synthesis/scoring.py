@@ -97,9 +97,10 @@ def score_published(
 
 @lru_cache(maxsize=1)
 def absent() -> dict[str, str]:
-    """Returns which metrics cannot be computed on this machine, and why."""
+    """Returns which metrics cannot be computed on this machine, and why, without its paths."""
     perceptual = [metric for metric in STRICT.metrics if metric.name in PERCEPTUAL]
-    return unavailable(replace(STRICT, metrics=tuple(perceptual)), SMALLEST)
+    reasons = unavailable(replace(STRICT, metrics=tuple(perceptual)), SMALLEST)
+    return {metric: reason.split(":")[0] for metric, reason in reasons.items()}
 
 
 def score_system(system: System, subjects: Sequence[Subject]) -> list[Cell]:

@@ -353,7 +353,8 @@ def _verdicts(results: Sequence[Result]) -> list[str]:
     head = f"In how many cells of what was not given, of {patients} patients, all systems counted:"
     if not testable(patients, len(results)):
         head += " too few patients for any test."
-    missing = [f"{name}: n/a ({reason})" for name, reason in absent().items()]
+    labels = {m.key: m.heading.split(",")[0] for m in METRICS}
+    missing = [f"{labels[key]}: n/a, {reason}." for key, reason in absent().items()]
     return [head, "\n".join(lines), *missing]
 
 
