@@ -236,7 +236,7 @@ def fake_run(folder, name, shift, own=0.0, patients=12):
 
 @pytest.fixture
 def found(tmp_path):
-    profile = replace(TINY, patients=40)
+    profile = replace(TINY, patients=200)
     for name, shift in [
         ("base", 10.0), ("fusion-moe", 8.5), ("fusion-gpoe", 10.25), ("groups-1", 7.0),
         ("missing-0", 12.0), ("missing-50", 11.5), ("missing-50-complete", 9.0),
@@ -255,11 +255,11 @@ def test_tables_compare_with_the_base_and_put_what_was_missing_first(found):
     assert "| exact PoE (base) | 2.00 M | 7 | 17.50 (3.61) | - | - |" in fusion  # reconstruction
     assert "ST-LPIPS" not in text  # not scored
     rows = text[text.index("## Missing images") :]
-    left = missing.left(40, 0.5)
+    left = missing.left(200, 0.5)
     assert 0 < left.complete < 40
-    assert f"| 50% | 80 | {left.patients} | {left.complete} | 17.00" in rows
+    assert f"| 50% | 400 | {left.patients} | {left.complete} | 17.00" in rows
     assert "17.00 (3.61) | 14.50 (3.61) | +2.50 | 0.00049" in rows
-    assert "none is complete" in rows
+    assert "none is complete" in rows  # at 95 %
     assert "the same" in rows
 
 
@@ -271,7 +271,7 @@ def test_results_hold_what_tables_show(found):
     assert one["scores"]["cross_psnr"]["difference"] == pytest.approx(-1.5)
     assert one["scores"]["self_psnr"]["mean"] == pytest.approx(16.0)
     half = {v["name"]: v for v in content["variants"]}["missing-50"]
-    assert half["left"]["images"] == 80
+    assert half["left"]["images"] == 400
     assert len(json.dumps(content)) < 100_000
 
 
@@ -303,9 +303,9 @@ def test_the_figure_is_drawn_from_the_scores(found, tmp_path, monkeypatch):
     lines = []
     original = figure._line
 
-    def line(axis, scores, metric, place, color, label, **options):
+    def line(axis, scores, *, metric, place, label, **options):
         lines.append((label, metric, [(place(s.variant), s.variant.name) for s in scores]))
-        original(axis, scores, metric, place, color, label, **options)
+        original(axis, scores, metric=metric, place=place, label=label, **options)
 
     monkeypatch.setattr(figure, "_line", line)
     figure.draw(*found, tmp_path / "figure.png")

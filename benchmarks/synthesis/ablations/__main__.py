@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -83,7 +84,7 @@ def train_one(variant: Variant, seed: int, profile: Profile, folder: Path) -> in
     """
 
     def make(name: str, modalities: Sequence[str], size: int) -> System:
-        return build(variant, modalities, size)
+        return cast("System", build(variant, modalities, size))
 
     return compare(variant.name, seed, *patients(variant, profile), profile, folder, make)
 
@@ -116,7 +117,11 @@ def main() -> None:
     if unknown := [f for f in wanted if f not in factors]:
         parser.error(f"--factors should be some of {', '.join(factors)}, not {unknown[0]!r}.")
     chosen = [v for v in every if v.factor in (BASE.factor, *wanted) and possible(v, profile)]
-    if code := train_all(chosen, profile, options.profile, folder, options.workers):
+    try:
+        code = train_all(chosen, profile, options.profile, folder, options.workers)
+    except ValueError as error:  # what is there was made with other settings
+        sys.exit(str(error))
+    if code:
         sys.exit(code)
 
     found = read(folder, every, profile.seeds)
@@ -148,7 +153,7 @@ def train_all(
         (v, seed)
         for seed in range(profile.seeds)
         for v in chosen
-        if not (folder / f"{v.name}-{seed}.json").exists()
+        if not run.is_finished(folder / f"{v.name}-{seed}.json", profile)
     ]
     print(
         f"{len(chosen) * profile.seeds - len(left_over)} runs are there, {len(left_over)} to do."

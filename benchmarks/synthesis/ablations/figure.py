@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["draw"]
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ def draw(found: Sequence[Scores], profile: Profile, path: Path) -> None:
         profile: The size of the comparison.
         path: The file to write.
     """
+    levels = {m: np.mean([s.values["cross", m] for s in found], axis=0) for m in SHOWN}
     figure = Figure(figsize=(9.5, 5.2), dpi=130, layout="constrained")
     axes = figure.subplots(len(SHOWN), 3, sharex="col", squeeze=False)
     base = [s for s in found if s.variant == BASE]
@@ -40,13 +42,15 @@ def draw(found: Sequence[Scores], profile: Profile, path: Path) -> None:
     alone = whole[:1] + [s for s in missing if s.variant.discard]
 
     for metric, row in zip(SHOWN, axes, strict=True):
-        place = lambda variant: 100 * (variant.missing or 0.0)
-        _line(row[0], whole, metric, place, BLUE, "all patients")
-        _line(row[0], alone, metric, place, ORANGE, "complete patients alone", dashed=True)
-        _line(row[1], groups, metric, lambda variant: variant.groups or 0, BLUE, "coarsest groups")
+        line = partial(_line, metric=metric, levels=levels[metric])
+        share = lambda variant: 100 * (variant.missing or 0.0)
+        line(row[0], whole, place=share, color=BLUE, label="all patients")
+        line(row[0], alone, place=share, color=ORANGE, label="complete patients alone", style="--")
+        count = lambda variant: variant.groups or 0
+        line(row[1], groups, place=count, color=BLUE, label="coarsest groups")
         level = METRICS[metric][1] * base[0].values["cross", metric].mean()
         row[1].axhline(level, color=GREY, lw=0.9, ls=":", label="base: three finest groups")
-        _line(row[2], weights, metric, lambda variant: variant.beta, BLUE, "divergence")
+        line(row[2], weights, place=lambda variant: variant.beta, color=BLUE, label="divergence")
         row[0].set_ylabel(METRICS[metric][0])
         row[1].set_xticks([s.variant.groups for s in groups])
         row[2].set_xscale("log")
@@ -65,7 +69,8 @@ def draw(found: Sequence[Scores], profile: Profile, path: Path) -> None:
     axes[0, 0].legend(fontsize=7, frameon=False)
     axes[0, 1].legend(fontsize=7, frameon=False)
     figure.suptitle(
-        "Phantom patients: missing modalities, mean and standard error over held-out patients",
+        "Phantom patients: missing modalities, means over held-out patients, and standard errors "
+        "beyond what makes one harder than another",
         fontsize=10,
     )
     figure.savefig(path)
@@ -74,25 +79,27 @@ def draw(found: Sequence[Scores], profile: Profile, path: Path) -> None:
 def _line(
     axis: Axes,
     scores: Sequence[Scores],
+    *,
     metric: str,
+    levels: np.ndarray,
     place: Callable[[Variant], float],
     color: str,
     label: str,
-    *,
-    dashed: bool = False,
+    style: str = "-",
 ) -> None:
-    """Draws the means of some variants, and the standard errors over patients."""
+    """Draws means over patients, and standard errors beyond the patients' own levels."""
     factor = METRICS[metric][1]
     ordered = sorted(scores, key=lambda s: place(s.variant))
     values = [factor * s.values["cross", metric] for s in ordered]
-    errors = [np.std(v, ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values]
+    few = len(levels) < 2
+    errors = [0.0 if few else np.std(v - factor * levels, ddof=1) / len(v) ** 0.5 for v in values]
     axis.errorbar(
         [place(s.variant) for s in ordered],
         [float(v.mean()) for v in values],
         errors,
         color=color,
         label=label,
-        ls="--" if dashed else "-",
+        ls=style,
         marker="o",
         ms=3.5,
         lw=1.4,

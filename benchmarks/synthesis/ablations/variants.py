@@ -26,6 +26,7 @@ from mmpoe import kernels
 from mmpoe.hierarchy import LatentGroup, latent_groups
 from mmpoe.missing import random_subsets
 from mmpoe.models import MMHVAE
+from mmpoe.nn import BottomUp
 from mmpoe.posteriors import CommonNoisePoE, GPoE, MoE, PoE, Posterior
 from mmpoe.posteriors.base import as_rows
 from mmpoe.training import Adversary
@@ -117,7 +118,7 @@ FUSIONS: dict[str, Rule] = {
     "exact PoE": lambda group, experts: PoE(clamp=group.posterior.clamp),
     "published rule": lambda group, experts: PoE(power=1, clamp=group.posterior.clamp),
     "common-noise PoE": lambda group, experts: CommonNoisePoE(
-        (group.shape or ())[0], clamp=group.posterior.clamp
+        _channels(group), clamp=group.posterior.clamp
     ),
     "GPoE": lambda group, experts: GPoE(experts, clamp=group.posterior.clamp),
     "MoE": lambda group, experts: MoE(clamp=group.posterior.clamp, prior_in="always"),
@@ -218,10 +219,10 @@ class Descent(nn.Module):
     def forward(self, h: Tensor | None, z: Tensor) -> Tensor:
         """Returns the finest state."""
         first, *others = self.steps
-        h = first(h, z)
+        state: Tensor = first(h, z)
         for step, shape in zip(others, self.shapes, strict=True):
-            h = step(h, z.new_zeros(len(z), *shape))
-        return h
+            state = step(state, z.new_zeros(len(z), *shape))
+        return state
 
 
 def _model(variant: Variant, modalities: Sequence[str], size: int) -> MMHVAE:
@@ -241,13 +242,19 @@ def _model(variant: Variant, modalities: Sequence[str], size: int) -> MMHVAE:
         last = groups[-1]
         shapes = [group.shape for group in below if group.shape is not None]
         last.merge = Descent([last.merge, *(group.merge for group in below)], shapes)
-        model.trunk.levels = variant.groups  # pyright: ignore[reportOptionalMemberAccess]
+        assert isinstance(model.trunk, BottomUp)
+        model.trunk.levels = variant.groups
     for group in groups:
         group.posterior = FUSIONS[variant.fusion](group, len(modalities))
     encoders, decoders = (
         {m: part[m] for m in modalities} for part in (model.encoders, model.decoders)
     )
     return MMHVAE(encoders, groups, decoders, model.trunk)
+
+
+def _channels(group: LatentGroup) -> int:
+    assert group.shape is not None
+    return group.shape[0]
 
 
 def _imputed(

@@ -195,8 +195,13 @@ def main() -> None:
     every = conditions(settings)
 
     more = complete_patients(profile)
-    if not options.alone and (code := compare(SYSTEM, 0, train_on, test_on, profile, models)):
-        sys.exit(code)
+    if not options.alone:
+        try:
+            code = compare(SYSTEM, 0, train_on, test_on, profile, models)
+        except ValueError as error:  # what is there was made with other settings
+            sys.exit(str(error))
+        if code:
+            sys.exit(code)
     weights = (models / f"{SYSTEM}-0.safetensors").read_bytes()
     about = {
         "settings": json.loads(json.dumps(asdict(settings))),  # lists, as in the file

@@ -121,6 +121,9 @@ def draw_figure(found: Sequence[Found], path: Path) -> None:
     right.set(xlabel="complete patients who teach (0: naive)", ylabel="energy score")
     right.legend(fontsize=7, frameon=False)
 
+    for axis in (left, right):
+        axis.set_xticks(sorted({f["condition"]["complete"] for f in found}))
+
     most = max(f["condition"]["complete"] for f in found)
     shown = [f for f in found if f["condition"]["complete"] in (0, most)]
     top = 0.0
