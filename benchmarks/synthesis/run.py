@@ -200,13 +200,14 @@ def compare(
     plan = folder / f"{name}.plan.json"
     if not plan.exists():  # one number of steps for all seeds, and for a run that goes on
         steps = affordable_steps(name, train_on, profile, make)
-        _write_once(plan, {"steps": steps, **asdict(profile)})
+        _write_once(plan, {"steps": steps, "profile": asdict(profile)})
     is_finished(plan, profile)
     steps = json.loads(plan.read_text())["steps"]
 
     torch.manual_seed(seed)
     system = make(name, MODALITIES, profile.size)
-    description = {"system": name, "seed": seed, "steps": steps, **asdict(profile)}
+    facts = {"system": name, "seed": seed, "steps": steps, "size": profile.size}
+    description = {**facts, "profile": asdict(profile)}
     print(f"{name}, seed {seed}: {steps} steps", flush=True)
     watch = Stopwatch()
     history = train(
@@ -250,7 +251,7 @@ def is_finished(file: Path, profile: Profile) -> bool:
     """
     if not file.exists():
         return False
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text()).get("profile", {})
     for key, wanted in asdict(profile).items():
         if found.get(key) != wanted:
             raise ValueError(
@@ -361,7 +362,8 @@ def compare_all(
     mean = folder / "mean-0.json"
     if not is_finished(mean, profile):
         train_on, test_on = load(profile)  # which makes the patients, once, before they are shared
-        facts = {"system": BASELINE, "seed": 0, "steps": 0, "parameters": 0, **asdict(profile)}
+        facts = {"system": BASELINE, "seed": 0, "steps": 0, "parameters": 0}
+        facts["profile"] = asdict(profile)
         _write_scores(mean, facts, baseline(train_on, test_on), test_on)
     runs = [(name, seed) for seed in seeds for name in names]
     left = [r for r in runs if not is_finished(folder / "{}-{}.json".format(*r), profile)]

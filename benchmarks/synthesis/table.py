@@ -477,7 +477,7 @@ def _title(name: str) -> str:
 
 
 def _brief(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in run.items() if k not in ("system", "cells", "patients")}
+    return {k: v for k, v in run.items() if k not in ("system", "cells", "patients", "profile")}
 
 
 def _sd(values: np.ndarray) -> float:
