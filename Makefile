@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test check tests doctest docs bench-smoke \
-	bench-mmhvae bench-multivae bench-poe bench-recipe bench-synthesis calibration-gate \
-	reliability test-kernels format clean
+	bench-ablations bench-uncertainty \
+	bench-mmhvae bench-multivae bench-poe bench-recipe bench-synthesis bench-synthesis-full \
+	calibration-gate reliability test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,6 +76,12 @@ bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_mmhvae --smoke --threads 1
 	$(BIN)/python -m benchmarks.bench_recipe --smoke
 	$(BIN)/python -m benchmarks.synthesis.costs --smoke
+	rm -rf runs/bench-smoke
+	$(BIN)/python -m benchmarks.synthesis.run --profile smoke --systems unet mhvae --out runs/bench-smoke
+	$(BIN)/python -m benchmarks.synthesis.ablations --profile smoke --workers 1 --factors adversary \
+		--out runs/bench-smoke/ablations
+	$(BIN)/python -m benchmarks.synthesis.uncertainty --profile smoke --workers 1 \
+		--out runs/bench-smoke/uncertainty --models runs/bench-smoke
 
 bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae | tee benchmarks/results/mmhvae.txt"
@@ -92,10 +99,18 @@ calibration-gate: $(READY)  ## Train models, calibrate them, and hold them again
 bench-poe: $(READY)  ## Time the fused product of experts against PyTorch, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_poe | tee benchmarks/results/poe.txt"
 
-bench-synthesis: $(READY)  ## Compare seven systems on phantom patients, half an hour; write the tables
+bench-ablations: $(READY)  ## Vary the MMHVAE in one thing at a time, under 40 minutes; write the tables
+	$(BIN)/python -m benchmarks.synthesis.ablations --profile quick --write
+
+bench-uncertainty: $(READY)  ## Measure how draws of the MMHVAE spread, under 40 minutes; write the tables
+	$(BIN)/python -m benchmarks.synthesis.uncertainty --profile quick --write
+
+bench-synthesis: $(READY)  ## Compare seven systems on phantom patients, under 40 minutes; write the tables
 	$(BIN)/python -m benchmarks.synthesis.costs --write
-	$(BIN)/python -m benchmarks.synthesis.run --profile quick
-	$(BIN)/python -m benchmarks.synthesis.table --profile quick --write
+	$(BIN)/python -m benchmarks.synthesis.run --profile quick --write
+
+bench-synthesis-full: $(READY)  ## The same with three seeds and twice the training, under two hours
+	$(BIN)/python -m benchmarks.synthesis.run --profile full --write
 
 reliability: $(READY)  ## Inject faults, and print the table of what happens, minutes
 	$(BIN)/python -m benchmarks.reliability

@@ -13,6 +13,7 @@ copyright = author
 version = release = mmpoe.__version__
 
 extensions = [
+    "benchmark_results",
     "mathml",
     "myst_nb",
     "sphinx.ext.autodoc",

@@ -6,7 +6,7 @@ Each file has two builders, of the names of the modalities and the side of the i
 
 from __future__ import annotations
 
-__all__ = ["SYSTEMS", "Batch", "System", "build"]
+__all__ = ["LABELS", "SYSTEMS", "Batch", "System", "build"]
 
 from collections.abc import Sequence
 
@@ -23,6 +23,17 @@ SYSTEMS = {
     "mmhvae": mmhvae,
 }
 """The modules of the systems, by name."""
+
+LABELS = {
+    "unet": "U-Net",
+    "mopoe": "MoPoE",
+    "mhvae": "MHVAE",
+    "mmgan": "MM-GAN",
+    "resvit": "ResViT",
+    "m2dn": "M2DN-like",
+    "mmhvae": "MMHVAE",
+}
+"""How the systems are written in tables and figures."""
 
 
 def build(name: str, modalities: Sequence[str], size: int, *, full: bool = False) -> System:

@@ -1,0 +1,1 @@
+"""One change at a time of the slim MMHVAE, all for the same processor time."""
