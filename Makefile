@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test check tests doctest docs bench-smoke \
-	bench-mmhvae bench-multivae bench-poe bench-recipe bench-synthesis calibration-gate \
+	bench-mmhvae bench-multivae bench-poe bench-downstream bench-recipe bench-synthesis calibration-gate \
 	reliability test-kernels format clean
 
 help:  ## List the targets
@@ -96,6 +96,10 @@ bench-synthesis: $(READY)  ## Compare seven systems on phantom patients, half an
 	$(BIN)/python -m benchmarks.synthesis.costs --write
 	$(BIN)/python -m benchmarks.synthesis.run --profile quick
 	$(BIN)/python -m benchmarks.synthesis.table --profile quick --write
+
+bench-downstream: $(READY)  ## Put the compared systems to use on phantom patients, minutes; write the tables
+	$(BIN)/python -m benchmarks.synthesis.run --profile quick
+	$(BIN)/python -m benchmarks.downstream.run --profile quick --write
 
 reliability: $(READY)  ## Inject faults, and print the table of what happens, minutes
 	$(BIN)/python -m benchmarks.reliability
