@@ -7,12 +7,14 @@ __all__ = ["RESULTS", "commit", "facts", "write"]
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .bench_mmhvae import processor
@@ -56,6 +58,8 @@ def write(name: str, content: Mapping[str, Any], markdown: str, folder: Path = R
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(content), indent=1, allow_nan=False)
+    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
+    text = text.replace("[ ", "[").replace(" ]", "]")  # numbers of a list on one line
     _replace(folder / f"{name}.json", text + "\n")
     _replace(folder / f"{name}.md", markdown.rstrip("\n") + "\n")
 
@@ -76,13 +80,13 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """The same in types of JSON."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if hasattr(value, "tolist"):  # of NumPy or torch
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         return _plain(value.tolist())
     return None if isinstance(value, float) and value - value != 0 else value
 

@@ -1,18 +1,27 @@
 """The synthesis benchmark trains, goes on, scores and tells the truth in its tables."""
 
 import json
+import os
+import re
 import signal
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy import stats
 
-from benchmarks.synthesis import costs, run, scoring, table
+from benchmarks import _results, _workers
+from benchmarks.synthesis import costs, figures, run, scoring, statistics, table
 from benchmarks.synthesis.run import BASELINE, Profile, compare
-from benchmarks.synthesis.systems import build
+from benchmarks.synthesis.systems import LABELS, build
 from examples.medical_mri_us.data import Subject
+from examples.medical_mri_us.evaluation import PROTOCOLS
 from examples.medical_mri_us.modalities import MODALITIES
+from mmpoe import metrics
 
 TINY = Profile(6, 3, 32, 2, seconds=0.01, seeds=2, batch=2, trial=1)
 
@@ -39,8 +48,60 @@ def test_score_is_what_its_definition_says():
     assert found["psnr"] == pytest.approx(-10 * np.log10(np.mean(difference**2)), abs=1e-4)
     assert -1 < found["ssim"] < 0.3
     outside = np.where(s.fov, other, 55.0).astype(np.float32)
-    assert scoring.score(outside, s.images["us"], s.fov) == found
-    assert scoring.score(s.images["us"], s.images["us"], s.fov)["ssim"] == pytest.approx(1)
+    np.testing.assert_equal(scoring.score(outside, s.images["us"], s.fov), found)
+    same = scoring.score(s.images["us"], s.images["us"], s.fov)
+    assert same["ssim"] == pytest.approx(1)
+    assert same["st_lpips"] == pytest.approx(0, abs=1e-6)
+    unit = [np.where(s.fov, (v + 1) / 2, 0) for v in (other, s.images["us"])]
+    assert found["st_lpips"] == pytest.approx(metrics.st_lpips(*unit).mean(), rel=1e-4)
+
+
+def test_costly_metrics_look_at_a_fixed_part_of_the_slices():
+    rng = np.random.default_rng(0)
+    image, truth = rng.uniform(-1, 1, (2, 8, 32, 32)).astype(np.float32)
+    fov = np.ones((8, 32, 32), dtype=bool)
+    before = scoring.score(image, truth, fov)
+    published = scoring.score_published(image, truth, truth, fov)
+    unseen = image.copy()
+    unseen[[0, 1, 3, 4, 5, 7]] = 0.9
+    after = scoring.score(unseen, truth, fov)
+    assert after["st_lpips"] == before["st_lpips"]
+    assert after["psnr"] != before["psnr"]
+    np.testing.assert_equal(scoring.score_published(unseen, truth, truth, fov), published)
+    seen = image.copy()
+    seen[2] = 0.9
+    assert scoring.score(seen, truth, fov)["st_lpips"] != before["st_lpips"]
+
+
+def test_the_published_protocol_is_that_of_the_evaluation():
+    s, image = TEST[0], TEST[1].images["us"]
+    first, truth = s.images["t2"], s.images["us"]
+    found = scoring.score_published(image, truth, first, s.fov)
+    rows = PROTOCOLS["mmhvae-2026"].score(image, truth, first, s.fov, {"lpips"})
+    assert found["psnr"] == pytest.approx(rows["psnr"].mean())
+    assert found["ssim"] == pytest.approx(rows["ssim"].mean())
+
+
+def test_samples_are_of_systems_with_latents_and_of_a_seed():
+    torch.manual_seed(0)
+    system = build("mmhvae", MODALITIES, 32)
+    calls = []
+    original = system.synthesise
+
+    def synthesise(x, given, targets, temperature=0.0):
+        calls.append(temperature)
+        return original(x, given, targets, temperature)
+
+    system.synthesise = synthesise
+    scoring.score_system(system, TEST[:1])
+    assert calls == [0.0, 0.7] * 15
+    mean, drawn, again, other = (
+        scoring.images_of(system, TEST[0], ["us"], *how)["t2"]
+        for how in ((), (0.7, 3), (0.7, 3), (0.7, 4))
+    )
+    assert np.array_equal(drawn, again)
+    assert not np.array_equal(drawn, other)
+    assert not np.array_equal(drawn, mean)
 
 
 @pytest.mark.parametrize(("name", "subsets", "targets"), [("unet", 15, 4), ("mhvae", 3, 2)])
@@ -50,7 +111,11 @@ def test_every_cell_that_a_system_handles_is_scored(name, subsets, targets):
     cells = scoring.score_system(system, TEST)
     assert len(cells) == subsets * targets
     assert len({(tuple(c["given"]), c["target"]) for c in cells}) == len(cells)
-    assert all(len(c[k]) == 3 and np.isfinite(c[k]).all() for c in cells for k in table.METRICS)
+    for cell in cells:
+        for scores in (cell, cell["mmhvae-2026"]):
+            for key in {"psnr", "ssim", "st_lpips"} & set(scores):
+                assert len(scores[key]) == 3
+                assert np.isfinite(scores[key]).all()
     alone = scoring.score_system(system, TEST[1:2])
     assert alone[0]["psnr"] == pytest.approx([cells[0]["psnr"][1]], abs=1e-3)
 
@@ -115,9 +180,35 @@ def test_a_finished_run_is_not_done_again(tmp_path, capsys):
     assert facts["patients"] == ["x", "y", "z"]
     assert facts["steps"] == json.loads((tmp_path / "mopoe.plan.json").read_text())["steps"]
     assert len(facts["cells"]) == 60
+    assert facts["scoring_seconds"] > 0
+    system = run.load_trained(tmp_path, "mopoe", 0)
+    assert not system.network.training
+    assert scoring.score_system(system, TEST)[0]["psnr"] == facts["cells"][0]["psnr"]
     assert compare("mopoe", 0, TRAIN, TEST, TINY, tmp_path) == 0
     assert "is there already" in capsys.readouterr().out
     assert (tmp_path / "mopoe-0.json").read_text() == written
+
+
+def test_results_of_another_profile_are_not_taken_for_this_one(tmp_path):
+    compare("mopoe", 0, TRAIN, TEST, TINY, tmp_path)
+    with pytest.raises(ValueError, match=r"seconds = 9, but is of 0.01: remove .*--out"):
+        compare("mopoe", 0, TRAIN, TEST, replace(TINY, seconds=9), tmp_path)
+
+
+def test_weights_of_unfinished_runs_are_not_loaded(tmp_path):
+    with pytest.raises(ValueError, match=r"'folder' should hold mopoe-0.json and mopoe-0.safe"):
+        run.load_trained(tmp_path, "mopoe", 0)
+
+
+@pytest.mark.parametrize("name", list(LABELS))
+def test_weights_come_back(name, tmp_path):
+    torch.manual_seed(0)
+    system = build(name, MODALITIES, 32)
+    run.save_weights(system, tmp_path, name, 3)
+    (tmp_path / f"{name}-3.json").write_text('{"size": 32}')
+    again = run.load_trained(tmp_path, name, 3).network.state_dict()
+    for key, value in system.network.state_dict().items():
+        assert torch.equal(again[key], value)
 
 
 def test_budgets_buy_steps_in_proportion(monkeypatch):
@@ -129,15 +220,17 @@ def test_budgets_buy_steps_in_proportion(monkeypatch):
 
 
 def fake_run(system, seed, shift, patients=12, places=None):
-    """A run whose score of patient n is n plus the shift, in every cell."""
+    """A run whose score of patient n is n plus the shift in every cell, or one minus that."""
     places = places or [(g, m) for g in scoring.SUBSETS for m in MODALITIES]
-    scores = [float(n + shift) for n in range(patients)]
-    cells = [
-        {"given": list(g), "target": m, "psnr": scores, "ssim": [s / 100 for s in scores]}
-        for g, m in places
-    ]
+    scores = np.arange(patients) + float(shift)
+    none = [float("nan")] * patients
+    published = {"psnr": list(scores + 3), "ssim": list(scores / 100), "lpips": none}
+    one = {"psnr": list(scores), "ssim": list(scores / 100), "st_lpips": list(1 - scores / 100)}
+    one |= {"lpips": none, "mmhvae-2026": published}
+    cells = [{"given": list(g), "target": m, **one} for g, m in places]
     names = [f"p{n}" for n in range(patients)]
     facts = {"steps": 7, "parameters": 1_000_000, "processor_seconds": 3.0, "skipped": 0}
+    facts |= {"scoring_seconds": 2.0, "commit": "abc"}
     return {"system": system, "seed": seed, **facts, "patients": names, "cells": cells}
 
 
@@ -158,40 +251,89 @@ def folder(tmp_path):
     return tmp_path
 
 
+PSNR, SSIM, ST_LPIPS = table.METRICS[:3]
+
+
 def test_seeds_are_averaged_before_patients(folder):
     results = {r.system: r for r in table.read(folder)}
-    assert list(results) == [BASELINE, "unet", "mhvae", "mmhvae"]
+    assert list(results) == [BASELINE, "U-Net", "MHVAE", "MMHVAE"]
     place = (("us",), "t2")
-    assert results["mmhvae"].cells[place]["psnr"].tolist() == [n + 11 for n in range(12)]
-    assert table.mean_over(results["mhvae"], "psnr", [place, (("us",), "flair")]) is None
+    assert results["MMHVAE"].score(PSNR, [place]).tolist() == [n + 11 for n in range(12)]
+    assert results["MMHVAE"].by_seed(PSNR, [place]).mean(axis=1).tolist() == [15.5, 17.5]
+    assert results["MHVAE"].score(PSNR, [place, (("us",), "flair")]) is None
 
 
 def test_tables_put_what_was_missing_first_and_test_whole_systems(folder):
-    text = table.markdown(table.read(folder), "quick")
-    assert text.index("## Missing modalities, averaged") < text.index("## Reconstruction")
+    text = table.report(folder, "quick")
+    headings = re.findall(r"^#+ .*$", text, re.MULTILINE)
+    assert all("hantom" in heading for heading in headings)
+    assert headings[1] == "## Summary (phantom)"
+    assert headings[-1] == "## Reconstruction of what was given (phantom)"
     assert "not clinical" in text
-    first = text[text.index("## Missing modalities, averaged") :].split("PSNR, dB, mean of")[0]
-    assert "| unet | 18.50 (3.61) / 18.5 (3.6) |" in first
-    assert "| mmhvae | 16.50 (3.61) / 16.5 (3.6) |" in first
-    assert "| mhvae |" not in first  # it lacks cells
-    tests = text.split("beside mmhvae:")
-    assert "| unet | 18.50 ± 3.61 | +2.00 | 0.00049 | 0.00098 | better | 12 |" in tests[1]
-    assert "| mhvae |" not in tests[1]
-    assert "| mhvae | 10.50 ± 3.61 | -6.00 |" in tests[3]  # the pair alone
-    assert "Bonferroni-corrected for 3 comparisons" in tests[3]
+    assert "`python -m benchmarks.synthesis.run --profile quick --write`, commit" in text
+    summary = text[text.index("## Summary") : text.index("## What was run")]
+    rows = [line for line in summary.splitlines() if line.startswith("|")]
+    best = "| **18.50** (3.61) | **18.5** (3.6) | **81.50** (3.61) | n/a | 1.00 |"
+    assert rows[2] == f"| U-Net {best}"
+    assert rows[3].endswith("| n/a | 2.00 |")
+    assert rows[4].startswith(f"| {BASELINE} | 6.50")
+    assert "MHVAE | 10" not in summary  # it lacks cells
+    assert "| U-Net | 1.00 M | 1 | 7 | 3 | 2 | 0 | abc |" in text
+    beside, *_, seeds = text.split("## Beside MMHVAE")[1].split("## ")[:2]
+    whole, pair = beside.split("handles as well")
+    # 12 patients, all better: the exact p is 2^-11, for two other systems doubled
+    assert "| U-Net | 18.50 (3.61) | +2.00 | +1.00 | 0.00049 | 0.00098 | better |" in whole
+    assert "| U-Net | 81.50 (3.61) | -2.00 | +1.00 | 0.00049 | 0.00098 | better |" in whole
+    assert "| MHVAE |" not in whole
+    assert "| MHVAE | 10.50 (3.61) | -6.00 | -1.00 | 0.00049 | 0.0015 | worse |" in pair
+    assert "| MMHVAE | 1 | 17.50 | 17.5 | 82.50 | n/a |" in seeds
     own = text[text.index("## Reconstruction") :]
     assert f"| {BASELINE} |" not in own
-    assert (
-        "| iUS+T2 | mhvae | 10.50 (3.61) / 10.5 (3.6) | 10.50 (3.61) / 10.5 (3.6) |  |  |" in own
-    )
+    assert "| T2 | iUS+T2 | **18.50** (3.61) | 10.50 (3.61) | 16.50 (3.61) |" in own
+
+
+def test_every_cell_is_a_row_and_published_ones_are_marked(folder):
+    text = table.report(folder, "quick").split("one by one")[1].split("## Recon")[0]
+    assert "LPIPS, % ↓, protocol `strict`:" in text
+    assert "\nLPIPS" not in text  # its weights are absent
+    first = text.split("SSIM, % ↑, protocol `strict`")[0]
+    rows = [line for line in first.splitlines() if re.match(r"\| (iUS|T2|ceT1|FLAIR) ", line)]
+    assert len(rows) == 28
+    assert sum("•" in row for row in rows) == 19
+    assert "| T2 | • iUS | 6.50 (3.61) | **18.50** (3.61) | 10.50 (3.61) | 16.50 (3.61) |" in rows
+    assert "| FLAIR | iUS+T2+ceT1 | 6.50 (3.61) | **18.50** (3.61) |  | 16.50 (3.61) |" in rows
+
+
+def test_verdict_counts_cells_that_are_best_or_tied(folder):
+    rng = np.random.default_rng(0)
+    path = folder / "run-2.json"  # the U-Net
+    content = json.loads(path.read_text())
+    cross = [c for c in content["cells"] if c["target"] not in c["given"]]
+    for number, cell in enumerate(cross):
+        ours = np.arange(12) + 11.0
+        if number < 10:  # plainly behind
+            cell["psnr"] = list(ours - 1)
+        elif number < 16:  # ahead by chance
+            noise = rng.normal(size=12)
+            cell["psnr"] = list(ours + noise - noise.mean() + 0.01)
+    path.write_text(json.dumps(content))
+    results = table.read(folder)
+    found = table.content(results, {"seeds": [0]})["verdict"]["strict/psnr"]
+    assert found == {"cells": 28, "best": 10, "tied": 16, "uncorrected": 16, "tested": True}
+    text = table.report(folder, "quick")
+    assert "PSNR, dB: MMHVAE has the best mean in 10 of 28 cells (36%), and is best" in text
+    assert "tied with the best in **16 (57%)**" in text
+    assert " =" in text.split("one by one")[1].split("SSIM")[0]
 
 
 def test_too_few_patients_are_not_tested(tmp_path):
     for system in ("unet", "mmhvae"):
         (tmp_path / f"{system}-0.json").write_text(json.dumps(fake_run(system, 0, 1, patients=3)))
-    assert "Not tested: 'scores' should hold at least" in table.markdown(
-        table.read(tmp_path), "smoke"
-    )
+    text = table.report(tmp_path, "smoke")
+    assert "PSNR, dB: not tested, too few patients (3)." in text
+    assert "too few patients for any test" in text
+    assert " = |" not in text
+    assert "tied with the best in" not in text
 
 
 def test_runs_of_other_patients_are_not_mixed(folder):
@@ -200,6 +342,148 @@ def test_runs_of_other_patients_are_not_mixed(folder):
         table.read(folder)
     with pytest.raises(ValueError, match=r"'folder' should hold scores"):
         table.read(folder / "nothing")
+
+
+def test_comparisons_are_scipys_with_an_effect():
+    rng = np.random.default_rng(0)
+    value, other = rng.normal(size=(2, 20))
+    found = statistics.compare(value, other, higher=True)
+    test = stats.wilcoxon(value, other)
+    assert found.p == pytest.approx(test.pvalue)
+    # the statistic is the smaller of the two sums of ranks, which add up to 210
+    assert abs(found.effect) == pytest.approx(1 - 2 * test.statistic / 210)
+    assert (found.effect > 0) == (stats.wilcoxon(value, other, alternative="greater").pvalue < 0.5)
+    swapped = statistics.compare(value, other, higher=False)
+    assert (swapped.effect, swapped.p) == (-found.effect, found.p)
+    assert statistics.compare(value, value, higher=True) == statistics.Difference(0, 0, 1)
+    assert statistics.compare(value + 1, value, higher=True).effect == 1
+
+
+def test_a_standing_corrects_for_the_systems_of_a_cell():
+    base = np.arange(20.0)
+    near = base + np.where(np.arange(20) < 5, 1.5, -1.0)  # worse on 15 of 20, p about 0.1
+    far = base - 1 - 0.1 * base
+    p = statistics.compare(near, base, higher=True).p
+    found = statistics.standing({"a": near, "b": base, "c": far}, higher=True)
+    assert found.best == "b"
+    assert ("a" in found.tied) == (2 * p >= statistics.ALPHA)
+    assert ("a" in found.uncorrected) == (p >= statistics.ALPHA)
+    assert "c" not in found.tied
+    less = statistics.standing({"a": -base, "b": base}, higher=False)
+    assert less.best == "a"
+    assert statistics.testable(6, 2)
+    assert not statistics.testable(5, 2)
+
+
+def test_ranks_are_those_of_each_patient_and_cell():
+    cells = [
+        {"a": np.array([3.0, 1.0]), "b": np.array([2.0, 2.0]), "c": np.array([1.0, 2.0])},
+        {"a": np.array([3.0, 3.0]), "b": np.array([2.0, 2.0]), "c": np.array([1.0, 1.0])},
+    ]
+    found = statistics.mean_ranks(cells, higher=True)
+    assert {k: v.tolist() for k, v in found.items()} == {
+        "a": [1.0, 2.0],
+        "b": [2.0, 1.75],
+        "c": [3.0, 2.25],
+    }
+    assert statistics.mean_ranks(cells, higher=False)["a"].tolist() == [3.0, 2.0]
+
+
+def test_results_are_written_with_what_made_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "load", lambda profile: (TRAIN, TEST))
+    networks = lambda folder, name, seed: build(name, MODALITIES, 32)
+    monkeypatch.setattr(figures, "load_trained", networks)
+    to = tmp_path / "results"
+    text = table.report(folder, "smoke", to=to)
+    found = json.loads((to / "synthesis.json").read_text())
+    assert list(found)[:6] == ["command", "commit", "machine", "seeds", "date", "profile"]
+    assert found["seeds"] == [0, 1]
+    assert len(found["cells"]) == 60
+    assert found["cross_modal"]["strict/psnr"]["U-Net"] == [18.5, 3.6056]
+    assert (to / "synthesis.md").read_text() == text
+    for name in ("synthesis_ranks.png", "synthesis_images_1.png", "synthesis_images_2.png"):
+        assert f"]({name})" in text
+        assert (to / name).stat().st_size < 300_000
+        assert Image.open(to / name).size[0] > 300
+    assert (to / "synthesis.json").stat().st_size < 200_000
+
+
+def test_results_hold_json_alone(tmp_path):
+    content = {"a": np.float32(1.5), "b": [np.nan, np.inf, 1], "c": torch.ones(2), 3: (True, None)}
+    _results.write("x", content, "# X\n\n", tmp_path)
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == {"a": 1.5, "b": [None, None, 1], "c": [1.0, 1.0], "3": [True, None]}
+    assert '"b": [null, null, 1]' in text  # numbers on one line
+    assert (tmp_path / "x.md").read_text() == "# X\n"
+    facts = _results.facts("command", "quick", [0, 1])
+    assert facts["command"] == "command"
+    assert facts["seeds"] == [0, 1]
+    assert set(facts["machine"]) >= {"cpu", "cores", "torch"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"])
+
+
+def job(name, tmp_path, code):
+    (tmp_path / f"job_{name}.py").write_text(code)
+    return _workers.Job(name, f"job_{name}", (), tmp_path / f"{name}.log")
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return lambda name, code: job(name, tmp_path, code)
+
+
+def test_jobs_run_some_at_a_time_with_one_thread(jobs, tmp_path, capsys):
+    code = "import os, pathlib; print(os.environ['OMP_NUM_THREADS'])"
+    assert _workers.run_jobs([jobs(name, code) for name in "abc"], 2) == 0
+    assert [(tmp_path / f"{name}.log").read_text() for name in "abc"] == ["1\n"] * 3
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 3
+    assert re.fullmatch(r"3 of 3: . done in \d+ s; running: none; 0 waiting", out[-1])
+    with pytest.raises(ValueError, match=r"'workers' should be at least 1, but is 0"):
+        _workers.run_jobs([], 0)
+
+
+def test_a_job_that_fails_ends_the_others_and_shows_why(jobs, tmp_path, capsys):
+    bad = jobs("bad", "import sys; print('the reason'); sys.exit(5)")
+    slow = jobs("slow", "import time; time.sleep(60)")
+    start = time.monotonic()
+    assert _workers.run_jobs([slow, bad, jobs("never", "")], 2) == 5
+    assert time.monotonic() - start < 30
+    assert "the reason" in capsys.readouterr().out
+    assert not (tmp_path / "never.log").exists()
+
+
+def test_a_signal_ends_jobs_once_and_in_order(jobs, tmp_path, capsys):
+    code = """
+import pathlib, signal, sys, time
+place = pathlib.Path(sys.argv[0]).parent
+def end(*_):
+    signals.append(1)
+signals = []
+signal.signal(signal.SIGTERM, end)
+(place / "ready").touch()
+while not signals:
+    time.sleep(0.01)
+time.sleep(1)
+(place / "ended").write_text(str(len(signals)))
+sys.exit(143)
+"""
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert _workers.run_jobs([jobs("a", code), jobs("b", "")], 1) == 130
+    thread.join()
+    assert (tmp_path / "ended").read_text() == "1"
+    assert not (tmp_path / "b.log").exists()
+    assert "Stopped after 0 of 2 runs; the same command goes on" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_costs_count_what_layers_do():

@@ -4,9 +4,13 @@ The number of steps of a system is what its budget of processor time pays for, g
 trial steps, so that neither other programs nor a slow disk favour anybody. The same patients,
 patterns of missingness, draws of slices, learning rate, schedule, optimiser and averaging of
 weights hold for all. A run that was stopped goes on where it was, one that is finished is not done
-again.
+again. Each run, of one system with one seed, is a process of its own with one thread, and leaves
+beside its log and its checkpoints
 
-    python -m benchmarks.synthesis.run --profile quick
+- ``<system>-<seed>.safetensors``, the weights, for `load_trained`;
+- ``<system>-<seed>.json``, what it cost, and its scores on held-out patients.
+
+    python -m benchmarks.synthesis.run --profile quick --write
     python -m benchmarks.synthesis.table --profile quick
 """
 
@@ -14,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
+from benchmarks._results import RESULTS, commit
+from benchmarks._workers import Job, run_jobs
 from examples.medical_mri_us.data import Slices, Subject, batch_slices, load_subjects, read_index
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import cached_dataset
@@ -59,7 +67,7 @@ class Profile:
 PROFILES = {
     "smoke": Profile(8, 2, 32, 2, seconds=2, seeds=1, batch=4, trial=2),
     "quick": Profile(200, 20, 64, 8, seconds=120, seeds=1),
-    "full": Profile(200, 20, 64, 8, seconds=900, seeds=3),
+    "full": Profile(200, 20, 64, 8, seconds=240, seeds=3),
 }
 
 
@@ -179,12 +187,14 @@ def compare(
         The exit code: 0, or that of the signal that stopped the training.
     """
     result = folder / f"{name}-{seed}.json"
-    if result.exists():
+    if is_finished(result, profile):
         print(f"{result} is there already.")
         return 0
     plan = folder / f"{name}.plan.json"
     if not plan.exists():  # one number of steps for all seeds, and for a run that goes on
-        _write(plan, {"steps": affordable_steps(name, train_on, profile)})
+        steps = affordable_steps(name, train_on, profile)
+        _write_once(plan, {"steps": steps, **asdict(profile)})
+    is_finished(plan, profile)
     steps = json.loads(plan.read_text())["steps"]
 
     torch.manual_seed(seed)
@@ -212,9 +222,35 @@ def compare(
         "processor_seconds": round(watch.seconds, 1),
         "wall_seconds": round(history.seconds, 1),
         "skipped": history.skipped,
+        "commit": commit(),
     }
-    _write_scores(result, facts, score_system(system, test_on), test_on)
+    start = time.process_time()
+    cells = score_system(system, test_on)
+    facts["scoring_seconds"] = round(time.process_time() - start, 1)
+    _write_scores(result, facts, cells, test_on)
     return 0
+
+
+def is_finished(file: Path, profile: Profile) -> bool:
+    """Returns whether a file is there.
+
+    Arguments:
+        file: A file that says the profile it was made with.
+        profile: The profile.
+
+    Raises:
+        ValueError: If it was made with another one.
+    """
+    if not file.exists():
+        return False
+    found = json.loads(file.read_text())
+    for key, wanted in asdict(profile).items():
+        if found.get(key) != wanted:
+            raise ValueError(
+                f"{file} should be of {key} = {wanted}, but is of {found.get(key)}: "
+                f"remove {file.parent}, or name another --out."
+            )
+    return True
 
 
 def save_weights(system: System, folder: Path, name: str, seed: int) -> None:
@@ -267,20 +303,69 @@ def main() -> None:
     parser.add_argument("--profile", choices=list(PROFILES), default="quick")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--seeds", nargs="+", type=int, help="all of the profile by default")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--write", action="store_true", help="then write to benchmarks/results")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # a worker
     options = parser.parse_args()
     torch.set_num_threads(1)  # processor time is then time of computing alone
     profile = PROFILES[options.profile]
     folder = options.out / options.profile
     folder.mkdir(parents=True, exist_ok=True)
+    seeds = options.seeds or list(range(profile.seeds))
+    try:
+        if options.alone:
+            (name,), (seed,) = options.systems, seeds
+            sys.exit(compare(name, seed, *load(profile), profile, folder))
+        code = compare_all(
+            options.systems, seeds, profile, options.profile, folder, options.workers
+        )
+    except ValueError as error:
+        sys.exit(str(error))
+    if code:
+        sys.exit(code)
+    if options.write:
+        from .table import report  # which imports this module
 
-    train_on, test_on = load(profile)
-    facts = {"system": BASELINE, "seed": 0, "steps": 0, "parameters": 0, **asdict(profile)}
-    _write_scores(folder / "mean-0.json", facts, baseline(train_on, test_on), test_on)
-    for seed in options.seeds or range(profile.seeds):
-        for name in options.systems:
-            if code := compare(name, seed, train_on, test_on, profile, folder):
-                sys.exit(code)
+        report(folder, options.profile, to=RESULTS)
+
+
+def compare_all(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    profile: Profile,
+    label: str,
+    folder: Path,
+    workers: int,
+) -> int:
+    """Trains and scores systems with some seeds, each in a process of its own.
+
+    Arguments:
+        names: The names of the systems.
+        seeds: The seeds.
+        profile: The size of the comparison.
+        label: The name of the profile.
+        folder: Where scores and checkpoints are kept, `label` in a folder of benchmarks.
+        workers: The number of processes at a time.
+
+    Returns:
+        The exit code.
+    """
+    mean = folder / "mean-0.json"
+    if not is_finished(mean, profile):
+        train_on, test_on = load(profile)  # which makes the patients, once, before they are shared
+        facts = {"system": BASELINE, "seed": 0, "steps": 0, "parameters": 0, **asdict(profile)}
+        _write_scores(mean, facts, baseline(train_on, test_on), test_on)
+    runs = [(name, seed) for seed in seeds for name in names]
+    left = [r for r in runs if not is_finished(folder / "{}-{}.json".format(*r), profile)]
+    print(f"{len(runs) - len(left)} of {len(runs)} runs are there already.", flush=True)
+    jobs = []
+    for name, seed in left:
+        arguments = ["--profile", label, "--systems", name, "--seeds", str(seed), "--alone"]
+        arguments += ["--out", str(folder.parent)]
+        log = folder / f"{name}-{seed}.log"
+        jobs.append(Job(f"{name}-{seed}", "benchmarks.synthesis.run", tuple(arguments), log))
+    return run_jobs(jobs, workers)
 
 
 def _write_scores(
@@ -294,6 +379,15 @@ def _write(path: Path, content: object) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)
+
+
+def _write_once(path: Path, content: object) -> None:
+    """Writes a file unless another process has."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    with suppress(FileExistsError):
+        os.link(part, path)
+    part.unlink()
 
 
 if __name__ == "__main__":

@@ -59,7 +59,11 @@ class System(Protocol):
         ...
 
     def synthesise(
-        self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor,
+        targets: Sequence[str],
+        temperature: float = 0.0,
     ) -> dict[str, Tensor]:
         """Returns the targets, each with shape (B, 1, H, W), in [-1, 1].
 
@@ -67,6 +71,8 @@ class System(Protocol):
             x: Images by modality (B, 1, H, W); those that are not given are never read.
             given: What to condition on, boolean, with shape (B, M), an own subset for each row.
             targets: Names of modalities that it handles.
+            temperature: The temperature of the latent sample; 0 is the mean. Systems without
+                latents have no use for it.
         """
         ...
 
@@ -175,9 +181,13 @@ def predict_channels(
 
 @torch.no_grad()
 def predict_means(
-    model: MultimodalVAE, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+    model: MultimodalVAE,
+    x: Mapping[str, Tensor],
+    given: Tensor,
+    targets: Sequence[str],
+    temperature: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Returns what a variational autoencoder says at the mean of its posterior.
+    """Returns what a variational autoencoder says at the mean of its posterior, or at a sample.
 
     The posterior of a mixture is the product of all that is given.
 
@@ -186,10 +196,11 @@ def predict_means(
         x: Images by modality; those that are not given are never read.
         given: What to condition on, boolean, with shape (B, M).
         targets: The modalities to decode.
+        temperature: The temperature of the sample; 0 is the mean.
     """
     check_names(targets, model.modalities, argument="targets")
     wanted = torch.tensor([m in targets for m in model.modalities])
     decode = wanted.expand(given.shape)
     with evaluation(model.modules()):
-        output = model(x, given, component=True, temperature=0.0, decode=decode)
+        output = model(x, given, component=True, temperature=temperature, decode=decode)
     return {m: output.likelihoods[m].mean for m in targets}

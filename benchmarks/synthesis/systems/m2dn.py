@@ -157,7 +157,11 @@ class M2DNSystem:
 
     @torch.no_grad()
     def synthesise(
-        self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor,
+        targets: Sequence[str],
+        temperature: float = 0.0,
     ) -> dict[str, Tensor]:
         """Returns the targets, after some deterministic steps from noise."""
         clean = stack(x, given, self.modalities)

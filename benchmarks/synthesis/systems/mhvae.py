@@ -84,7 +84,11 @@ class MHVAESystem:
         return -bound / fov.flatten(1).sum(dim=1).clamp(min=1)
 
     def synthesise(
-        self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor,
+        targets: Sequence[str],
+        temperature: float = 0.0,
     ) -> dict[str, Tensor]:
         """Returns the targets, at the mean of the posterior.
 
@@ -99,4 +103,4 @@ class MHVAESystem:
                 f"but holds {', '.join(self.modalities[c] for c in columns)}."
             )
         seen = {m: x[m] for m in self.handled if m in x}
-        return predict_means(self.network, seen, given[:, :2], targets)
+        return predict_means(self.network, seen, given[:, :2], targets, temperature)

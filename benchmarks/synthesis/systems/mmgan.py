@@ -157,7 +157,11 @@ class MMGANSystem:
         return 0.9 * mean_error(images, truth, hidden, fov) + 0.1 * fooled
 
     def synthesise(
-        self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor,
+        targets: Sequence[str],
+        temperature: float = 0.0,
     ) -> dict[str, Tensor]:
         """Returns the targets; what is given is synthesised too, not copied."""
         images = stack(x, given, self.modalities)

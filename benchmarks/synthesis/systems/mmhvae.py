@@ -86,7 +86,11 @@ class MMHVAESystem:
         return self._loss(batch, done)
 
     def synthesise(
-        self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor,
+        targets: Sequence[str],
+        temperature: float = 0.0,
     ) -> dict[str, Tensor]:
-        """Returns the targets, at the mean of the posterior."""
-        return predict_means(self.network, x, given, targets)
+        """Returns the targets, at the mean of the posterior or at a sample."""
+        return predict_means(self.network, x, given, targets, temperature)

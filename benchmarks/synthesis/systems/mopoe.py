@@ -108,10 +108,14 @@ class MoPoESystem:
         return -bound / fov.flatten(1).sum(dim=1).clamp(min=1)
 
     def synthesise(
-        self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor,
+        targets: Sequence[str],
+        temperature: float = 0.0,
     ) -> dict[str, Tensor]:
         """Returns the targets, at the mean of the product of all that is given."""
-        return predict_means(self.network, x, given, targets)
+        return predict_means(self.network, x, given, targets, temperature)
 
 
 def _encoder(widths: Sequence[int], side: int, latents: int) -> nn.Module:

@@ -168,7 +168,11 @@ class ResViTSystem:
         return errors + 0.01 * torch.where(judged, fooled, 0)
 
     def synthesise(
-        self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor,
+        targets: Sequence[str],
+        temperature: float = 0.0,
     ) -> dict[str, Tensor]:
         """Returns the targets; what is given is synthesised too, not copied."""
         images = stack(x, given, self.modalities)

@@ -118,7 +118,11 @@ class UNetSystem:
         return mean_error(self.network(self._input(x, given)), truth, scored, fov)
 
     def synthesise(
-        self, x: Mapping[str, Tensor], given: Tensor, targets: Sequence[str]
+        self,
+        x: Mapping[str, Tensor],
+        given: Tensor,
+        targets: Sequence[str],
+        temperature: float = 0.0,
     ) -> dict[str, Tensor]:
         """Returns the targets."""
         return predict_channels(self.network, self._input(x, given), self.modalities, targets)

@@ -1,0 +1,107 @@
+"""Independent runs as processes of one thread each, some at a time, that end together."""
+
+from __future__ import annotations
+
+__all__ = ["Job", "run_jobs"]
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run in a process of its own."""
+
+    name: str
+    """What it is called in lines of progress."""
+    module: str
+    """The module to run, as ``python -m`` does."""
+    arguments: tuple[str, ...]
+    log: Path
+    """The file that its output is added to."""
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> int:
+    """Runs jobs, some at a time, with one thread each, and says when each is done.
+
+    SIGINT (Ctrl-C) and SIGTERM are handed on: running jobs are asked to end, and are waited for. A
+    job that fails ends the others likewise; the last lines of its output are shown.
+
+    Arguments:
+        jobs: The jobs, in the order to start them.
+        workers: The number of processes at a time.
+
+    Returns:
+        The exit code: 0, that of the job that failed, or 128 and the number of the signal.
+
+    Raises:
+        ValueError: If there is not at least one worker.
+    """
+    if workers < 1:
+        raise ValueError(f"'workers' should be at least 1, but is {workers}.")
+    waiting, done, code = list(jobs), 0, 0
+    running: dict[str, tuple[Job, subprocess.Popen[bytes], float]] = {}
+    asked, told = 0, False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = number
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while running or (waiting and not (asked or code)):
+            while waiting and len(running) < workers and not (asked or code):
+                job = waiting.pop(0)
+                running[job.name] = job, _start(job), time.monotonic()
+            if (asked or code) and not told:
+                told = True  # once: a second signal would not let them end in order
+                for _, process, _ in running.values():
+                    process.terminate()
+            for job, process, start in list(running.values()):
+                if process.poll() is None:
+                    continue
+                del running[job.name]
+                if process.returncode == 0:
+                    done += 1
+                    _say(job, time.monotonic() - start, done, len(jobs), list(running), waiting)
+                elif not (asked or code):
+                    code = abs(process.returncode)
+                    print(f"{job.name} failed, exit code {process.returncode}; {job.log} ends:")
+                    print("\n".join(job.log.read_text(errors="replace").splitlines()[-15:]))
+            time.sleep(0.2)
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        print(f"Stopped after {done} of {len(jobs)} runs; the same command goes on from here.")
+        return 128 + asked
+    return code
+
+
+def _start(job: Job) -> subprocess.Popen[bytes]:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", job.module, *job.arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which hands it on
+        )
+
+
+def _say(
+    job: Job, seconds: float, done: int, of: int, running: Sequence[str], waiting: Sequence[Job]
+) -> None:
+    left = f"running: {', '.join(running) or 'none'}; {len(waiting)} waiting"
+    print(f"{done} of {of}: {job.name} done in {seconds:.0f} s; {left}", flush=True)
