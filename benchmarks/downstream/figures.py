@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from examples.medical_mri_us.data import Subject
 
 FOUND, TRUTH = "#e8590c", "#15aabf"
+TICKS = (0.3, 1.0, 3.0, 10.0, 30.0)
 SHADES = ("#a5d8ff", "#339af0", "#1864ab")
 """The colours of the bins, from small displacements to large ones."""
 
@@ -57,7 +58,11 @@ def draw(
     )
     columns = max(len(names), 1)
     figure = plt.figure(figsize=(1.55 * columns, 2.1 + 2.5 * len(targets)), layout="constrained")
-    figure.suptitle("Phantom patients, not clinical ones", fontsize=9)
+    figure.suptitle(
+        "Phantom patients, not clinical ones: the tumour (blue) as networks find it (orange), and "
+        "errors of registration",
+        fontsize=8,
+    )
     above, below = np.ravel(
         figure.subfigures(2, 1, height_ratios=[1.9, 2.5 * max(len(targets), 1)])  # pyright: ignore
     )
@@ -110,9 +115,11 @@ def _errors(axes: Axes, found: dict[str, Any], target: str) -> None:
                 )
         axes.plot([], [], "s", color=shade, label=f"moved {limits[0]:g}-{limits[1]:g} mm")
     axes.set_yscale("log")
+    axes.set_yticks(TICKS, [f"{t:g}" for t in TICKS])
+    axes.minorticks_off()
     axes.set_ylabel(f"TRE to {LABELS[target]}, mm", fontsize=8)
     labels = [label("registration", n).replace(" (", "\n(") for n in names]
     axes.set_xticks(range(len(names)), labels, fontsize=7)
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper right")
+    axes.legend(fontsize=7, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))

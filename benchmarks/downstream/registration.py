@@ -241,8 +241,10 @@ def register(
     """
     masks = fixed_mask, moving_mask
     # in place of what is hidden, the mean: blurring brings no edge into view
-    volumes = [np.where(m, v, v[m].mean()) for v, m in zip((fixed, moving), masks, strict=True)]
-    images = [_image(v.astype(np.float32), spacing) for v in volumes]
+    volumes = [
+        np.where(m, v, v[m].mean()).astype(np.float32)
+        for v, m in zip((fixed, moving), masks, strict=True)
+    ]
     shown = [_image(m.astype(np.uint8), spacing) for m in masks]
     centre = [(n - 1) * s / 2 for n, s in zip(fixed.shape, spacing, strict=True)][::-1]
     rigid = sitk.Euler3DTransform()
@@ -250,10 +252,11 @@ def register(
     affine = sitk.AffineTransform(3)
     affine.SetCenter(centre)
     try:
-        _optimise(images, shown, rigid, TURNS, metric, step=0.5, blur=[4.0, 2.0])
+        for blur in (4.0, 2.0):
+            _optimise(_blurred(volumes, spacing, blur), shown, rigid, TURNS, metric, step=0.5)
         affine.SetMatrix(rigid.GetMatrix())
         affine.SetTranslation(rigid.GetTranslation())
-        _optimise(images, shown, affine, SHEARS, metric, step=0.3, blur=[1.0])
+        _optimise(_blurred(volumes, spacing, 1.0), shown, affine, SHEARS, metric, step=0.3)
     except RuntimeError:  # what ITK raises, whatever the reason
         return None
     return affine
@@ -266,9 +269,8 @@ def _optimise(
     free: list[float],
     metric: str,
     step: float,
-    blur: list[float],
 ) -> None:
-    """Changes the free parameters of a transform so that the images agree, from coarse to fine."""
+    """Changes the free parameters of a transform so that the images agree, by steps in mm."""
     method = sitk.ImageRegistrationMethod()
     if metric == "information":
         method.SetMetricAsMattesMutualInformation(24)
@@ -282,11 +284,16 @@ def _optimise(
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetOptimizerWeights(free)
-    method.SetShrinkFactorsPerLevel([1] * len(blur))  # the volumes are small and thin
-    method.SetSmoothingSigmasPerLevel(blur)
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(*images)
+
+
+def _blurred(
+    volumes: list[Volume], spacing: tuple[float, float, float], blur: float
+) -> list[sitk.Image]:
+    """The volumes as images, blurred within slices by a Gaussian, mm."""
+    width = 0, blur / spacing[1], blur / spacing[2]
+    return [_image(ndimage.gaussian_filter(v, width), spacing) for v in volumes]
 
 
 def _image(volume: npt.NDArray[np.generic], spacing: tuple[float, float, float]) -> sitk.Image:

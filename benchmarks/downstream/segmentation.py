@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
@@ -37,8 +38,8 @@ BATCH = 16
 LR = 4e-3
 BACKGROUND = -1.0
 
-Example = tuple[Tensor, Tensor, Tensor]
-"""An image, the tumour in it, and the field of view, each with shape (1, H, W)."""
+Example = tuple[Tensor, Tensor]
+"""A slice between its neighbours, with shape (3, H, W), and the tumour in it, (1, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +61,20 @@ class Examples(Dataset[Example]):
     """
 
     def __init__(self, volumes: Sequence[Volume], subjects: Sequence[Subject]) -> None:
-        self.images, self.truths, self.views = (
-            torch.from_numpy(np.concatenate(parts))[:, None]
-            for parts in (
-                [v.astype(np.float32) for v in volumes],
-                [tumour_of(s).astype(np.float32) for s in subjects],
-                [s.fov for s in subjects],
-            )
-        )
+        self.images = torch.cat([_between_neighbours(v) for v in volumes])  # (N, 3, H, W)
+        self.views = torch.cat([_between_neighbours(s.fov) for s in subjects]) > 0
+        truths = np.concatenate([tumour_of(s) for s in subjects]).astype(np.float32)
+        self.truths = torch.from_numpy(truths)[:, None]  # (N, 1, H, W)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Example:
-        image, truth, fov = self.images[index], self.truths[index], self.views[index]
+        image, truth = self.images[index], self.truths[index]
         gain, offset = 1 + 0.2 * (2 * torch.rand(()) - 1), 0.2 * (2 * torch.rand(()) - 1)
-        image = torch.where(fov, (gain * image + offset).clamp(-1, 1), BACKGROUND)
-        if torch.rand(()) < 0.5:
-            image, truth, fov = image.flip(-1), truth.flip(-1), fov.flip(-1)
-        return image, truth, fov
+        changed = (gain * image + offset).clamp(-1, 1)
+        image = torch.where(self.views[index], changed, BACKGROUND)
+        return (image.flip(-1), truth.flip(-1)) if torch.rand(()) < 0.5 else (image, truth)
 
 
 def tumour_of(subject: Subject) -> npt.NDArray[np.bool_]:
@@ -97,8 +93,8 @@ def build_network() -> nn.Module:
     from monai.networks.nets.unet import UNet  # takes seconds
 
     return UNet(
-        2, 1, 1, channels=CHANNELS, strides=[2] * (len(CHANNELS) - 1), num_res_units=2,
-        norm=("group", {"num_groups": 4}),
+        2, 3, 1, channels=CHANNELS, strides=[2] * (len(CHANNELS) - 1), num_res_units=2,
+        norm="instance",
     )  # fmt: skip
 
 
@@ -117,7 +113,7 @@ def train(examples: Examples, *, steps: int, seed: int) -> nn.Module:
     losses = DiceCELoss(sigmoid=True, batch=True)
 
     def objective(network: nn.Module, batch: Example, done: float) -> Tensor:
-        image, truth, _ = batch
+        image, truth = batch
         return -losses(network(image), truth).expand(len(image))
 
     generator = torch.Generator().manual_seed(seed)
@@ -144,8 +140,14 @@ def segment(
         image: The volume, with axes (slice, depth, lateral).
         fov: The field of view, with the same shape.
     """
-    logits = network(torch.from_numpy(image.astype(np.float32))[:, None])
+    logits = network(_between_neighbours(image))  # (S, 1, H, W)
     return (logits[:, 0] > 0).numpy() & fov
+
+
+def _between_neighbours(volume: Volume | npt.NDArray[np.bool_]) -> Tensor:
+    """Each slice of a volume between those before and after it, with shape (S, 3, H, W)."""
+    padded = np.pad(volume.astype(np.float32), ((1, 1), (0, 0), (0, 0)), mode="edge")
+    return torch.from_numpy(np.stack([padded[:-2], padded[1:-1], padded[2:]], axis=1))
 
 
 def score_volume(
@@ -157,8 +159,8 @@ def score_volume(
 
     .. math:: \mathrm{Dice} = 2 |F \cap T| / (|F| + |T|)
 
-    The average symmetric surface distance is MONAI's: the mean over the surface voxels of both,
-    together, of the distance to the surface of the other.
+    The average symmetric surface distance is the mean, over the surface voxels of both together,
+    of the distance to the nearest one of the other.
 
     Arguments:
         found: The segmentation.
@@ -172,10 +174,10 @@ def score_volume(
         raise ValueError("'truth' should mark a tumour, but is empty.")
     if not found.any():
         return Score(0.0, float("nan"))
-    from monai.metrics.surface_distance import compute_average_surface_distance
-
-    volumes = [torch.from_numpy(v)[None, None] for v in (found, truth)]
-    distance = compute_average_surface_distance(
-        *volumes, include_background=True, symmetric=True, spacing=list(spacing)
+    edges = [v & ~np.asarray(ndimage.binary_erosion(v), dtype=bool) for v in (found, truth)]
+    ways = (edges, edges[::-1])
+    far = [ndimage.distance_transform_edt(~b, sampling=spacing)[a] for a, b in ways]
+    return Score(
+        dice=float(2 * (found & truth).sum() / (found.sum() + truth.sum())),
+        assd=float(np.concatenate(far).mean()),
     )
-    return Score(float(2 * (found & truth).sum() / (found.sum() + truth.sum())), distance.item())

@@ -86,13 +86,13 @@ def markdown(found: dict[str, Any], profile: str) -> str:
         f"# Downstream tasks, phantom patients, profile '{profile}'",
         "**Phantom patients, not clinical ones.** Numbers are comparable with each other, not "
         "with those of publications on real patients.",
-        *_segmentation(found["segmentation"]),
+        *_segmentation(found["segmentation"], found.get("gate")),
         *_registration(found["registration"]),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _segmentation(found: dict[str, Any]) -> list[str]:
+def _segmentation(found: dict[str, Any], problem: str | None) -> list[str]:
     """A row for each system: Dice and ASSD with their quartiles, best mean Dice first."""
     if not found:
         return []
@@ -118,6 +118,7 @@ def _segmentation(found: dict[str, Any]) -> list[str]:
         "training patient has, and is tested on true ultrasound of "
         f"{len(first['patients'])} held-out patients. Mean over patients [quartiles]; where "
         "nothing is found Dice is 0, and ASSD, which there is none of, does not count.",
+        *([f"**{problem}**"] if problem else []),
         "\n".join(rows),
         *_tests("segmentation", dice, "Dice, %", 1, higher=True),
         *_tests("segmentation", distance, "ASSD, mm", 2, higher=False),
