@@ -1,13 +1,17 @@
 """The downstream benchmark segments, registers, and says so when it cannot compare."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
-from benchmarks.downstream import registration, segmentation
+from benchmarks.downstream import registration, run, segmentation, systems, table
 from benchmarks.downstream.registration import BINS, draw_motion, move, score_registration
+from benchmarks.synthesis import run as synthesis
+from benchmarks.synthesis.systems import build
 from examples.medical_mri_us.data import Subject, load_subject, read_index
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import cached_dataset
@@ -142,3 +146,139 @@ def test_dice_and_surface_distance_are_what_their_definitions_say():
     assert np.isnan(nothing.assd)
     with pytest.raises(ValueError, match=r"'truth' should mark a tumour"):
         segmentation.score_volume(truth, np.zeros_like(truth), SPACING)
+
+
+def test_network_learns_tumours_it_is_shown_and_looks_at_neighbours():
+    s = subject(shape=(4, 32, 32))
+    shown = replace(s, images={**s.images, "us": np.where(s.label > 0, 0.9, s.images["us"] / 3)})
+    slices = segmentation.Examples([shown.images["us"].astype("f4")] * 2, [shown] * 2)
+    assert len(slices) == 8
+    image, truth = slices[0]
+    assert image.shape == (3, 32, 32)
+    outside = ~torch.from_numpy(s.fov[0])
+    assert (image[1][outside | outside.flip(-1)] == -1).any()
+    assert truth.sum() == segmentation.tumour_of(s)[0].sum()
+    network = segmentation.train(slices, steps=30, seed=0)
+    found = segmentation.segment(network, shown.images["us"], s.fov)
+    assert segmentation.score_volume(found, segmentation.tumour_of(s), SPACING).dice > 0.6
+    assert not (found & ~s.fov).any()
+    volume = np.arange(3 * 4 * 4, dtype=np.float32).reshape(3, 4, 4)
+    stacked = segmentation._between_neighbours(volume).numpy()
+    assert np.array_equal(stacked[1], volume)
+    assert np.array_equal(stacked[0], volume[[0, 0, 1]])
+
+
+def test_oedema_counts_as_tumour_and_what_is_out_of_view_does_not():
+    s = subject(shape=(1, 8, 8))
+    label = np.arange(64, dtype=np.uint8).reshape(1, 8, 8) % 5
+    fov = np.arange(64).reshape(1, 8, 8) < 32
+    found = segmentation.tumour_of(replace(s, label=label, fov=fov))
+    assert np.array_equal(found, (label > 0) & fov)
+    with pytest.raises(ValueError, match=r"'subject' should have labels"):
+        segmentation.tumour_of(replace(s, label=None))
+
+
+def test_systems_are_given_all_mr_for_ultrasound_and_ultrasound_alone_for_mr():
+    some = subject(modalities=["us", "t2", "flair"], shape=(2, 32, 32))
+    unet, mhvae = build("unet", MODALITIES, 32), build("mhvae", MODALITIES, 32)
+    assert systems.given_for(unet, some, "us") == ["t2", "flair"]
+    assert systems.given_for(unet, some, "cet1") == ["us"]
+    assert systems.given_for(mhvae, some, "us") == ["t2"]
+    assert systems.given_for(mhvae, some, "cet1") == []
+    without = subject(modalities=["us", "cet1"], shape=(2, 32, 32))
+    assert systems.given_for(mhvae, without, "us") == []
+    made = systems.synthetic(unet, some, ["t2", "flair"], "us")
+    assert made.shape == some.fov.shape
+    assert (made[~some.fov] == -1).all()
+    assert np.ptp(made[some.fov]) > 0
+    blind = replace(some, images={**some.images, "us": np.full_like(made, np.nan)})
+    assert np.array_equal(systems.synthetic(unet, blind, ["t2", "flair"], "us"), made)
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Runs all jobs in this process, on small patients, with systems that learnt nothing."""
+    subjects = [subject(str(i), i, shape=(4, 32, 32)) for i in range(2)]
+    places = [np.array([[2.0, 20.0, 20.0], [2.0, 28.0, 24.0], [4.0, 30.0, 20.0]])] * 2
+    learnt = [*subjects, subject("lacks", 5, ["us", "cet1"], (4, 32, 32))]
+    monkeypatch.setattr(run, "load", lambda profile: run.Data(learnt, subjects, places))
+    monkeypatch.setattr(
+        synthesis, "load_trained", lambda folder, name, seed: build(name, MODALITIES, 32)
+    )
+    done = []
+
+    def in_process(jobs, workers):
+        for job in jobs:
+            _, profile, _, task, name, seed, *_ = job.arguments
+            run.do(task, name, int(seed), profile, tmp_path / profile, tmp_path)
+            done.append(job.name)
+        return 0
+
+    monkeypatch.setattr(run, "run_jobs", in_process)
+
+    def start(gate, *arguments):
+        done.clear()
+        few = replace(run.PROFILES["smoke"], steps=1, gate=gate, systems=("unet", "mhvae"))
+        monkeypatch.setitem(run.PROFILES, "smoke", few)
+        monkeypatch.setattr(
+            "sys.argv", ["run", "--profile", "smoke", "--out", str(tmp_path), *arguments]
+        )
+        run.main()
+
+    return start, done, tmp_path / "smoke"
+
+
+def test_a_run_does_everything_once_and_its_tables_say_what_it_found(tiny, capsys):
+    start, done, folder = tiny
+    start(0.0)
+    assert len(done) == 4 + 5
+    text = capsys.readouterr().out
+    assert "phantom patients" in text.splitlines()[0]
+    assert "| U-Net | 3 |" in text
+    assert "| MHVAE | 2 |" in text  # one patient has no T2
+    kept = json.loads((folder / "registration-unet-0.json").read_text())
+    cell = kept["cells"][-1]
+    assert cell["bin"] == [8.0, 12.0]
+    none = json.loads((folder / "registration-none-0.json").read_text())["cells"][-1]
+    assert cell["initial"] == none["initial"] == none["tre"]
+    assert cell["tre"] != none["tre"]
+    start(0.0)
+    assert done == []
+    found = table.results(folder)
+    assert set(found["segmentation"]) == {"true", "mr", "unet", "mhvae"}
+    assert len(found["registration"]["direct"]["cells"]) == 3
+
+
+def test_below_the_gate_nothing_is_compared_by_segmentation(tiny, capsys):
+    start, done, _ = tiny
+    with pytest.raises(SystemExit) as stopped:
+        start(1.01)
+    assert stopped.value.code == run.BELOW_GATE
+    assert [name for name in done if name.startswith("segmentation")] == ["segmentation-true-0"]
+    out, errors = capsys.readouterr()
+    assert "below the gate of 1.01" in errors
+    assert "below the gate of 1.01" in out
+    assert "raw MR" not in out
+    assert "### To T2" in out
+
+
+def test_an_untrained_system_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "sys.argv",
+        ["run", "--profile", "smoke", "--trained", str(tmp_path), "--out", str(tmp_path)],
+    )
+    with pytest.raises(SystemExit, match=r"unet-0\.safetensors.*benchmarks\.synthesis\.run"):
+        run.main()
+
+
+def test_tables_average_over_seeds_and_mark_what_is_missing(tmp_path):
+    for seed, (dice, assd) in enumerate([([0.5, 0.0], [2.0, None]), ([0.7, 0.2], [4.0, None])]):
+        content = {"task": "segmentation", "system": "unet", "seed": seed, "patients": ["a", "b"]}
+        content |= {"trained_on": 3, "dice": dice, "assd": assd, "empty": 1 - seed}
+        (tmp_path / f"segmentation-unet-{seed}.json").write_text(json.dumps(content))
+    kept = table.results(tmp_path)["segmentation"]["unet"]
+    assert kept["dice"] == pytest.approx([0.6, 0.1])
+    assert kept["assd"][0] == 3.0
+    assert np.isnan(kept["assd"][1])
+    text = table.markdown(table.results(tmp_path), "quick")
+    assert "| U-Net | 3 | 35.0 [22.5, 47.5] | 3.00 [3.00, 3.00] | 1 of 4 |" in text
