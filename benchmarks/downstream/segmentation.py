@@ -176,7 +176,7 @@ def score_volume(
         return Score(0.0, float("nan"))
     edges = [v & ~np.asarray(ndimage.binary_erosion(v), dtype=bool) for v in (found, truth)]
     ways = (edges, edges[::-1])
-    far = [ndimage.distance_transform_edt(~b, sampling=spacing)[a] for a, b in ways]
+    far = [np.asarray(ndimage.distance_transform_edt(~b, sampling=spacing))[a] for a, b in ways]
     return Score(
         dice=float(2 * (found & truth).sum() / (found.sum() + truth.sum())),
         assd=float(np.concatenate(far).mean()),
