@@ -7,9 +7,9 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test check tests doctest docs bench-smoke \
-	bench-ablations bench-uncertainty \
-	bench-mmhvae bench-multivae bench-poe bench-recipe bench-synthesis bench-synthesis-full \
-	calibration-gate reliability test-kernels format clean
+	bench-ablations bench-downstream bench-mmhvae bench-multivae bench-poe bench-recipe \
+	bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate reliability \
+	test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -111,6 +111,10 @@ bench-synthesis: $(READY)  ## Compare seven systems on phantom patients, under 4
 
 bench-synthesis-full: $(READY)  ## The same with three seeds and twice the training, under two hours
 	$(BIN)/python -m benchmarks.synthesis.run --profile full --write
+
+bench-downstream: $(READY)  ## Put the compared systems to use on phantom patients, minutes; write the tables
+	$(BIN)/python -m benchmarks.synthesis.run --profile quick
+	$(BIN)/python -m benchmarks.downstream.run --profile quick --write
 
 reliability: $(READY)  ## Inject faults, and print the table of what happens, minutes
 	$(BIN)/python -m benchmarks.reliability

@@ -1,0 +1,1 @@
+"""What synthetic images are good for: segmenting tumours, and registering MR to ultrasound."""

@@ -1,0 +1,310 @@
+"""Puts trained systems to use: segmentation of tumours, and registration of MR to ultrasound.
+
+Both tasks use the systems that `benchmarks.synthesis.run` trained in the same profile, and its
+held-out patients. Segmentation is compared only if the network finds tumours when trained on true
+ultrasound: below the gate, nothing but that is segmented, and the exit code says so.
+What is finished is not done again: a network, or the registrations of a system, is done whole.
+
+    python -m benchmarks.synthesis.run --profile quick
+    python -m benchmarks.downstream.run --profile quick --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks._results import facts, write
+from benchmarks._workers import Job, run_jobs
+from benchmarks.synthesis import run as synthesis
+from benchmarks.synthesis.systems import SYSTEMS
+from examples.medical_mri_us.data import Case, Subject, Volume, load_subjects, read_index
+from examples.medical_mri_us.phantom import cached_dataset
+
+from .figures import draw
+from .registration import BINS, draw_motion, landmarks, score_registration
+from .segmentation import Examples, score_volume, segment, train, tumour_of
+from .systems import given_for, synthetic
+from .table import REGISTRATION_REFERENCES, SEGMENTATION_REFERENCES, markdown, results
+
+OUT = Path("runs/downstream")
+TRAINED = synthesis.OUT
+BELOW_GATE = 3
+"""The exit code when the network does not find tumours even in true ultrasound."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large a comparison is; patients, systems and seeds are those of the synthesis."""
+
+    steps: int
+    """The number of training steps of each network."""
+    gate: float
+    """The mean Dice coefficient that training on true ultrasound has to reach."""
+    targets: tuple[str, ...]
+    """The MR modalities to register to."""
+    least_ml: float = 2.0
+    """The least volume of tumour in view of the patients to segment."""
+    systems: tuple[str, ...] = tuple(SYSTEMS)
+
+
+PROFILES = {
+    "smoke": Profile(3, 0.0, ("t2",), 0.05, ("unet", "mhvae", "mmhvae")),
+    "quick": Profile(800, 0.9, ("t2", "cet1")),
+    "full": Profile(1000, 0.9, ("t2", "cet1")),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """The patients of a profile."""
+
+    train: list[Subject]
+    test: list[Subject]
+    points: list[np.ndarray]
+    """The landmarks of each held-out patient, mm along (slice, depth, lateral)."""
+
+
+def load(profile: str) -> Data:
+    """Loads the patients that the systems of a profile learnt from, and those they did not."""
+    size = synthesis.PROFILES[profile]
+    index = cached_dataset(
+        train=size.patients, test=size.held_out, size=size.size, slices=size.slices
+    )
+    split: dict[str, list[Case]] = {"train": [], "test": []}
+    for case in read_index(index):
+        split[case.split].append(case)
+    learnt, _ = load_subjects(split["train"], progress=False)
+    held_out, problems = load_subjects(split["test"], progress=False)
+    if problems:
+        raise ValueError(f"The phantom in {index.parent} is damaged: {problems[0]}")
+    points = [landmarks(c, s) for c, s in zip(split["test"], held_out, strict=True)]
+    return Data(learnt, held_out, points)
+
+
+def tumour_ml(subject: Subject) -> float:
+    """Returns the volume of tumour in view, ml."""
+    return float(tumour_of(subject).sum() * np.prod(subject.spacing) / 1000)
+
+
+def training_volumes(
+    name: str, seed: int, subjects: Sequence[Subject], trained: Path
+) -> tuple[list[Volume], list[Subject]]:
+    """Returns what a network learns tumours from: volumes, and whom they show.
+
+    Arguments:
+        name: A system, whose synthetic ultrasound of all MR of a patient is taken; ``"true"`` for
+            true ultrasound; ``"mr"`` for each MR of a patient, as a volume of its own.
+        seed: The seed of the system.
+        subjects: The patients; of whom nothing can be made are left out.
+        trained: Where the systems of the profile are kept.
+    """
+    if name == "true":
+        return [s.images["us"] for s in subjects], list(subjects)
+    if name == "mr":
+        pairs = [(s.images[m], s) for s in subjects for m in s.images if m != "us"]
+    else:
+        system = synthesis.load_trained(trained, name, seed)
+        givens = [(s, given_for(system, s, "us")) for s in subjects]
+        pairs = [(synthetic(system, s, given, "us"), s) for s, given in givens if given]
+    return [volume for volume, _ in pairs], [subject for _, subject in pairs]
+
+
+def segmentation(
+    name: str, seed: int, data: Data, settings: Profile, trained: Path
+) -> dict[str, Any]:
+    """Trains a network on what a system synthesises, and scores it on true ultrasound.
+
+    Arguments:
+        name: The system or reference, see :func:`training_volumes`.
+        seed: The seed of the system, and of the network.
+        data: The patients.
+        settings: The size of the comparison.
+        trained: Where the systems of the profile are kept.
+    """
+    volumes, subjects = training_volumes(name, seed, data.train, trained)
+    start = time.process_time()
+    network = train(Examples(volumes, subjects), steps=settings.steps, seed=seed)
+    seconds = time.process_time() - start
+    tested = [s for s in data.test if tumour_ml(s) >= settings.least_ml]
+    found = [segment(network, s.images["us"], s.fov) for s in tested]
+    scores = [score_volume(f, tumour_of(s), s.spacing) for f, s in zip(found, tested, strict=True)]
+    shown = min(range(len(tested)), key=lambda i: abs(tumour_ml(tested[i]) - 8))
+    k = int(tumour_of(tested[shown]).sum(axis=(1, 2)).argmax())
+    return {
+        "trained_on": len({s.name for s in subjects}),
+        "processor_seconds": round(seconds, 1),
+        "patients": [s.name for s in tested],
+        "dice": [s.dice for s in scores],
+        "assd": [s.assd if np.isfinite(s.assd) else None for s in scores],
+        "empty": sum(not f.any() for f in found),
+        "example": {"patient": tested[shown].name, "slice": k, "found": found[shown][k].tolist()},
+    }
+
+
+def registration(
+    name: str, seed: int, data: Data, targets: Sequence[str], trained: Path
+) -> dict[str, Any]:
+    """Registers what a system makes of moved ultrasound to MR, for all patients and bins.
+
+    Motions depend on the patient and the bin alone, and are the same for all systems.
+
+    Arguments:
+        name: The system; ``"none"`` for no registration, ``"direct"`` for ultrasound itself, or
+            ``"true"`` for the true MR.
+        seed: The seed of the system.
+        data: The patients.
+        targets: The modalities to register to.
+        trained: Where the systems of the profile are kept.
+    """
+    system = None
+    if name not in REGISTRATION_REFERENCES:
+        system = synthesis.load_trained(trained, name, seed)
+    cells = []
+    for target in targets:
+        if system is not None and target not in system.handled:
+            continue
+        for limits in BINS:
+            found = []
+            for i, (subject, points) in enumerate(zip(data.test, data.points, strict=True)):
+                _, rows, columns = subject.fov.shape
+                extent = rows * subject.spacing[1], columns * subject.spacing[2]
+                rng = np.random.default_rng([i, BINS.index(limits)])
+                motion = draw_motion(rng, points, extent, limits)
+                if system is not None:
+                    source = synthetic(system, subject, ["us"], target)
+                else:
+                    known = {"none": None, "direct": "us", "true": target}[name]
+                    source = None if known is None else subject.images[known]
+                metric = "information" if name == "direct" else "correlation"
+                found.append(score_registration(subject, points, motion, source, target, metric))
+            cells.append(
+                {
+                    "target": target,
+                    "bin": list(limits),
+                    **{k: [getattr(o, k) for o in found] for k in asdict(found[0])},
+                    "diverged": [o.diverged for o in found],
+                }
+            )
+    return {"patients": [s.name for s in data.test], "cells": cells}
+
+
+def gate(folder: Path, profile: Profile, seeds: Sequence[int]) -> str | None:
+    """Returns why segmentation cannot be compared, None if it can.
+
+    Arguments:
+        folder: Where results are kept.
+        profile: The size of the comparison.
+        seeds: The seeds.
+    """
+    runs = [json.loads((folder / f"segmentation-true-{s}.json").read_text()) for s in seeds]
+    reached = float(np.mean([run["dice"] for run in runs]))
+    if reached >= profile.gate:
+        return None
+    return (
+        f"Trained on true ultrasound, the network reaches a Dice coefficient of {reached:.3f}, "
+        f"below the gate of {profile.gate:.2f}: nothing is compared by segmentation."
+    )
+
+
+def do(task: str, name: str, seed: int, profile: str, folder: Path, trained: Path) -> None:
+    """Does one job, and keeps its result, unless it is there already."""
+    path = folder / f"{task}-{name}-{seed}.json"
+    if path.exists():
+        return
+    settings, data = PROFILES[profile], load(profile)
+    if task == "segmentation":
+        found = segmentation(name, seed, data, settings, trained)
+    else:
+        found = registration(name, seed, data, settings.targets, trained)
+    content = {"task": task, "system": name, "seed": seed, **asdict(settings), **found}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content) + "\n")
+    part.replace(path)
+
+
+def jobs(
+    task: str, names: Sequence[str], seeds: Sequence[int], options: argparse.Namespace
+) -> list[Job]:
+    """Returns the jobs that are not done yet."""
+    folder = options.out / options.profile
+    todo = []
+    for seed in seeds:
+        for name in names:
+            if not (folder / f"{task}-{name}-{seed}.json").exists():
+                places = ("--out", str(options.out), "--trained", str(options.trained))
+                what = ("--profile", options.profile, "--job", task, name, str(seed))
+                label = f"{task}-{name}-{seed}"
+                todo.append(
+                    Job(label, "benchmarks.downstream.run", what + places, folder / f"{label}.log")
+                )
+    return todo
+
+
+def main() -> None:
+    """Does what the arguments ask for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", choices=list(PROFILES), default="quick")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--trained", type=Path, default=TRAINED, help="of benchmarks.synthesis")
+    parser.add_argument("--write", action="store_true", help="write to benchmarks/results")
+    parser.add_argument("--job", nargs=3, metavar=("TASK", "NAME", "SEED"), help="one job alone")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder, trained = options.out / options.profile, options.trained / options.profile
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.job:
+        task, name, seed = options.job
+        do(task, name, int(seed), options.profile, folder, trained)
+        return
+
+    profile = PROFILES[options.profile]
+    seeds = range(synthesis.PROFILES[options.profile].seeds)
+    try:
+        for name in profile.systems:
+            for seed in seeds:
+                synthesis.load_trained(trained, name, seed)
+    except ValueError as error:
+        sys.exit(f"{error} Train it: python -m benchmarks.synthesis.run -h")
+    load(options.profile)  # renders the phantom once, before there are several processes
+    references = SEGMENTATION_REFERENCES
+    if code := run_jobs(jobs("segmentation", references[:1], seeds, options), options.workers):
+        sys.exit(code)
+    problem = gate(folder, profile, seeds)
+    if problem:
+        print(problem, file=sys.stderr, flush=True)
+    todo = jobs("registration", REGISTRATION_REFERENCES, [0], options)
+    todo += jobs("registration", profile.systems, seeds, options)
+    if not problem:
+        todo += jobs("segmentation", [*references[1:], *profile.systems], seeds, options)
+    if code := run_jobs(todo, options.workers):
+        sys.exit(code)
+
+    found = results(folder)
+    if problem:  # what another run may have left there is not compared either
+        found["segmentation"] = {k: v for k, v in found["segmentation"].items() if k == "true"}
+        found["gate"] = problem
+    text = markdown(found, options.profile)
+    print(text)
+    if options.write:
+        command = f"python -m benchmarks.downstream.run --profile {options.profile} --write"
+        write("downstream", {**facts(command, options.profile, seeds), **found}, text)
+        draw(folder, load(options.profile).test, found)
+    if problem:
+        sys.exit(BELOW_GATE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Segmentation of tumours in ultrasound, learnt from what systems synthesise of it.
+
+The same small U-Net is trained on the synthetic ultrasound of each system, made of the MR that a
+training patient has, and tested on true ultrasound of held-out patients. Trained on true
+ultrasound it says what can be reached, trained on raw MR what the wrong contrast costs.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Examples",
+    "Score",
+    "build_network",
+    "score_volume",
+    "segment",
+    "train",
+    "tumour_of",
+]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from examples.medical_mri_us.data import Subject, Volume
+from examples.medical_mri_us.phantom import TUMOUR_LABELS
+from mmpoe.training import fit
+
+TUMOUR = tuple(label for name, label in TUMOUR_LABELS.items() if name != "background")
+"""What counts as tumour: all of it with its oedema, which ultrasound hardly tells apart."""
+CHANNELS = (16, 32, 64, 96)
+BATCH = 16
+LR = 4e-3
+BACKGROUND = -1.0
+
+Example = tuple[Tensor, Tensor]
+"""A slice between its neighbours, with shape (3, H, W), and the tumour in it, (1, H, W)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well the tumour of one patient was found."""
+
+    dice: float
+    """The overlap with the truth, from 0 to 1."""
+    assd: float
+    """The average symmetric surface distance, mm; NaN if nothing was found."""
+
+
+class Examples(Dataset[Example]):
+    """Slices to learn from: mirrored and changed in brightness and contrast at random.
+
+    Arguments:
+        volumes: The images, in [-1, 1], with axes (slice, depth, lateral).
+        subjects: Whom they show.
+    """
+
+    def __init__(self, volumes: Sequence[Volume], subjects: Sequence[Subject]) -> None:
+        self.images = torch.cat([_between_neighbours(v) for v in volumes])  # (N, 3, H, W)
+        self.views = torch.cat([_between_neighbours(s.fov) for s in subjects]) > 0
+        truths = np.concatenate([tumour_of(s) for s in subjects]).astype(np.float32)
+        self.truths = torch.from_numpy(truths)[:, None]  # (N, 1, H, W)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        image, truth = self.images[index], self.truths[index]
+        gain, offset = 1 + 0.2 * (2 * torch.rand(()) - 1), 0.2 * (2 * torch.rand(()) - 1)
+        changed = (gain * image + offset).clamp(-1, 1)
+        image = torch.where(self.views[index], changed, BACKGROUND)
+        return (image.flip(-1), truth.flip(-1)) if torch.rand(()) < 0.5 else (image, truth)
+
+
+def tumour_of(subject: Subject) -> npt.NDArray[np.bool_]:
+    """Returns where the tumour of a subject is, in view.
+
+    Raises:
+        ValueError: If the subject has no labels.
+    """
+    if subject.label is None:
+        raise ValueError(f"'subject' should have labels, but {subject.name} has none.")
+    return np.isin(subject.label, TUMOUR) & subject.fov
+
+
+def build_network() -> nn.Module:
+    """Returns the network: a U-Net of MONAI with residual units, images in, logits out."""
+    from monai.networks.nets.unet import UNet  # takes seconds
+
+    return UNet(
+        2, 3, 1, channels=CHANNELS, strides=[2] * (len(CHANNELS) - 1), num_res_units=2,
+        norm="instance",
+    )  # fmt: skip
+
+
+def train(examples: Examples, *, steps: int, seed: int) -> nn.Module:
+    """Trains the network for a number of steps, with the Dice and cross-entropy losses.
+
+    Arguments:
+        examples: What to learn from.
+        steps: The number of steps.
+        seed: The seed of weights, draws and changes.
+    """
+    from monai.losses.dice import DiceCELoss
+
+    torch.manual_seed(seed)
+    network = build_network()
+    losses = DiceCELoss(sigmoid=True, batch=True)
+
+    def objective(network: nn.Module, batch: Example, done: float) -> Tensor:
+        image, truth = batch
+        return -losses(network(image), truth).expand(len(image))
+
+    generator = torch.Generator().manual_seed(seed)
+    draws = RandomSampler(examples, True, steps * BATCH, generator)
+    fit(
+        network,
+        DataLoader(examples, BATCH, sampler=draws),
+        objective,
+        steps=steps,
+        lr=LR,
+        accelerator="cpu",
+    )
+    return network
+
+
+@torch.no_grad()
+def segment(
+    network: nn.Module, image: Volume, fov: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Returns where the network sees tumour in a volume, in view.
+
+    Arguments:
+        network: The network, trained.
+        image: The volume, with axes (slice, depth, lateral).
+        fov: The field of view, with the same shape.
+    """
+    logits = network(_between_neighbours(image))  # (S, 1, H, W)
+    return (logits[:, 0] > 0).numpy() & fov
+
+
+def _between_neighbours(volume: Volume | npt.NDArray[np.bool_]) -> Tensor:
+    """Each slice of a volume between those before and after it, with shape (S, 3, H, W)."""
+    padded = np.pad(volume.astype(np.float32), ((1, 1), (0, 0), (0, 0)), mode="edge")
+    return torch.from_numpy(np.stack([padded[:-2], padded[1:-1], padded[2:]], axis=1))
+
+
+def score_volume(
+    found: npt.NDArray[np.bool_],
+    truth: npt.NDArray[np.bool_],
+    spacing: tuple[float, float, float],
+) -> Score:
+    r"""Scores a segmentation of a patient.
+
+    .. math:: \mathrm{Dice} = 2 |F \cap T| / (|F| + |T|)
+
+    The average symmetric surface distance is the mean, over the surface voxels of both together,
+    of the distance to the nearest one of the other.
+
+    Arguments:
+        found: The segmentation.
+        truth: The tumour, not empty.
+        spacing: The distances between voxels, mm.
+
+    Raises:
+        ValueError: If there is no tumour.
+    """
+    if not truth.any():
+        raise ValueError("'truth' should mark a tumour, but is empty.")
+    if not found.any():
+        return Score(0.0, float("nan"))
+    edges = [v & ~np.asarray(ndimage.binary_erosion(v), dtype=bool) for v in (found, truth)]
+    ways = (edges, edges[::-1])
+    far = [np.asarray(ndimage.distance_transform_edt(~b, sampling=spacing))[a] for a, b in ways]
+    return Score(
+        dice=float(2 * (found & truth).sum() / (found.sum() + truth.sum())),
+        assd=float(np.concatenate(far).mean()),
+    )

@@ -1,0 +1,55 @@
+"""What a trained system makes of patients: ultrasound of their MR, and MR of their ultrasound."""
+
+from __future__ import annotations
+
+__all__ = ["given_for", "synthetic"]
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from benchmarks.synthesis.systems import System
+from examples.medical_mri_us.data import Subject, Volume
+from examples.medical_mri_us.modalities import MODALITIES
+
+BACKGROUND = -1.0
+
+
+def given_for(system: System, subject: Subject, target: str) -> list[str]:
+    """Returns what a system is given of a patient to make a target: MR for ultrasound, and back.
+
+    Arguments:
+        system: The system.
+        subject: The patient.
+        target: The modality to make, which the patient may have.
+
+    Returns:
+        All MR that the patient has and the system takes, or ultrasound alone; nothing if the
+        system does not handle the target, or nothing of the patient.
+    """
+    if target not in system.handled:
+        return []
+    from_us = target != "us"
+    return [
+        m
+        for m in MODALITIES
+        if m in system.handled and m in subject.images and (m == "us") == from_us
+    ]
+
+
+def synthetic(system: System, subject: Subject, given: Sequence[str], target: str) -> Volume:
+    """Returns a modality as a system makes it of others, -1 outside the field of view.
+
+    Arguments:
+        system: The system, trained.
+        subject: The patient.
+        given: What to make it of.
+        target: The modality.
+    """
+    device = next(system.network.parameters()).device
+    x = {m: torch.from_numpy(subject.images[m])[:, None].to(device) for m in given}
+    mask = torch.tensor([[m in given for m in MODALITIES]]).expand(len(subject.fov), -1)
+    with torch.no_grad():
+        made = system.synthesise(x, mask.to(device), [target])[target][:, 0].cpu().numpy()
+    return np.where(subject.fov, made.clip(-1, 1), BACKGROUND).astype(np.float32)

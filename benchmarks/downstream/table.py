@@ -1,0 +1,223 @@
+"""The tables of the downstream benchmark, from what `benchmarks.downstream.run` keeps."""
+
+from __future__ import annotations
+
+__all__ = ["REGISTRATION_REFERENCES", "SEGMENTATION_REFERENCES", "label", "markdown", "results"]
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.synthesis.systems import LABELS, SYSTEMS
+from examples.medical_mri_us.modalities import LABELS as MODALITY_LABELS
+from mmpoe.metrics import paired_table
+
+SEGMENTATION_REFERENCES = ("true", "mr")
+REGISTRATION_REFERENCES = ("none", "direct", "true")
+REFERENCE_LABELS = {
+    "segmentation": {"true": "true iUS (upper reference)", "mr": "raw MR (lower reference)"},
+    "registration": {
+        "none": "no registration",
+        "direct": "iUS itself",
+        "true": "true MR (upper reference)",
+    },
+}
+NEAR = 3.0
+"""What counts as a small error of registration, mm."""
+
+
+def label(task: str, name: str) -> str:
+    """Returns how a system or reference is written in the table of a task."""
+    return LABELS.get(name) or REFERENCE_LABELS[task][name]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Collects the runs of a profile: by system, scores of patients averaged over seeds.
+
+    Arguments:
+        folder: The folder of the profile.
+
+    Returns:
+        ``segmentation``, with ``dice`` and ``assd`` of each patient, and ``registration``, with
+        the ``tre`` of each patient by target and bin. What a patient lacks is NaN.
+    """
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*-*-[0-9]*.json")):
+        run = json.loads(path.read_text())
+        runs.setdefault((run["task"], run["system"]), []).append(run)
+    found: dict[str, Any] = {"segmentation": {}, "registration": {}}
+    for (task, name), several in runs.items():
+        first = several[0]
+        kept: dict[str, Any] = {"patients": first["patients"], "seeds": len(several)}
+        if task == "segmentation":
+            kept["trained_on"] = first["trained_on"]
+            kept["dice"] = np.mean([r["dice"] for r in several], axis=0).tolist()
+            kept["assd"] = _mean([r["assd"] for r in several])
+            kept["empty"] = sum(r["empty"] for r in several)
+        else:
+            kept["cells"] = [
+                {
+                    "target": cells[0]["target"],
+                    "bin": cells[0]["bin"],
+                    "initial": cells[0]["initial"],
+                    "tre": np.mean([c["tre"] for c in cells], axis=0).tolist(),
+                    "near": float(np.mean([np.less(c["tre"], NEAR) for c in cells])),
+                    "diverged": float(np.mean([c["diverged"] for c in cells])),
+                    "failed": float(np.mean([c["failed"] for c in cells])),
+                    "seconds": float(np.mean([c["seconds"] for c in cells])),
+                }
+                for cells in zip(*(r["cells"] for r in several), strict=True)
+            ]
+        found[task][name] = kept
+    return found
+
+
+def markdown(found: dict[str, Any], profile: str) -> str:
+    """Returns all tables.
+
+    Arguments:
+        found: What :func:`results` returns.
+        profile: The name of the profile.
+    """
+    sections = [
+        f"# Downstream tasks, phantom patients, profile '{profile}'",
+        "**Phantom patients, not clinical ones.** Numbers are comparable with each other, not "
+        "with those of publications on real patients.",
+        *_segmentation(found["segmentation"], found.get("gate")),
+        *_registration(found["registration"]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _segmentation(found: dict[str, Any], problem: str | None) -> list[str]:
+    """A row for each system: Dice and ASSD with their quartiles, best mean Dice first."""
+    if not found:
+        return []
+    names = _order(found, SEGMENTATION_REFERENCES[:1], SEGMENTATION_REFERENCES[1:])
+    rows = [
+        "| network trained on | patients | Dice, % | ASSD, mm | nothing found |",
+        "|---|---:|---|---|---:|",
+    ]
+    for name in names:
+        kept = found[name]
+        several = kept["seeds"] * len(kept["patients"])
+        rows.append(
+            f"| {label('segmentation', name)} | {kept['trained_on']} "
+            f"| {_quartiles(kept['dice'], 100, 1)} | {_quartiles(kept['assd'], 1, 2)} "
+            f"| {kept['empty']} of {several} |"
+        )
+    first = found[names[0]]
+    dice = {name: 100 * np.asarray(found[name]["dice"]) for name in names if name in SYSTEMS}
+    distance = {name: np.asarray(found[name]["assd"], float) for name in names if name in SYSTEMS}
+    return [
+        "## Tumour segmentation in phantom ultrasound",
+        "The same U-Net learns tumours from what each system synthesises of the MR that a "
+        "training patient has, and is tested on true ultrasound of "
+        f"{len(first['patients'])} held-out patients. Mean over patients [quartiles]; where "
+        "nothing is found Dice is 0, and ASSD, which there is none of, does not count.",
+        *([f"**{problem}**"] if problem else []),
+        "\n".join(rows),
+        *_tests("segmentation", dice, "Dice, %", 1, higher=True),
+        *_tests("segmentation", distance, "ASSD, mm", 2, higher=False),
+    ]
+
+
+def _registration(found: dict[str, Any]) -> list[str]:
+    """For each target a row for each system, and three columns for each bin."""
+    if not found:
+        return []
+    sections = [
+        "## Registration of phantom MR to ultrasound",
+        "Ultrasound is moved within slices, by affine and B-spline motions of a mean "
+        "displacement of the landmarks in three bins, and registered, rigidly and then "
+        "affinely, to true MR: itself by mutual information, MR synthesised from it by "
+        "correlation. Volumes are three-dimensional, but thin. Mean over patients [quartiles] "
+        f"of the target registration error (TRE); share of patients with one below {NEAR:g} mm; "
+        "share for whom it is larger than without registration, or there was no result. What "
+        "an affine motion cannot undo remains.",
+    ]
+    targets = list(dict.fromkeys(c["target"] for c in found["none"]["cells"]))
+    for target in targets:
+        cells = {
+            name: [c for c in kept["cells"] if c["target"] == target]
+            for name, kept in found.items()
+        }
+        cells = {name: c for name, c in cells.items() if c}
+        bins = [tuple(c["bin"]) for c in cells["none"]]
+        names = _order(
+            {name: {"dice": [-c["tre"] for c in _plain(cells[name])]} for name in cells},
+            REGISTRATION_REFERENCES[:2],
+            REGISTRATION_REFERENCES[2:],
+        )
+        head = "".join(
+            f" {low:g}-{high:g} mm: TRE, mm | < {NEAR:g} mm | diverged |" for low, high in bins
+        )
+        rows = [f"| registered |{head} s a case |", f"|---|{'---|---:|---:|' * len(bins)}---:|"]
+        for name in names:
+            parts = [
+                f"{_quartiles(c['tre'], 1, 2)} | {100 * c['near']:.0f} % "
+                f"| {100 * c['diverged']:.0f} %"
+                for c in cells[name]
+            ]
+            seconds = np.mean([c["seconds"] for c in cells[name]])
+            rows.append(f"| {label('registration', name)} | {' | '.join(parts)} | {seconds:.2f} |")
+        error = {
+            name: np.mean([c["tre"] for c in cells[name]], axis=0)
+            for name in names
+            if name in SYSTEMS
+        }
+        sections += [
+            f"### To {MODALITY_LABELS[target]}",
+            "\n".join(rows),
+            *_tests("registration", error, "TRE, mm, mean of the bins", 2, higher=False),
+        ]
+    return sections
+
+
+def _plain(cells: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    return [{"tre": float(np.mean(c["tre"]))} for c in cells]
+
+
+def _tests(
+    task: str, scores: dict[str, np.ndarray], what: str, digits: int, *, higher: bool
+) -> list[str]:
+    """The systems beside the best of them."""
+    scores = {name: v for name, v in scores.items() if np.isfinite(v).any()}
+    if len(scores) < 2:
+        return []
+    sign = 1 if higher else -1
+    best = max(scores, key=lambda name: sign * np.nanmean(scores[name]))
+    labelled = {label(task, name): values for name, values in scores.items()}
+    try:
+        table = paired_table(labelled, reference=label(task, best), higher_is_better=higher)
+    except ValueError as error:  # too few patients
+        return [f"{what}: not tested, {error}"]
+    return [f"{what}, beside the best system:", table.markdown(digits)]
+
+
+def _order(found: dict[str, Any], first: Sequence[str], last: Sequence[str]) -> list[str]:
+    """References first and last, and systems between them, the best first."""
+    systems = [name for name in SYSTEMS if name in found]
+    systems.sort(key=lambda name: -np.mean(found[name]["dice"]))
+    return [n for n in first if n in found] + systems + [n for n in last if n in found]
+
+
+def _quartiles(values: Sequence[float | None], factor: float, digits: int) -> str:
+    """The mean [quartiles] of what is a number."""
+    numbers = factor * np.asarray(values, dtype=float)
+    numbers = numbers[np.isfinite(numbers)]
+    if numbers.size == 0:
+        return "-"
+    low, high = np.percentile(numbers, [25, 75])
+    return f"{np.mean(numbers):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _mean(rows: Sequence[Sequence[float | None]]) -> list[float]:
+    """The mean over rows of what is a number, NaN where nothing is."""
+    values = np.asarray(rows, dtype=float)
+    counted = np.isfinite(values)
+    total = np.where(counted, values, 0).sum(axis=0)
+    return np.where(counted.any(axis=0), total / counted.sum(axis=0).clip(1), np.nan).tolist()

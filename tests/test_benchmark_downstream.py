@@ -1,0 +1,284 @@
+"""The downstream benchmark segments, registers, and says so when it cannot compare."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from benchmarks.downstream import registration, run, segmentation, systems, table
+from benchmarks.downstream.registration import BINS, draw_motion, move, score_registration
+from benchmarks.synthesis import run as synthesis
+from benchmarks.synthesis.systems import build
+from examples.medical_mri_us.data import Subject, load_subject, read_index
+from examples.medical_mri_us.modalities import MODALITIES
+from examples.medical_mri_us.phantom import cached_dataset
+
+SPACING = (2.0, 1.5, 1.5)
+
+
+def subject(name="a", seed=0, modalities=MODALITIES, shape=(8, 64, 64)):
+    """Blobs of several sizes in all modalities, another contrast in each, and a round tumour."""
+    rng = np.random.default_rng(seed)
+    depth, lateral = np.mgrid[: shape[1], : shape[2]] / shape[1]
+    fov = np.broadcast_to(depth > 0.6 * np.abs(lateral - 0.5), shape).copy()
+    smooth = ndimage.gaussian_filter(rng.normal(size=shape), (1, 3, 3))
+    smooth = np.tanh(smooth / smooth.std())
+    tumour = np.hypot(depth - 0.5, lateral - 0.55) < 0.15
+    images = {}
+    for m in modalities:
+        contrast = {"us": np.abs(smooth) - 0.5, "t2": smooth}.get(m, -smooth)
+        images[m] = np.where(fov, contrast * 0.8 + 0.4 * tumour, -1).clip(-1, 1).astype("f4")
+    label = np.broadcast_to(np.where(tumour, 1, 0), shape).astype(np.uint8) * fov
+    return Subject(name, images, fov, label.astype(np.uint8), spacing=SPACING)
+
+
+def points(rng, count=25):
+    return np.array(SPACING) * (rng.uniform(size=(count, 3)) * [6, 24, 24] + [1, 25, 20])
+
+
+@pytest.mark.parametrize("limits", BINS)
+def test_motion_displaces_landmarks_by_what_the_bin_says_and_is_smooth(limits):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        where = points(rng)
+        motion = draw_motion(rng, where, (96, 96), limits)
+        moved = motion.forward(where)
+        mean = np.linalg.norm(moved - where, axis=1).mean()
+        assert limits[0] - 1e-2 <= mean <= limits[1] + 1e-2
+        assert np.allclose(moved + motion.displacement(moved), where, atol=1e-6)
+        assert np.array_equal(moved[:, 0], where[:, 0])  # within slices
+        step = 1e-3
+        jacobian = [
+            (motion.displacement(where + step * np.eye(3)[a]) - motion.displacement(where)) / step
+            for a in (1, 2)
+        ]
+        matrix = np.eye(2) + np.stack(jacobian, axis=-1)[:, 1:, :]
+        assert np.linalg.det(matrix).min() > 0.3  # nothing folds
+
+
+def test_bending_is_a_cubic_spline():
+    rng = np.random.default_rng(0)
+    coefficients = rng.normal(size=(2, 7, 7))
+    motion = registration.Motion(2.0, np.zeros((2, 2)), np.zeros(2), coefficients, np.zeros(2))
+    knot = np.array([[3.0, 2 * registration.MESH, registration.MESH]])  # a knot, inside
+    weights = np.outer([1, 4, 1], [1, 4, 1]) / 36
+    expected = 2 * (coefficients[:, 2:5, 1:4] * weights).sum(axis=(1, 2))
+    assert motion.displacement(knot)[0] == pytest.approx([0, *expected])
+
+
+def test_a_moved_image_shows_points_where_forward_says():
+    rng = np.random.default_rng(3)
+    centre = np.array([[8.0, 45.0, 50.0]])
+    motion = draw_motion(rng, centre, (96, 96), BINS[1])
+    grid = np.stack(np.mgrid[:8, :64, :64], -1) * np.array(SPACING)
+    blob = np.exp(-(((grid - centre) ** 2).sum(-1)) / (2 * 4.0**2)).astype(np.float32)
+    moved = move(2 * blob - 1, motion, SPACING) / 2 + 0.5
+    seen = (grid * moved[..., None]).sum((0, 1, 2)) / moved.sum()
+    assert np.abs(seen - motion.forward(centre)[0])[1:].max() < 0.4
+
+
+def test_registration_finds_the_motion_of_the_same_contrast():
+    s, rng = subject(), np.random.default_rng(1)
+    where = points(rng)
+    motion = draw_motion(rng, where, (96, 96), BINS[1])
+    rigid = replace(motion, bending=np.zeros_like(motion.bending))
+    none = score_registration(s, where, rigid, None, "t2", "correlation")
+    assert none.tre == none.initial > 3
+    assert not none.diverged
+    true = score_registration(s, where, rigid, s.images["t2"], "t2", "correlation")
+    assert true.tre < 0.5
+    assert true.initial == none.initial
+    other = score_registration(s, where, rigid, -s.images["t2"], "t2", "information")
+    assert other.tre < 1.5
+
+
+def test_a_registration_without_result_moves_nothing_and_counts_as_diverged(monkeypatch):
+    s, rng = subject(), np.random.default_rng(1)
+    where = points(rng)
+    motion = draw_motion(rng, where, (96, 96), BINS[1])
+
+    def lost(*arguments, **named):
+        raise RuntimeError("All samples map outside moving image buffer.")
+
+    monkeypatch.setattr(registration, "_optimise", lost)
+    outcome = score_registration(s, where, motion, s.images["t2"], "t2", "correlation")
+    assert outcome.failed
+    assert outcome.diverged
+    assert outcome.tre == outcome.initial
+    worse = registration.Outcome(initial=2.0, tre=2.1, seconds=1.0)
+    assert worse.diverged
+    assert not replace(worse, tre=1.9).diverged
+
+
+def test_landmarks_lie_on_the_grid_of_the_subject():
+    index = cached_dataset(train=1, test=1, size=32, slices=2, workers=1, progress=False)
+    case = read_index(index)[-1]
+    s = load_subject(case)
+    voxels = registration.landmarks(case, s) / s.spacing
+    assert voxels.shape[1] == 3
+    assert np.abs(voxels[:, 0] - np.rint(voxels[:, 0])).max() < 1e-2
+    halves = np.abs(voxels[:, 1:] * 2 - np.rint(voxels[:, 1:] * 2)).max()
+    assert halves < 1e-2  # between two pixels
+    whole = np.rint(voxels).astype(int)
+    assert s.fov[tuple(whole.T)].all()
+    with pytest.raises(ValueError, match=r"'case' should have landmarks"):
+        registration.landmarks(replace(case, landmarks=None), s)
+
+
+def test_dice_and_surface_distance_are_what_their_definitions_say():
+    truth = np.zeros((4, 16, 16), dtype=bool)
+    truth[1:3, 4:8, 4:8] = True
+    found = np.roll(truth, 2, axis=1)
+    score = segmentation.score_volume(found, truth, SPACING)
+    assert score.dice == pytest.approx(0.5)
+    surface = lambda v: v & ~ndimage.binary_erosion(v)
+    a, b = (np.argwhere(surface(v)) * np.array(SPACING) for v in (found, truth))
+    far = np.linalg.norm(a[:, None] - b[None], axis=-1)
+    expected = np.concatenate([far.min(0), far.min(1)]).mean()
+    assert score.assd == pytest.approx(expected, abs=1e-5)
+    same = segmentation.score_volume(truth, truth, SPACING)
+    assert (same.dice, same.assd) == (1.0, 0.0)
+    nothing = segmentation.score_volume(np.zeros_like(truth), truth, SPACING)
+    assert nothing.dice == 0
+    assert np.isnan(nothing.assd)
+    with pytest.raises(ValueError, match=r"'truth' should mark a tumour"):
+        segmentation.score_volume(truth, np.zeros_like(truth), SPACING)
+
+
+def test_network_learns_tumours_it_is_shown_and_looks_at_neighbours():
+    s = subject(shape=(4, 32, 32))
+    shown = replace(s, images={**s.images, "us": np.where(s.label > 0, 0.9, s.images["us"] / 3)})
+    slices = segmentation.Examples([shown.images["us"].astype("f4")] * 2, [shown] * 2)
+    assert len(slices) == 8
+    image, truth = slices[0]
+    assert image.shape == (3, 32, 32)
+    outside = ~torch.from_numpy(s.fov[0])
+    assert (image[1][outside | outside.flip(-1)] == -1).any()
+    assert truth.sum() == segmentation.tumour_of(s)[0].sum()
+    network = segmentation.train(slices, steps=30, seed=0)
+    found = segmentation.segment(network, shown.images["us"], s.fov)
+    assert segmentation.score_volume(found, segmentation.tumour_of(s), SPACING).dice > 0.6
+    assert not (found & ~s.fov).any()
+    volume = np.arange(3 * 4 * 4, dtype=np.float32).reshape(3, 4, 4)
+    stacked = segmentation._between_neighbours(volume).numpy()
+    assert np.array_equal(stacked[1], volume)
+    assert np.array_equal(stacked[0], volume[[0, 0, 1]])
+
+
+def test_oedema_counts_as_tumour_and_what_is_out_of_view_does_not():
+    s = subject(shape=(1, 8, 8))
+    label = np.arange(64, dtype=np.uint8).reshape(1, 8, 8) % 5
+    fov = np.arange(64).reshape(1, 8, 8) < 32
+    found = segmentation.tumour_of(replace(s, label=label, fov=fov))
+    assert np.array_equal(found, (label > 0) & fov)
+    with pytest.raises(ValueError, match=r"'subject' should have labels"):
+        segmentation.tumour_of(replace(s, label=None))
+
+
+def test_systems_are_given_all_mr_for_ultrasound_and_ultrasound_alone_for_mr():
+    some = subject(modalities=["us", "t2", "flair"], shape=(2, 32, 32))
+    unet, mhvae = build("unet", MODALITIES, 32), build("mhvae", MODALITIES, 32)
+    assert systems.given_for(unet, some, "us") == ["t2", "flair"]
+    assert systems.given_for(unet, some, "cet1") == ["us"]
+    assert systems.given_for(mhvae, some, "us") == ["t2"]
+    assert systems.given_for(mhvae, some, "cet1") == []
+    without = subject(modalities=["us", "cet1"], shape=(2, 32, 32))
+    assert systems.given_for(mhvae, without, "us") == []
+    made = systems.synthetic(unet, some, ["t2", "flair"], "us")
+    assert made.shape == some.fov.shape
+    assert (made[~some.fov] == -1).all()
+    assert np.ptp(made[some.fov]) > 0
+    blind = replace(some, images={**some.images, "us": np.full_like(made, np.nan)})
+    assert np.array_equal(systems.synthetic(unet, blind, ["t2", "flair"], "us"), made)
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Runs all jobs in this process, on small patients, with systems that learnt nothing."""
+    subjects = [subject(str(i), i, shape=(4, 32, 32)) for i in range(2)]
+    places = [np.array([[2.0, 20.0, 20.0], [2.0, 28.0, 24.0], [4.0, 30.0, 20.0]])] * 2
+    learnt = [*subjects, subject("lacks", 5, ["us", "cet1"], (4, 32, 32))]
+    monkeypatch.setattr(run, "load", lambda profile: run.Data(learnt, subjects, places))
+    monkeypatch.setattr(
+        synthesis, "load_trained", lambda folder, name, seed: build(name, MODALITIES, 32)
+    )
+    done = []
+
+    def in_process(jobs, workers):
+        for job in jobs:
+            _, profile, _, task, name, seed, *_ = job.arguments
+            run.do(task, name, int(seed), profile, tmp_path / profile, tmp_path)
+            done.append(job.name)
+        return 0
+
+    monkeypatch.setattr(run, "run_jobs", in_process)
+
+    def start(gate, *arguments):
+        done.clear()
+        few = replace(run.PROFILES["smoke"], steps=1, gate=gate, systems=("unet", "mhvae"))
+        monkeypatch.setitem(run.PROFILES, "smoke", few)
+        monkeypatch.setattr(
+            "sys.argv", ["run", "--profile", "smoke", "--out", str(tmp_path), *arguments]
+        )
+        run.main()
+
+    return start, done, tmp_path / "smoke"
+
+
+def test_a_run_does_everything_once_and_its_tables_say_what_it_found(tiny, capsys):
+    start, done, folder = tiny
+    start(0.0)
+    assert len(done) == 4 + 5
+    text = capsys.readouterr().out
+    assert "phantom patients" in text.splitlines()[0]
+    assert "| U-Net | 3 |" in text
+    assert "| MHVAE | 2 |" in text  # one patient has no T2
+    kept = json.loads((folder / "registration-unet-0.json").read_text())
+    cell = kept["cells"][-1]
+    assert cell["bin"] == [8.0, 12.0]
+    none = json.loads((folder / "registration-none-0.json").read_text())["cells"][-1]
+    assert cell["initial"] == none["initial"] == none["tre"]
+    assert cell["tre"] != none["tre"]
+    start(0.0)
+    assert done == []
+    found = table.results(folder)
+    assert set(found["segmentation"]) == {"true", "mr", "unet", "mhvae"}
+    assert len(found["registration"]["direct"]["cells"]) == 3
+
+
+def test_below_the_gate_nothing_is_compared_by_segmentation(tiny, capsys):
+    start, done, _ = tiny
+    with pytest.raises(SystemExit) as stopped:
+        start(1.01)
+    assert stopped.value.code == run.BELOW_GATE
+    assert [name for name in done if name.startswith("segmentation")] == ["segmentation-true-0"]
+    out, errors = capsys.readouterr()
+    assert "below the gate of 1.01" in errors
+    assert "below the gate of 1.01" in out
+    assert "raw MR" not in out
+    assert "### To T2" in out
+
+
+def test_an_untrained_system_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "sys.argv",
+        ["run", "--profile", "smoke", "--trained", str(tmp_path), "--out", str(tmp_path)],
+    )
+    with pytest.raises(SystemExit, match=r"unet-0\.safetensors.*benchmarks\.synthesis\.run"):
+        run.main()
+
+
+def test_tables_average_over_seeds_and_mark_what_is_missing(tmp_path):
+    for seed, (dice, assd) in enumerate([([0.5, 0.0], [2.0, None]), ([0.7, 0.2], [4.0, None])]):
+        content = {"task": "segmentation", "system": "unet", "seed": seed, "patients": ["a", "b"]}
+        content |= {"trained_on": 3, "dice": dice, "assd": assd, "empty": 1 - seed}
+        (tmp_path / f"segmentation-unet-{seed}.json").write_text(json.dumps(content))
+    kept = table.results(tmp_path)["segmentation"]["unet"]
+    assert kept["dice"] == pytest.approx([0.6, 0.1])
+    assert kept["assd"][0] == 3.0
+    assert np.isnan(kept["assd"][1])
+    text = table.markdown(table.results(tmp_path), "quick")
+    assert "| U-Net | 3 | 35.0 [22.5, 47.5] | 3.00 [3.00, 3.00] | 1 of 4 |" in text
