@@ -142,7 +142,7 @@ def markdown(results: Sequence[Result], about: Mapping[str, Any], figures: Seque
         "## Summary (phantom)",
         f"Mean (standard deviation over patients) of all {len(CROSS)} cells of what was not "
         "given, protocol `strict`. The best is bold; the rank is over systems, patient and cell "
-        "by cell, averaged over the metrics.",
+        "by cell, averaged over the metrics. Perceptual metrics are of every fourth slice.",
         _averages(results, strict, CROSS, ranks=True),
         *_verdicts(results),
         *[f"![{_title(name)}]({name})" for name in figures],
@@ -164,7 +164,8 @@ def markdown(results: Sequence[Result], about: Mapping[str, Any], figures: Seque
         "## The published protocol, `mmhvae-2026` (phantom)",
         "Definitions of the published evaluation, slips included: slices that are not masked, "
         "ranges of each slice, SSIM along rows, samples at temperature 0.7 where there are "
-        "latents. Averages of a patient's slices; over the cells of what was not given.",
+        "latents. Averages of every fourth slice of a patient; over the cells of what was not "
+        "given.",
         _averages(results, published, CROSS),
         "## Missing modalities, one by one (phantom)",
         "Means (standard deviations over patients). **Bold** is the best mean, = is tied with it: "
