@@ -145,7 +145,8 @@ class MixtureOfProducts(TorchDistribution):
         weight: Their weights :math:`\alpha_s`, with shape :math:`(S, *)`; those of a row sum to 1.
 
     Raises:
-        ValueError: If the shapes differ, or the weights are not positive somewhere in every row.
+        ValueError: If the shapes differ, a weight is negative or not finite, or none of a row is
+            positive.
 
     Example:
         >>> loc, log_scale = torch.tensor([[[-1.0]], [[1.0]]]), torch.zeros(2, 1, 1)
@@ -163,10 +164,10 @@ class MixtureOfProducts(TorchDistribution):
                 "'weight' should have the batch shape of 'components', (S, *), "
                 f"but they have {tuple(weight.shape)} and {tuple(components.batch_shape)}."
             )
-        if bool((weight < 0).any()) or not bool((weight.sum(dim=0) > 0).all()):
+        if not bool(((weight >= 0) & weight.isfinite()).all() & (weight.sum(dim=0) > 0).all()):
             raise ValueError(
-                "'weight' should be at least 0 everywhere and positive for some component of "
-                f"every row, but is {weight.tolist()}."
+                "'weight' should be finite and at least 0 everywhere and positive for some "
+                f"component of every row, but is {weight.tolist()}."
             )
         # select before any arithmetic: what has no weight must not reach a gradient either
         event_dim = len(components.event_shape)
@@ -225,7 +226,9 @@ class MixtureOfProducts(TorchDistribution):
         """
         lead = value.dim() - len(self.batch_shape) - len(self.event_shape)
         log_q = self.components.log_prob(value.unsqueeze(lead))  # (N, S, *)
-        return torch.logsumexp(log_q + self.weight.log(), dim=lead)
+        used = self.weight > 0
+        log_weight = torch.where(used, torch.where(used, self.weight, 1).log(), -torch.inf)
+        return torch.logsumexp(log_q + log_weight, dim=lead)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         r"""Draws a component by its weight, then from it: shape :math:`(N, *, *event)`."""
