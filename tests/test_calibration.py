@@ -342,7 +342,7 @@ def test_bad_arguments_of_matching():
     model, x = matched_model(flat), batch()
     with pytest.raises(ValueError, match=r"'teacher' should be one of complete.*'some'"):
         posterior_matching(model, x, OBSERVED, teacher="some")
-    with pytest.raises(ValueError, match=r"'given' should hold nothing that 'observed'"):
+    with pytest.raises(ValueError, match=r"'given' .* beyond 'observed'.* given us, .* nothing"):
         posterior_matching(model, x, OBSERVED, ALL)
     with pytest.raises(ValueError, match=r"'given' should be boolean with shape"):
         posterior_matching(model, x, OBSERVED, ALL[:2])
@@ -563,6 +563,10 @@ def test_bad_arguments_of_calibration():
         calibrate(model, [])
     with pytest.raises(ValueError, match=r"at least two samples that teach, but holds 1"):
         calibrate(model, ({m: v[:1] for m, v in x.items()}, observed[:1]))
+    with pytest.raises(ValueError, match=r"'data' should hold one row per row of its mask \(9\)"):
+        calibrate(model, (x, observed[:9]))
+    with pytest.raises(ValueError, match=r"'data' should hold modalities among .* 'flair'"):
+        calibrate(model, ({**x, "flair": x["us"]}, observed))
     for name, value in (("steps", 0), ("lr", -1.0), ("held_out", 1.0), ("patience", 0)):
         with pytest.raises(ValueError, match=rf"'{name}' should be"):
             calibrate(model, (x, observed), **{name: value})

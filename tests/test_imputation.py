@@ -180,7 +180,7 @@ def test_bad_arguments_of_impute():
         impute(model, x, OBSERVED, targets=["t1"])
     with pytest.raises(ValueError, match=r"'x' should hold at least one modality"):
         impute(model, {})
-    with pytest.raises(ValueError, match=r"'samples' should be an integer of at least 1"):
+    with pytest.raises(ValueError, match=r"'draws' should be an integer of at least 1.* 0"):
         impute(model, x, OBSERVED, draws=0)
     with pytest.raises(ValueError, match=r"'proposals' should be .* at least 'draws' \(9\).* 8"):
         impute(model, x, OBSERVED, draws=9, proposals=8)

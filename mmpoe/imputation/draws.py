@@ -118,6 +118,8 @@ def impute(
     """
     modalities = model.modalities
     check_names(list(x), modalities, argument="x")
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"'draws' should be an integer of at least 1, but is {draws!r}.")
     if not x:
         raise ValueError("'x' should hold at least one modality.")
     size, device = len(next(iter(x.values()))), next(iter(x.values())).device
