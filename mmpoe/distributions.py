@@ -58,6 +58,19 @@ class DiagNormal(Independent):
         """The standard deviation, with shape :math:`(*, *event)`."""
         return self.base_dist.scale
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Returns the log-density, also of a batch without rows, where that of PyTorch fails.
+
+        Arguments:
+            value: The points, with shape :math:`(N, *, *event)`.
+
+        Returns:
+            The log-densities, with shape :math:`(N, *)`.
+        """
+        log_p = self.base_dist.log_prob(value)
+        event_dim = len(self.event_shape)
+        return log_p.flatten(-event_dim).sum(dim=-1) if event_dim else log_p
+
     def expand(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, batch_shape: Size, _instance: Distribution | None = None
     ) -> DiagNormal:

@@ -18,6 +18,7 @@ from mmpoe.objectives import (
     log_marginal,
     log_predictive,
     log_weights,
+    not_miwae,
 )
 from mmpoe.oracles import LinearGaussian, LinearGaussianHierarchy
 from mmpoe.posteriors import MoE, MoPoE
@@ -197,7 +198,7 @@ def test_density_of_a_mixture_is_that_of_all_components(rule):
     q = mmpoe.distributions.MixtureOfProducts(components, weight)
     z = step.z.unflatten(0, (50, 7))
     expected = step.prior.log_prob(step.z).unflatten(0, (50, 7)) - q.log_prob(z)
-    found = importance.log_ratio(model, encodings, rows, [step])
+    found = importance.log_ratio(model, encodings, rows, [step], 50)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
@@ -307,6 +308,21 @@ def test_portions_change_nothing_but_the_draws(monkeypatch):
     assert (log_w - oracle.log_prob(x, OBSERVED)).abs().max() < 1e-10
     _, model, x = mixture(MoPoE())
     assert log_weights(model, x, OBSERVED, samples=3).isfinite().all()
+
+
+@pytest.mark.parametrize("build", [flat, hierarchical], ids=["flat", "hierarchical"])
+def test_batches_without_rows(build):
+    model = make(build)
+    model(batch(), OBSERVED)
+    x, observed = {m: v[:0] for m, v in batch().items()}, OBSERVED[:0]
+    assert log_weights(model, x, observed, samples=3).shape == (3, 0)
+    found = [
+        log_marginal(model, x, observed, samples=3),
+        log_conditional(model, x, NAMES[2:], NAMES[:2], samples=3),
+        log_predictive(model, x, NAMES[2:], NAMES[:2], samples=3),
+        not_miwae(model, x, observed, lambda x: x["us"][:, :3], samples=3),
+    ]
+    assert [v.shape for v in found] == [(0,)] * 4
 
 
 class PlainDecoder(nn.Module):

@@ -142,6 +142,17 @@ def test_absent_modalities_and_modes(draws):
     assert not filled[NAMES[2]].draws.requires_grad
 
 
+@pytest.mark.parametrize("proposals", [None, 4])
+def test_batches_without_rows(proposals):
+    model = matched_model(hierarchical)
+    x = {m: v[:0] for m, v in batch().items()}
+    for held in (x, {"us": x["us"]}):
+        filled = impute(model, held, OBSERVED[:0], draws=3, proposals=proposals)
+        assert {m: f.draws.shape for m, f in filled.items()} == {
+            m: (3, 0, v.shape[1]) for m, v in x.items()
+        }
+
+
 def test_categories_and_counts_are_drawn():
     model = mmpoe.MVAE(
         {"a": nn.Linear(2, 4)},

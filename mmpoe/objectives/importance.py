@@ -320,6 +320,7 @@ def log_ratio(
     encodings: Encodings,
     given: Tensor,
     steps: Sequence[Inference],
+    samples: int,
     *,
     matched: bool = False,
 ) -> Tensor:
@@ -330,6 +331,7 @@ def log_ratio(
         encodings: What the encoders made of the batch.
         given: What the posterior conditions on, boolean, with shape :math:`(B, M)`.
         steps: The inference of each group, over :math:`K B` rows, sample by sample.
+        samples: The number of samples :math:`K`.
         matched: Whether the posterior is that of the matched experts.
 
     Returns:
@@ -343,7 +345,7 @@ def log_ratio(
     members, weight = subsets(given, _family(model, matched), dtype=log_q.dtype)
     weight[0] = torch.where(given.any(dim=1), weight[0], 1)  # given nothing: the prior, once
     used = (weight > 0).any(dim=1)
-    shape = (len(log_q) // max(len(given), 1), len(given))  # (K, B)
+    shape = (samples, len(given))  # (K, B)
     if used.sum() > 1:  # the density of the mixture, not of the component that was drawn
         terms = []
         for subset, alpha in zip(members[used], weight[used], strict=True):
@@ -465,7 +467,7 @@ def _weigh(
     parts = propose(model, encodings, given, x, samples, matched=matched)
     return torch.cat(
         [
-            log_ratio(model, encodings, given, steps, matched=matched)
+            log_ratio(model, encodings, given, steps, len(h), matched=matched)
             + score(model, h, x, observed, valid)
             for h, steps in parts
         ]

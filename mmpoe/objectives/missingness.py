@@ -89,7 +89,7 @@ def not_miwae(
         sign = torch.where(observed, 1, -1).repeat(len(h), 1)
         log_r = logsigmoid(sign * logits).sum(dim=1).unflatten(0, h.shape[:2])
         log_w.append(
-            log_ratio(model, encodings, observed, steps)
+            log_ratio(model, encodings, observed, steps, len(h))
             + score(model, h, x, observed, valid)
             + log_r
         )
