@@ -58,6 +58,19 @@ class DiagNormal(Independent):
         """The standard deviation, with shape :math:`(*, *event)`."""
         return self.base_dist.scale
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Returns the log-density, also of a batch without rows, where that of PyTorch fails.
+
+        Arguments:
+            value: The points, with shape :math:`(N, *, *event)`.
+
+        Returns:
+            The log-densities, with shape :math:`(N, *)`.
+        """
+        log_p = self.base_dist.log_prob(value)
+        event_dim = len(self.event_shape)
+        return log_p.flatten(-event_dim).sum(dim=-1) if event_dim else log_p
+
     def expand(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, batch_shape: Size, _instance: Distribution | None = None
     ) -> DiagNormal:
@@ -145,7 +158,8 @@ class MixtureOfProducts(TorchDistribution):
         weight: Their weights :math:`\alpha_s`, with shape :math:`(S, *)`; those of a row sum to 1.
 
     Raises:
-        ValueError: If the shapes differ, or the weights are not positive somewhere in every row.
+        ValueError: If the shapes differ, a weight is negative or not finite, or none of a row is
+            positive.
 
     Example:
         >>> loc, log_scale = torch.tensor([[[-1.0]], [[1.0]]]), torch.zeros(2, 1, 1)
@@ -163,10 +177,10 @@ class MixtureOfProducts(TorchDistribution):
                 "'weight' should have the batch shape of 'components', (S, *), "
                 f"but they have {tuple(weight.shape)} and {tuple(components.batch_shape)}."
             )
-        if bool((weight < 0).any()) or not bool((weight.sum(dim=0) > 0).all()):
+        if not bool(((weight >= 0) & weight.isfinite()).all() & (weight.sum(dim=0) > 0).all()):
             raise ValueError(
-                "'weight' should be at least 0 everywhere and positive for some component of "
-                f"every row, but is {weight.tolist()}."
+                "'weight' should be finite and at least 0 everywhere and positive for some "
+                f"component of every row, but is {weight.tolist()}."
             )
         # select before any arithmetic: what has no weight must not reach a gradient either
         event_dim = len(components.event_shape)
@@ -225,7 +239,9 @@ class MixtureOfProducts(TorchDistribution):
         """
         lead = value.dim() - len(self.batch_shape) - len(self.event_shape)
         log_q = self.components.log_prob(value.unsqueeze(lead))  # (N, S, *)
-        return torch.logsumexp(log_q + self.weight.log(), dim=lead)
+        used = self.weight > 0
+        log_weight = torch.where(used, torch.where(used, self.weight, 1).log(), -torch.inf)
+        return torch.logsumexp(log_q + log_weight, dim=lead)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         r"""Draws a component by its weight, then from it: shape :math:`(N, *, *event)`."""

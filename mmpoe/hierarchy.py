@@ -164,6 +164,11 @@ class LatentGroup(nn.Module):
         outputs = self._experts(expert, h, level, encodings, given, rows, at_once=at_once)
         if self.shape is None:
             self.shape = self._shape_from(outputs, level, encodings)
+        if z is not None and z.shape[1:] != self.shape:
+            raise ValueError(
+                f"'z[{level}]' should hold latents of shape {self.shape}, "
+                f"but has shape {tuple(z.shape)}."
+            )
         wanted = (2 * self.shape[0], *self.shape[1:])
         parts = [out for _, out in outputs.values()] + ([] if raw_prior is None else [raw_prior])
         dtype = encodings.like.dtype if not parts else parts[0].dtype

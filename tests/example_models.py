@@ -66,7 +66,12 @@ def hierarchical(expert_sees_state=True, shared=True, rule=clamped, residual=Fal
         "t2.space": Normal(nn.Linear(7, 4)),
         "type": Bernoulli(nn.Linear(7, 3)),
     }
+    decoders = {m: decoders[m] for m in NAMES}
     return mmpoe.MMHVAE({m: Features(SIZES[m]) for m in NAMES}, groups, decoders)
+
+
+def every_other():
+    return [list(range(first, len(NAMES), 2)) for first in range(min(2, len(NAMES)))]
 
 
 MODELS = {
@@ -79,14 +84,14 @@ MODELS = {
     "mixture of products": lambda: flat(mmpoe.MoPoEVAE),
     "published mixture of products": lambda: flat(mmpoe.MoPoEVAE, prior_in="full"),
     "hierarchical mixture": lambda: hierarchical(rule=lambda channels: MoPoE(clamp=5.0)),
-    "even powers": lambda: flat(posterior=GPoE(3, powers="even")),
-    "learned powers": lambda: hierarchical(rule=lambda channels: GPoE(3, clamp=5.0)),
+    "even powers": lambda: flat(posterior=GPoE(len(NAMES), powers="even")),
+    "learned powers": lambda: hierarchical(rule=lambda channels: GPoE(len(NAMES), clamp=5.0)),
     "common noise": lambda: flat(posterior=CommonNoisePoE(4)),
     "hierarchical common noise": lambda: hierarchical(
         rule=lambda channels: CommonNoisePoE(channels, gamma=0.5, clamp=5.0)
     ),
     "grouped common noise": lambda: hierarchical(
-        rule=lambda channels: CommonNoisePoE(channels, groups=[[0, 2], [1]], clamp=5.0)
+        rule=lambda channels: CommonNoisePoE(channels, groups=every_other(), clamp=5.0)
     ),
     "residual": lambda: hierarchical(residual=True),
     "free residual": lambda: hierarchical(residual=True, expert_sees_state=False),

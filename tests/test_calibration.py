@@ -23,6 +23,7 @@ from mmpoe.metrics import coverage
 from mmpoe.nn import MLP
 from mmpoe.objectives import mixture_elbo, posterior_matching
 from mmpoe.oracles import LinearGaussianHierarchy
+from mmpoe.posteriors import CommonNoisePoE, PoE
 
 ALL = torch.ones(8, 3, dtype=torch.bool)
 PARTS = {"a": (0.5, 0.5, 0.8047189562), "b": (4 / 9, 1 / 9, 0.0526802578)}
@@ -157,6 +158,50 @@ def test_exact_chains_lose_what_is_missing_and_no_more(fusion, exact):
     missing = 0.5 * (part.logdet() - whole.logdet())
     excess = (loss.mean() - missing) / (loss.std() / math.sqrt(4000))
     assert (excess.abs() < 4) if exact else (excess > 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fusion", "exact"), CHAINS.items())
+def test_matching_learns_the_posterior_of_every_subset_if_the_rule_has_it(fusion, exact):
+    oracle = LinearGaussianHierarchy.random(NAMES, levels=3, latent_dim=2, data_dim=3)
+    vae = oracle.model("common_noise")  # whose posterior teaches, and is exact
+    add_matched_experts(vae)
+    for group in vae.groups:
+        heads = {m: nn.Linear(4, 4, dtype=torch.float64) for m in NAMES}
+        for head in heads.values():
+            nn.init.eye_(head.weight)
+            head.weight.data.add_(0.1 * torch.randn(4, 4))
+        group.matched.expert = mmpoe.nn.ModalityDict(heads)
+        if fusion == "poe":
+            group.matched.posterior = PoE()
+        elif isinstance(group.matched.posterior.rule, CommonNoisePoE):
+            group.matched.posterior.rule.log_gamma.data.add_(0.5)
+
+    x, _ = oracle.sample(256)
+
+    def gap():
+        """KL(p(z | x_s) || r(z | x_s)) for each subset, averaged over rows."""
+        gaps = []
+        for given in OBSERVED[1:, None].expand(-1, 256, -1):
+            with torch.no_grad():
+                q = vae(x, given)
+                r = vae(x, given, z=q.z, matched=True)
+            pairs = zip(q.posteriors, r.posteriors, strict=True)
+            gaps.append(sum(kl_divergence(a, b) for a, b in pairs).mean())
+        return torch.stack(gaps)
+
+    assert gap().mean() > 0.1
+    steps, complete = 800, torch.ones(128, 3, dtype=torch.bool)
+    matched = [p for group in vae.groups for p in group.matched.parameters()]
+    optimizer = torch.optim.Adam(matched, lr=2e-2, betas=(0.9, 0.99))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 2e-2 * (1 - step / steps)
+        loss = posterior_matching(vae, oracle.sample(128)[0], complete).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"{fusion}: {gap().tolist()}")
+    assert (gap().mean() < 2e-3) if exact else (gap().mean() > 0.02)
 
 
 def test_loss_is_the_expected_log_ratio_of_teacher_and_matched():
@@ -342,7 +387,7 @@ def test_bad_arguments_of_matching():
     model, x = matched_model(flat), batch()
     with pytest.raises(ValueError, match=r"'teacher' should be one of complete.*'some'"):
         posterior_matching(model, x, OBSERVED, teacher="some")
-    with pytest.raises(ValueError, match=r"'given' should hold nothing that 'observed'"):
+    with pytest.raises(ValueError, match=r"'given' .* beyond 'observed'.* given us, .* nothing"):
         posterior_matching(model, x, OBSERVED, ALL)
     with pytest.raises(ValueError, match=r"'given' should be boolean with shape"):
         posterior_matching(model, x, OBSERVED, ALL[:2])
@@ -563,6 +608,10 @@ def test_bad_arguments_of_calibration():
         calibrate(model, [])
     with pytest.raises(ValueError, match=r"at least two samples that teach, but holds 1"):
         calibrate(model, ({m: v[:1] for m, v in x.items()}, observed[:1]))
+    with pytest.raises(ValueError, match=r"'data' should hold one row per row of its mask \(9\)"):
+        calibrate(model, (x, observed[:9]))
+    with pytest.raises(ValueError, match=r"'data' should hold modalities among .* 'flair'"):
+        calibrate(model, ({**x, "flair": x["us"]}, observed))
     for name, value in (("steps", 0), ("lr", -1.0), ("held_out", 1.0), ("patience", 0)):
         with pytest.raises(ValueError, match=rf"'{name}' should be"):
             calibrate(model, (x, observed), **{name: value})

@@ -18,6 +18,7 @@ from mmpoe.objectives import (
     log_marginal,
     log_predictive,
     log_weights,
+    not_miwae,
 )
 from mmpoe.oracles import LinearGaussian, LinearGaussianHierarchy
 from mmpoe.posteriors import MoE, MoPoE
@@ -197,7 +198,7 @@ def test_density_of_a_mixture_is_that_of_all_components(rule):
     q = mmpoe.distributions.MixtureOfProducts(components, weight)
     z = step.z.unflatten(0, (50, 7))
     expected = step.prior.log_prob(step.z).unflatten(0, (50, 7)) - q.log_prob(z)
-    found = importance.log_ratio(model, encodings, rows, [step])
+    found = importance.log_ratio(model, encodings, rows, [step], 50)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
@@ -309,6 +310,21 @@ def test_portions_change_nothing_but_the_draws(monkeypatch):
     assert log_weights(model, x, OBSERVED, samples=3).isfinite().all()
 
 
+@pytest.mark.parametrize("build", [flat, hierarchical], ids=["flat", "hierarchical"])
+def test_batches_without_rows(build):
+    model = make(build)
+    model(batch(), OBSERVED)
+    x, observed = {m: v[:0] for m, v in batch().items()}, OBSERVED[:0]
+    assert log_weights(model, x, observed, samples=3).shape == (3, 0)
+    found = [
+        log_marginal(model, x, observed, samples=3),
+        log_conditional(model, x, NAMES[2:], NAMES[:2], samples=3),
+        log_predictive(model, x, NAMES[2:], NAMES[:2], samples=3),
+        not_miwae(model, x, observed, lambda x: x["us"][:, :3], samples=3),
+    ]
+    assert [v.shape for v in found] == [(0,)] * 4
+
+
 class PlainDecoder(nn.Module):
     """A decoder that is no likelihood of the library."""
 
@@ -347,6 +363,43 @@ def test_bad_inputs():
     x["us"] = torch.zeros(8, 2 * SIZES["us"])
     with pytest.raises(ValueError, match=r"'x' should have the shape of what is decoded.*\(8, 10"):
         log_weights(model, x, OBSERVED, NAMES[:0], samples=2)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_elements_that_are_not_valid_are_not_scored(plain):
+    # the evidence of what is valid, from a posterior that is exact for more than that
+    oracle, model, x = flat_oracle()
+    if plain:
+        model.decoders["us"] = PlainDecoder(model.decoders["us"])
+    valid = {"us": torch.tensor([True, False, False])}
+    hidden = {**x, "us": torch.where(valid["us"], x["us"], math.nan)}
+    rest = NAMES[1:]
+    truth = []
+    for b in range(8):
+        one = {m: v[b : b + 1] for m, v in x.items()}
+        mean, covariance = oracle.conditional(one, rest, NAMES[:1])
+        part = torch.distributions.Normal(mean[:, 0], covariance[:, 0, 0].sqrt()).log_prob(
+            one["us"][:, 0]
+        )
+        truth.append(part + oracle.log_prob(one, torch.tensor([[False, True, True]])))
+    truth = torch.cat(truth)
+    with torch.no_grad():
+        log_w = log_weights(model, hidden, ALL, rest, samples=20_000, valid=valid)
+        part = log_predictive(model, hidden, NAMES[:1], rest, samples=20_000, valid=valid)
+    ratio = (log_w - truth).exp()
+    z_score = (ratio.mean(dim=0) - 1) / (ratio.std(dim=0) / math.sqrt(len(ratio)))
+    assert z_score.abs().max() < 4
+    evidence = oracle.log_prob(x, torch.tensor([[False, True, True]]).expand(8, 3))
+    assert (part + evidence - truth).abs().max() < 0.1
+
+    nothing = {"us": torch.zeros(8, 1, dtype=torch.bool)}
+    found = log_conditional(model, x, NAMES[:1], rest, samples=3, valid=nothing)
+    whole = log_conditional(model, x, NAMES[:1], rest, samples=3)
+    assert (found - whole).abs().max() > 0.5
+    with pytest.raises(ValueError, match=r"'valid' should hold modalities among us.*'flair'"):
+        log_marginal(model, x, ALL, samples=2, valid={"flair": ALL})
+    with pytest.raises(ValueError, match=r"'valid' should broadcast .*\(8, 3\).*\(8, 2\)"):
+        log_marginal(model, x, ALL, samples=2, valid={"us": ALL[:, :2]})
 
 
 def test_values_outside_the_support_name_their_row():

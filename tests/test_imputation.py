@@ -142,6 +142,17 @@ def test_absent_modalities_and_modes(draws):
     assert not filled[NAMES[2]].draws.requires_grad
 
 
+@pytest.mark.parametrize("proposals", [None, 4])
+def test_batches_without_rows(proposals):
+    model = matched_model(hierarchical)
+    x = {m: v[:0] for m, v in batch().items()}
+    for held in (x, {"us": x["us"]}):
+        filled = impute(model, held, OBSERVED[:0], draws=3, proposals=proposals)
+        assert {m: f.draws.shape for m, f in filled.items()} == {
+            m: (3, 0, v.shape[1]) for m, v in x.items()
+        }
+
+
 def test_categories_and_counts_are_drawn():
     model = mmpoe.MVAE(
         {"a": nn.Linear(2, 4)},
@@ -180,7 +191,7 @@ def test_bad_arguments_of_impute():
         impute(model, x, OBSERVED, targets=["t1"])
     with pytest.raises(ValueError, match=r"'x' should hold at least one modality"):
         impute(model, {})
-    with pytest.raises(ValueError, match=r"'samples' should be an integer of at least 1"):
+    with pytest.raises(ValueError, match=r"'draws' should be an integer of at least 1.* 0"):
         impute(model, x, OBSERVED, draws=0)
     with pytest.raises(ValueError, match=r"'proposals' should be .* at least 'draws' \(9\).* 8"):
         impute(model, x, OBSERVED, draws=9, proposals=8)
@@ -269,6 +280,42 @@ def test_missingness_sees_entries_and_draws():
             draws = seen[m][:, b]
             assert (draws.mean(dim=0) - mean[0]).abs().max() < 0.1
             assert (draws.var(dim=0) / covariance[0].diagonal() - 1).abs().max() < 0.1
+
+
+def test_missingness_sees_latents():
+    # of one dimension: the evidence by quadrature
+    oracle = golden()
+    model, (x, _) = oracle.model(), oracle.sample(4)
+    observed = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+
+    def missingness(complete, z):
+        assert [v.shape for v in z] == [(len(complete["a"]), 1)]
+        return torch.cat([1.5 * z[0] - 0.5, -z[0]], dim=1)
+
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
+    logits = missingness({"a": z}, [z])
+    log_joint = torch.distributions.Normal(0.0, 1.0).log_prob(z).expand(-1, 4)
+    for column, m in enumerate(["a", "b"]):
+        seen = observed[:, column]
+        log_p = model.decoders[m](z).log_prob(x[m][:, None]).T
+        log_r = torch.where(seen, logits[:, [column]], -logits[:, [column]]).sigmoid().log()
+        log_joint = log_joint + torch.where(seen, log_p, 0) + log_r
+    truth = torch.trapezoid(log_joint.exp(), z[:, 0], dim=0).log()
+
+    with torch.no_grad():
+        bound = not_miwae(model, x, observed, missingness, samples=50_000, latents=True)
+    assert (bound - truth).abs().max() < 0.02
+    assert (bound - oracle.log_prob(x, observed)).abs().min() > 0.1
+
+    deep, values = make(hierarchical), batch()
+    shapes = []
+
+    def spy(complete, z):
+        shapes.extend(v.shape[1:] for v in z)
+        return z[-1].new_zeros(len(z[-1]), 3)
+
+    not_miwae(deep, values, OBSERVED, spy, samples=2, latents=True)
+    assert shapes == [(3,), (2,)]  # coarse to fine
 
 
 @every_model

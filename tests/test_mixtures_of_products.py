@@ -94,6 +94,21 @@ def test_a_component_of_no_weight_may_hold_anything():
         assert torch.equal(a, b)
 
 
+def test_weights_of_nothing_leave_gradients_finite():
+    # learned weights that a mask of subsets closes for some rows
+    unused = WEIGHT == 0
+    assert unused.any()
+    scores = torch.randn(S, B, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(5, B, D, dtype=torch.float64)
+
+    def total(scores):
+        weight = torch.where(unused, 0, scores.softmax(dim=0))
+        mixture = MixtureOfProducts(example().components, weight)
+        return mixture.log_prob(z).sum() + mixture.mean.sum() + mixture.variance.sum()
+
+    assert torch.autograd.gradcheck(total, scores)
+
+
 def test_jensen_shannon_is_what_convexity_loses():
     # in one dimension, everything can be integrated
     q = example(dims=1)
@@ -150,8 +165,10 @@ def test_works_in_pyro():
             torch.ones(B, S),
             r"'weight' should have the batch shape of 'components'.*\(4, 3\) and \(3, 4\)",
         ),
-        (torch.zeros(S, B), r"'weight' should be at least 0 everywhere and positive for some"),
-        (-WEIGHT, r"'weight' should be at least 0 everywhere"),
+        (torch.zeros(S, B), r"'weight' should be .* at least 0 everywhere and positive for some"),
+        (-WEIGHT, r"'weight' should be finite and at least 0 everywhere"),
+        (WEIGHT / WEIGHT.min(), r"'weight' should be finite"),
+        (WEIGHT * torch.nan, r"'weight' should be finite"),
     ],
 )
 def test_bad_weights_are_named(weight, message):

@@ -2,6 +2,7 @@
 
 import math
 
+import example_models
 import pytest
 import torch
 from example_models import (
@@ -168,18 +169,20 @@ def test_full_family_is_the_plain_bound():
     torch.testing.assert_close(mixture, bound)
 
 
-def test_order_of_modalities_does_not_matter():
-    model = make(hierarchical)
-    swapped = make(hierarchical)
-    order = [2, 0, 1]
-    names = [NAMES[i] for i in order]
-    swapped.modalities = names
+@every_model
+def test_order_of_modalities_does_not_matter(build):
+    model, swapped = make(build), make(build)
+    order = [2, 1, 0]  # which leaves every other modality in the group that it is in
+    swapped.modalities = [NAMES[i] for i in order]
     swapped.load_state_dict(model.state_dict())
     noise, x = noise_for(model), batch()
-    expected = model(x, OBSERVED, noise=noise)
-    output = swapped(x, OBSERVED[:, order], noise=noise)
+    expected = model(x, OBSERVED, noise=noise, component=True)
+    output = swapped(x, OBSERVED[:, order], noise=noise, component=True)
+    assert list(output.likelihoods) == swapped.modalities
     for m in NAMES:
         torch.testing.assert_close(output.likelihoods[m].mean, expected.likelihoods[m].mean)
+    bound = mmpoe.elbo(output, x, OBSERVED[:, order])
+    torch.testing.assert_close(bound, mmpoe.elbo(expected, x, OBSERVED))
 
 
 def test_prior_samples_need_no_data():
@@ -194,12 +197,47 @@ def test_prior_samples_need_no_data():
 
 
 @pytest.mark.fault(48)
+@every_model
 @pytest.mark.parametrize("rows", [0, 1])
-def test_small_batches(rows):
-    model = make(hierarchical)
-    x = {m: v[-1:][:rows] for m, v in batch().items()}
-    bound = mixture_elbo(model, x, OBSERVED[-1:][:rows])
-    assert bound.shape == (rows,)
+def test_small_batches(build, rows):
+    model = make(build)
+    for pattern in range(8):
+        some = slice(pattern, pattern + rows)
+        x = {m: v[some] for m, v in batch().items()}
+        output = model(x, OBSERVED[some])
+        bounds = [mmpoe.elbo(output, x, OBSERVED[some]), mixture_elbo(model, x, OBSERVED[some])]
+        for bound in bounds:
+            assert bound.shape == (rows,)
+            assert bound.isfinite().all()
+        gradients = torch.autograd.grad(
+            sum(bound.sum() for bound in bounds), list(model.parameters()), allow_unused=True
+        )
+        assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+@every_model
+@pytest.mark.parametrize("column", range(3))
+def test_a_model_of_one_modality_is_that_of_several_given_one(build, column, monkeypatch):
+    model, name = make(build), NAMES[column]
+    x, noise = batch(), noise_for(model)
+    alone = torch.arange(3) == column
+    expected = model(x, OBSERVED & alone, noise=noise, component=True)
+    expected = [mmpoe.elbo(expected, x, OBSERVED & alone), *expected.z]
+
+    monkeypatch.setattr(example_models, "NAMES", [name])
+    single, state = build(), model.state_dict()
+    fewer = {k: state[k][tuple(map(slice, v.shape))] for k, v in single.state_dict().items()}
+    single.load_state_dict(fewer)
+    x, observed = {name: x[name]}, OBSERVED[:, [column]]
+    output = single(x, observed, noise=noise, component=True)
+    found = [mmpoe.elbo(output, x, observed), *output.z]
+    if getattr(model.groups[0].posterior, "prior_in", None) != "full":  # one of one is all
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+    assert (found[0][~observed[:, 0]] == 0).all()
+    bound = mixture_elbo(single, x, observed)
+    assert bound.isfinite().all()
+    assert (bound[~observed[:, 0]] == 0).all()
 
 
 def test_names_stand_for_masks():

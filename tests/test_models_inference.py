@@ -265,3 +265,5 @@ def test_latents_are_checked():
         model(x, OBSERVED, z=z[:1])
     with pytest.raises(ValueError, match=r"'z\[1\]' should have the shape of 'z\[1\]'"):
         model(x, OBSERVED, z=[z[0], z[1][:3]])
+    with pytest.raises(ValueError, match=r"'z\[1\]' should hold latents of .*\(2,\).* \(8, 3\)"):
+        model(x, OBSERVED, z=[z[0], z[0]])

@@ -378,6 +378,18 @@ def test_enumeration_is_the_expectation_over_single_subsets(name):
 # ------------------------------------------------------------------- elbo: packed rows and beta
 
 
+def test_importance_weights_of_what_is_given_are_the_evidence_of_every_subset():
+    oracle = LinearGaussian.random(NAMES, latent_dim=2, data_dim=3)
+    model, (x, _) = oracle.model(), oracle.sample(8)
+    given, weight = subsets(OBSERVED, "groups", special=1, dtype=torch.float64)
+    expected = sum(w * oracle.log_prob(x, s) for s, w in zip(given, weight, strict=True))
+    options = {"family": "groups", "special": NAMES[1], "density": "component", "samples": 3}
+    found = mixture_iwae(model, x, OBSERVED, reconstruct="given", **options)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    other = mixture_iwae(model, x, OBSERVED, **options)
+    assert (other - found).abs().max() > 0.1
+
+
 def test_packed_output_is_scored_against_its_rows():
     model, x = make(MODELS["hierarchical"]), batch()
     valid = {"us": torch.tensor([True, False, True, True, False])}
@@ -478,7 +490,11 @@ def test_bad_arguments_are_named():
     for options, message in [
         ({"family": "all"}, r"'family' should be one of"),
         ({"family": (some[:, :2], torch.ones(1, 2))}, r"'family' .* \(8, 3\), but .* \(1, 2, 3\)"),
-        ({"family": (~some, torch.ones(1, 8))}, r"'family' should hold subsets .* 7 that are not"),
+        (
+            {"family": (~some, torch.ones(1, 8))},
+            r"'family' .* beyond 'observed', but in 7 places .* row 0 is given us, t2.space, "
+            r"type, and observed nothing",
+        ),
         ({"special": "flair"}, r"'special' should hold modalities"),
         ({"reconstruct": "all"}, r"'reconstruct' should be one of observed, given, .* 'all'"),
         ({"decode": "some"}, r"'decode' should be one of all, drawn, but is 'some'"),
@@ -492,6 +508,12 @@ def test_bad_arguments_are_named():
         ({"samples": 2.0}, r"'samples' should be an integer of at least 1, but is 2.0"),
         ({"private": 1}, r"'private' should be .* less than the number of groups \(1\)"),
         ({"private": -1}, r"'private' should be at least 0"),
+        ({"reconstruct": "all"}, r"'reconstruct' should be one of observed, given, .* 'all'"),
+        ({"reconstruct": "given"}, r"'reconstruct' should be observed unless .* 'mixture'"),
+        (
+            {"reconstruct": "given", "density": "component", "stratified": True},
+            r"'reconstruct' should be observed unless .* with 'component' and True",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             mixture_iwae(model, x, OBSERVED, **options)

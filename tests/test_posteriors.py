@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given as hypothesis_given
@@ -304,6 +305,14 @@ def test_squashed_values_are_not_squashed_again():
         for a, b in zip(q, expected, strict=True):
             torch.testing.assert_close(a, b)
         assert torch.equal(rule.squash(loc[0]), gaussian.soft_clamp(loc[0], 3.0))
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor])
+def test_numbers_may_be_any_sequence(kind):
+    assert GPoE(2, powers=kind([1.0, 2.0])).log_powers.exp().tolist() == pytest.approx([1, 2])
+    rule = CommonNoisePoE(2, gamma=kind([0.5, 2.0]))
+    assert rule.gamma[0].tolist() == pytest.approx([0.5, 2])
+    assert CommonNoisePoE(2, gamma=np.float32(0.5)).gamma.tolist() == [[0.5, 0.5]]
 
 
 @pytest.mark.parametrize(

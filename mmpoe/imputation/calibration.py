@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpoe.hierarchy import latent_groups
-from mmpoe.missing import check_observed
+from mmpoe.missing import check_names, check_observed
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn.modes import evaluation
 from mmpoe.objectives import posterior_matching
@@ -179,6 +179,13 @@ def _reader(
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor):
         x, mask = cast("tuple[Mapping[str, Tensor], Tensor]", data)
         check_observed(mask, model.modalities)
+        check_names(list(x), model.modalities, argument="data")
+        for m, v in x.items():
+            if len(v) != len(mask):
+                raise ValueError(
+                    f"'data' should hold one row per row of its mask ({len(mask)}), "
+                    f"but {m!r} has shape {tuple(v.shape)}."
+                )
         observed = mask.cpu()
 
         def batch(rows: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:

@@ -118,6 +118,8 @@ def impute(
     """
     modalities = model.modalities
     check_names(list(x), modalities, argument="x")
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"'draws' should be an integer of at least 1, but is {draws!r}.")
     if not x:
         raise ValueError("'x' should hold at least one modality.")
     size, device = len(next(iter(x.values()))), next(iter(x.values())).device
@@ -157,7 +159,7 @@ def impute(
         for h in states:
             for m in targets:
                 rows = missing[m].nonzero()[:, 0]
-                if len(rows):
+                if len(rows) or m not in x:  # decoded for its shape, if there are no rows at all
                     p = model.decoders[m](h[:, rows].flatten(0, 1))
                     filled[m].append(p.sample().unflatten(0, (len(h), len(rows))))
     return {
@@ -177,7 +179,7 @@ def _choose(
     latents, weights = [], []
     for h, steps in propose(model, encodings, given, x, proposals, matched=True):
         shape = h.shape[:2]
-        ratio = log_ratio(model, encodings, given, steps, matched=True)
+        ratio = log_ratio(model, encodings, given, steps, len(h), matched=True)
         weights.append(ratio + score(model, h, x, given))
         latents.append([step.z.unflatten(0, shape) for step in steps])
     log_w = torch.cat(weights)  # (N, B)

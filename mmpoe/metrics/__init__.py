@@ -1,4 +1,4 @@
-"""How good imputations are: images, calibration, coherence, and how sure a comparison is.
+"""How good imputations are: images, calibration, coherence, likelihood, significance.
 
 Scores are never averaged: one number per image, per sample or per element, NaN for what is not
 scored. :func:`mean_with_error` averages them, and :func:`paired_table` compares systems.
@@ -16,6 +16,9 @@ __all__ = [
     "gmsd",
     "joint_coherence",
     "linear_functionals",
+    "log_conditional",
+    "log_marginal",
+    "log_predictive",
     "lpips",
     "mean_with_error",
     "ms_ssim",
@@ -27,6 +30,8 @@ __all__ = [
     "ssim",
     "st_lpips",
 ]
+
+from mmpoe.objectives import log_conditional, log_marginal, log_predictive
 
 from .calibration import (
     coverage,

@@ -19,6 +19,7 @@ from .checks import check_finite as check_finite
 from .checks import check_modalities as check_modalities
 from .checks import check_names as check_names
 from .checks import check_observed as check_observed
+from .checks import check_within as check_within
 from .collate import collate, from_multivae
 from .masks import as_mask, fill
 from .mechanisms import mar, mcar, mnar, patterns

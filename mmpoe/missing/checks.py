@@ -2,7 +2,13 @@ r"""Checks of names and masks, in terms of the caller's arguments."""
 
 from __future__ import annotations
 
-__all__ = ["check_finite", "check_modalities", "check_names", "check_observed"]
+__all__ = [
+    "check_finite",
+    "check_modalities",
+    "check_names",
+    "check_observed",
+    "check_within",
+]
 
 import difflib
 from collections.abc import Sequence
@@ -45,6 +51,32 @@ def check_observed(observed: Tensor, modalities: Sequence[str] | None = None) ->
             f"'observed' should have one column per modality and shape (B, {columns}), "
             f"but has shape {tuple(observed.shape)}."
         )
+
+
+def check_within(
+    given: Tensor, observed: Tensor, modalities: Sequence[str], argument: str
+) -> None:
+    """Raises a ValueError that shows a row that is given what it did not observe.
+
+    Arguments:
+        given: What rows are given, boolean, with shape (B, M) or (S, B, M).
+        observed: What was observed, boolean, with shape (B, M).
+        modalities: The names of the columns.
+        argument: The name of the argument that holds `given`, for messages.
+    """
+    beyond = (given & ~observed).any(dim=-1)  # (B) or (S, B)
+    if not bool(beyond.any()):
+        return
+    where = beyond.nonzero()[0]
+    row = int(where[-1])
+    held, had = (
+        ", ".join(m for m, there in zip(modalities, mask.tolist(), strict=True) if there)
+        for mask in (given[tuple(where)], observed[row])
+    )
+    raise ValueError(
+        f"'{argument}' should hold nothing beyond 'observed', but in {int(beyond.sum())} places "
+        f"it does: row {row} is given {held}, and observed {had or 'nothing'}."
+    )
 
 
 def check_finite(x: Tensor, observed: Tensor, modality: str, valid: Tensor | None = None) -> None:

@@ -2,7 +2,16 @@ r"""The evidence lower bound of a model's output."""
 
 from __future__ import annotations
 
-__all__ = ["Beta", "Outcome", "absent", "check_valid", "elbo", "penalty", "score"]
+__all__ = [
+    "Beta",
+    "Outcome",
+    "absent",
+    "check_valid",
+    "elbo",
+    "log_density",
+    "penalty",
+    "score",
+]
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -177,7 +186,7 @@ def score(
         counted = observed if weight is None else torch.where(observed, weight, 0)
         counted = counted.reshape(-1, *(1,) * (x.dim() - 1))
         p = p.fit(target, counted if valid is None else torch.where(valid, counted, 0))
-    return torch.where(observed, _log_prob(p, target, valid), 0)
+    return torch.where(observed, log_density(p, target, valid), 0)
 
 
 def check_valid(valid: Tensor, shape: tuple[int, ...], modality: str) -> None:
@@ -193,7 +202,18 @@ def check_valid(valid: Tensor, shape: tuple[int, ...], modality: str) -> None:
         ) from None
 
 
-def _log_prob(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
+def log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
+    r"""Returns the log-density of the valid elements of each entry.
+
+    Arguments:
+        p: The distribution, with batch shape :math:`(*)`.
+        x: The entries, broadcastable to the batch and event shape.
+        valid: Which elements count, boolean, broadcastable to the shape of `x`; all if None.
+            Others are never read.
+
+    Returns:
+        The log-densities, with shape :math:`(*)`.
+    """
     if not isinstance(p, Independent) and p.event_shape:
         if valid is None:
             return p.log_prob(x)

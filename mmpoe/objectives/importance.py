@@ -35,6 +35,8 @@ from mmpoe.missing import (
     subsets,
 )
 
+from .bounds import absent, check_valid, log_density
+
 ELEMENTS = 2**22
 """How many elements of data are decoded at a time."""
 
@@ -68,6 +70,7 @@ def log_weights(
     *,
     samples: int,
     matched: bool = False,
+    valid: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     r"""Returns the log importance weights of samples from a posterior.
 
@@ -94,6 +97,8 @@ def log_weights(
         matched: Whether to sample from the matched experts, see :func:`mmpoe.calibrate`. They are
             the better choice for a part of what a model trained across modalities has seen: its
             own posterior is then too narrow, and the weights may have no variance at all.
+        valid: Which elements of each modality to score, see :func:`elbo`. What conditions, and
+            so is encoded, is a whole entry all the same.
 
     Returns:
         The log-weights, in nats, with shape :math:`(K, B)`.
@@ -119,7 +124,7 @@ def log_weights(
     given = observed if given is None else given
     given = subset_mask(given, model.modalities, len(observed))
     encodings = model.encode(x, given)
-    return _weigh(model, encodings, x, observed, given, samples, matched=matched)
+    return _weigh(model, encodings, x, observed, given, samples, matched=matched, valid=valid)
 
 
 def log_marginal(
@@ -130,6 +135,7 @@ def log_marginal(
     samples: int = 1000,
     *,
     matched: bool = False,
+    valid: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     r"""Estimates the evidence from importance weights.
 
@@ -147,6 +153,7 @@ def log_marginal(
         given: What the samples condition on; by default, what is scored.
         samples: The number of samples :math:`K`.
         matched: Whether to sample from the matched experts, see :func:`log_weights`.
+        valid: Which elements of each modality to score, see :func:`log_weights`.
 
     Returns:
         The estimate, in nats, with shape :math:`(B)`; 0 for a row that observed nothing and is
@@ -162,7 +169,7 @@ def log_marginal(
           Frellsen, 2019)
         | https://arxiv.org/abs/1812.02633
     """
-    log_w = log_weights(model, x, observed, given, samples=samples, matched=matched)
+    log_w = log_weights(model, x, observed, given, samples=samples, matched=matched, valid=valid)
     return _log_mean_exp(log_w)
 
 
@@ -174,6 +181,7 @@ def log_conditional(
     samples: int = 1000,
     *,
     matched: bool = False,
+    valid: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     r"""Estimates the evidence of some modalities given others.
 
@@ -190,6 +198,7 @@ def log_conditional(
         samples: The number of samples :math:`K` of each of the two estimates.
         matched: Whether to sample from the matched experts, see :func:`log_weights`. Those of
             :math:`(x_t, x_s)` come from the matched experts too.
+        valid: Which elements of each modality to score, see :func:`log_weights`.
 
     Returns:
         The estimate, in nats, with shape :math:`(B)`; 0 for a row without targets beyond what is
@@ -203,7 +212,9 @@ def log_conditional(
     both = given | subset_mask(targets, model.modalities, size, argument="targets")
     encodings = model.encode(x, both)
     joint, part = (
-        _log_mean_exp(_weigh(model, encodings, x, mask, mask, samples, matched=matched))
+        _log_mean_exp(
+            _weigh(model, encodings, x, mask, mask, samples, matched=matched, valid=valid)
+        )
         for mask in (both, given)
     )
     return torch.where((both != given).any(dim=1).to(joint.device), joint - part, 0)
@@ -217,6 +228,7 @@ def log_predictive(
     samples: int = 1000,
     *,
     matched: bool = False,
+    valid: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     r"""Estimates the log-density that predictions from a posterior give to the truth.
 
@@ -233,6 +245,7 @@ def log_predictive(
         given: What to condition on, :math:`s`: a mask or names.
         samples: The number of samples :math:`K`.
         matched: Whether to sample from the matched experts.
+        valid: Which elements of each modality to score, see :func:`log_weights`.
 
     Returns:
         The estimate, in nats, with shape :math:`(B)`, on average too low.
@@ -244,7 +257,7 @@ def log_predictive(
     targets = subset_mask(targets, model.modalities, size, argument="targets")
     given = subset_mask(given, model.modalities, size)
     parts = propose(model, model.encode(x, given), given, x, samples, matched=matched)
-    return _log_mean_exp(torch.cat([score(model, h, x, targets) for h, _ in parts]))
+    return _log_mean_exp(torch.cat([score(model, h, x, targets, valid) for h, _ in parts]))
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -307,6 +320,7 @@ def log_ratio(
     encodings: Encodings,
     given: Tensor,
     steps: Sequence[Inference],
+    samples: int,
     *,
     matched: bool = False,
 ) -> Tensor:
@@ -317,6 +331,7 @@ def log_ratio(
         encodings: What the encoders made of the batch.
         given: What the posterior conditions on, boolean, with shape :math:`(B, M)`.
         steps: The inference of each group, over :math:`K B` rows, sample by sample.
+        samples: The number of samples :math:`K`.
         matched: Whether the posterior is that of the matched experts.
 
     Returns:
@@ -330,7 +345,7 @@ def log_ratio(
     members, weight = subsets(given, _family(model, matched), dtype=log_q.dtype)
     weight[0] = torch.where(given.any(dim=1), weight[0], 1)  # given nothing: the prior, once
     used = (weight > 0).any(dim=1)
-    shape = (len(log_q) // max(len(given), 1), len(given))  # (K, B)
+    shape = (samples, len(given))  # (K, B)
     if used.sum() > 1:  # the density of the mixture, not of the component that was drawn
         terms = []
         for subset, alpha in zip(members[used], weight[used], strict=True):
@@ -355,7 +370,13 @@ def walk(
     return top_down(groups, encodings, given.flatten(0, 1), z=z, matched=matched)
 
 
-def score(model: Model, h: Tensor, x: Mapping[str, Tensor], observed: Tensor) -> Tensor:
+def score(
+    model: Model,
+    h: Tensor,
+    x: Mapping[str, Tensor],
+    observed: Tensor,
+    valid: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     r"""Returns the log-likelihood of what was observed, without decoding anything else.
 
     .. math:: \sum_{m \in r} \log p(x_m \mid h)
@@ -365,11 +386,13 @@ def score(model: Model, h: Tensor, x: Mapping[str, Tensor], observed: Tensor) ->
         h: The states that decoders see, with shape :math:`(K, B, *)`.
         x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`.
         observed: What to score, :math:`r`, boolean, with shape :math:`(B, M)`.
+        valid: Which elements of each modality to score, see :func:`elbo`.
 
     Returns:
         The log-likelihood, with shape :math:`(K, B)`.
     """
     check_names(list(x), model.modalities, argument="x")
+    check_names(list(valid or {}), model.modalities, argument="valid")
     check_observed(observed, model.modalities)
     dtype = torch.promote_types(h.dtype, torch.float32)
     total = torch.zeros(h.shape[:2], dtype=dtype, device=h.device)
@@ -379,24 +402,28 @@ def score(model: Model, h: Tensor, x: Mapping[str, Tensor], observed: Tensor) ->
         if len(rows) == 0:
             continue
         if m not in x:
-            raise ValueError(
-                f"'x' should hold {m!r}, which 'observed' says was observed, "
-                f"but holds {', '.join(x)}."
-            )
-        check_finite(x[m], seen, m)
+            raise absent(m, x)
+        inside = None if valid is None else valid.get(m)
+        if inside is not None:
+            check_valid(inside, tuple(x[m].shape), m)
+            inside = inside.broadcast_to(x[m].shape)
+        check_finite(x[m], seen, m, inside)
         decoder, states, entries = model.decoders[m], h[:, rows], widen(x[m][rows])
+        scored = None if inside is None else inside[rows]
         if isinstance(decoder, Likelihood):
             p = decoder(states, batch_dims=2)
         else:  # a module that knows one batch dimension
             p = decoder(states.flatten(0, 1))
             entries = entries.repeat(len(h), *(1,) * (entries.dim() - 1))
+            if scored is not None:
+                scored = scored.repeat(len(h), *(1,) * (scored.dim() - 1))
         if x[m].shape[1:] != p.event_shape:
             raise ValueError(
                 f"'x' should have the shape of what is decoded, (B, *{tuple(p.event_shape)}), "
                 f"but {m!r} has shape {tuple(x[m].shape)}."
             )
-        check_support(p, x[m], seen, m)
-        log_p = p.log_prob(entries).reshape(len(h), len(rows))
+        check_support(p, x[m], seen, m, inside)
+        log_p = log_density(p, entries, scored).reshape(len(h), len(rows))
         total = total.index_add(1, rows, log_p.to(dtype))
     return total
 
@@ -434,13 +461,14 @@ def _weigh(
     samples: int,
     *,
     matched: bool,
+    valid: Mapping[str, Tensor] | None,
 ) -> Tensor:
     """The log-weights, with shape (K, B), see :func:`log_weights`."""
     parts = propose(model, encodings, given, x, samples, matched=matched)
     return torch.cat(
         [
-            log_ratio(model, encodings, given, steps, matched=matched)
-            + score(model, h, x, observed)
+            log_ratio(model, encodings, given, steps, len(h), matched=matched)
+            + score(model, h, x, observed, valid)
             for h, steps in parts
         ]
     )

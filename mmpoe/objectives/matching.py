@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from mmpoe.hierarchy import LatentGroup, latent_groups, top_down
-from mmpoe.missing import check_names, check_observed, random_subsets, sample_subsets
+from mmpoe.missing import (
+    check_names,
+    check_observed,
+    check_within,
+    random_subsets,
+    sample_subsets,
+)
 from mmpoe.nn.modes import evaluation
 
 from .importance import Model, subset_mask
@@ -112,8 +118,7 @@ def match(
             given = torch.where(complete[:, None], given, proper)
     else:
         given = subset_mask(given, model.modalities, len(observed)).to(observed.device)
-        if bool((given & ~observed).any()):
-            raise ValueError("'given' should hold nothing that 'observed' does not hold.")
+        check_within(given, observed, model.modalities, argument="given")
 
     dtype = torch.promote_types(next(matched.parameters()).dtype, torch.float32)
     loss = torch.zeros(len(observed), dtype=dtype, device=observed.device)

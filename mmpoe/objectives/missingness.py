@@ -20,22 +20,24 @@ def not_miwae(
     model: Model,
     x: Mapping[str, Tensor],
     observed: Tensor,
-    missingness: Callable[[dict[str, Tensor]], Tensor],
+    missingness: Callable[..., Tensor],
     *,
     samples: int = 10,
+    latents: bool = False,
+    valid: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     r"""Bounds the evidence of what was observed together with what was not.
 
     .. math::
         \log \frac{1}{K} \sum_{k=1}^{K}
-        \frac{p(x_r \mid z_k) \, p(z_k) \, p(r \mid x_r, x_{\bar r}^{(k)})}{q(z_k \mid x_r)},
+        \frac{p(x_r \mid z_k) \, p(z_k) \, p(r \mid x_r, x_{\bar r}^{(k)}, z_k)}{q(z_k \mid x_r)},
         \qquad z_k \sim q(z \mid x_r), \quad x_{\bar r}^{(k)} \sim p(x_{\bar r} \mid z_k)
 
     Other objectives ignore why something is missing, which is right only if that does not depend
-    on what is missing. Here a model of it, :math:`p(r \mid x) = \prod_m p(r_m \mid x)`, sees the
-    entries that were observed and draws of those that were not, and is trained along with the
-    rest. It should say how missingness comes about in as few words as are true: what cannot be
-    seen is learned from that form alone.
+    on what is missing. Here a model of it, :math:`p(r \mid x, z) = \prod_m p(r_m \mid x, z)`,
+    sees the entries that were observed, draws of those that were not and, if asked, the latents,
+    and is trained along with the rest. It should say how missingness comes about in as few words
+    as are true: what cannot be seen is learned from that form alone.
 
     Draws are reparameterised where a likelihood allows it. Where not, as for counts and
     categories, no gradient passes from the missingness to its decoder. A missing modality is
@@ -48,8 +50,12 @@ def not_miwae(
         observed: What was observed, :math:`r`, boolean, with shape :math:`(B, M)`.
         missingness: Maps complete entries, a dictionary with a tensor of shape :math:`(N, *)` for
             each modality, to the logits of being observed, :math:`\operatorname{logit} p(r_m = 1
-            \mid x)`, with shape :math:`(N, M)`.
+            \mid x, z)`, with shape :math:`(N, M)`.
         samples: The number of samples :math:`K`.
+        latents: Whether `missingness` takes the latents as a second argument: a list of tensors of
+            shape :math:`(N, *)`, one for each group, coarse to fine.
+        valid: Which elements of each modality to score, see :func:`elbo`. `missingness` sees whole
+            entries.
 
     Returns:
         The bound on :math:`\log p(x_r, r)`, in nats, with shape :math:`(B)`.
@@ -72,7 +78,8 @@ def not_miwae(
             m: _complete(model, m, h, x.get(m), observed[:, column]).flatten(0, 1)
             for column, m in enumerate(model.modalities)
         }
-        logits = missingness(complete)  # (K B, M)
+        seen = (complete, [step.z for step in steps]) if latents else (complete,)
+        logits = missingness(*seen)  # (K B, M)
         if logits.shape != (h.shape[0] * h.shape[1], len(model.modalities)):
             raise ValueError(
                 "'missingness' should return one logit per row and modality, with shape "
@@ -82,7 +89,9 @@ def not_miwae(
         sign = torch.where(observed, 1, -1).repeat(len(h), 1)
         log_r = logsigmoid(sign * logits).sum(dim=1).unflatten(0, h.shape[:2])
         log_w.append(
-            log_ratio(model, encodings, observed, steps) + score(model, h, x, observed) + log_r
+            log_ratio(model, encodings, observed, steps, len(h))
+            + score(model, h, x, observed, valid)
+            + log_r
         )
     return torch.cat(log_w).logsumexp(dim=0) - math.log(samples)
 

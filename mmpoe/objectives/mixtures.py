@@ -202,6 +202,7 @@ def mixture_iwae(
     *,
     family: Family = "powerset",
     special: str | None = None,
+    reconstruct: str = "observed",
     samples: int = 1,
     density: str = "mixture",
     stratified: bool = False,
@@ -244,6 +245,9 @@ def mixture_iwae(
         beta: The weight of the log-ratio.
         family: The family of subsets and its weights, see :func:`mixture_elbo`.
         special: The name of the special modality of ``"groups"``; by default, the first one.
+        reconstruct: What each subset has to explain, ``"observed"`` or ``"given"``, see
+            :func:`mixture_elbo`. The latter needs the density of the component and an average
+            outside the logarithm: it takes each subset for itself.
         samples: The number of samples :math:`K` of each component.
         density: The density :math:`q`, ``"mixture"`` or ``"component"``.
         stratified: Whether the average over components is inside the logarithm.
@@ -272,10 +276,16 @@ def mixture_iwae(
           2019)
         | https://arxiv.org/abs/1810.04152
     """
+    _check_choice("reconstruct", reconstruct, ["observed", "given"])
     _check_choice("density", density, ["mixture", "component"])
     _check_choice("gradient", gradient, ["pathwise", "stl", "dreg"])
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"'samples' should be an integer of at least 1, but is {samples!r}.")
+    if reconstruct == "given" and (density == "mixture" or stratified):
+        raise ValueError(
+            "'reconstruct' should be observed unless 'density' is component and 'stratified' is "
+            f"False, but is {reconstruct!r} with {density!r} and {stratified}."
+        )
     pairs = choose_family(x, observed, model.modalities, family, special)
     if len(pairs.rows) == 0:
         return nothing(model, x, observed)
@@ -287,7 +297,7 @@ def mixture_iwae(
 
     # sample k of pair r is row k R + r of what the model computes
     given, rows = pairs.given.repeat(samples, 1), pairs.rows.repeat(samples)
-    scored = observed.to(rows.device)[rows]
+    scored = given if reconstruct == "given" else observed.to(rows.device)[rows]
     factor = torch.ones_like(alpha).repeat(samples)  # of the gradient of each sample
     z = None
     if gradient == "dreg":

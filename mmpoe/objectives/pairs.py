@@ -11,7 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmpoe.missing import check_names, check_observed, pack, random_subsets, subsets
+from mmpoe.missing import (
+    check_names,
+    check_observed,
+    check_within,
+    pack,
+    random_subsets,
+    subsets,
+)
 
 Family = str | Tensor | tuple[Tensor, Tensor]
 """The name of a family or its patterns, see :func:`mmpoe.missing.subsets`; or subsets of each
@@ -59,11 +66,7 @@ def choose_family(
             "'family' should hold boolean subsets with shape (S, B, M), where (B, M) is "
             f"{tuple(observed.shape)}, but has dtype {given.dtype} and shape {tuple(given.shape)}."
         )
-    if bool((given & ~observed).any()):
-        raise ValueError(
-            "'family' should hold subsets of what was observed, but holds "
-            f"{int((given & ~observed).any(dim=-1).sum())} that are not."
-        )
+    check_within(given, observed, modalities, argument="family")
     return Pairs(*pack(given, weight))
 
 

@@ -61,7 +61,10 @@ class CommonNoisePoE(Posterior):
         clamp: float | None = None,
     ) -> None:
         super().__init__(clamp)
-        values = [float(gamma)] * channels if isinstance(gamma, (int, float)) else list(gamma)
+        if isinstance(gamma, Sequence) or getattr(gamma, "ndim", 0) == 1:
+            values = [float(g) for g in gamma]  # pyright: ignore[reportGeneralTypeIssues]
+        else:
+            values = [float(gamma)] * channels
         if len(values) != channels or not all(math.isfinite(g) and g >= 0 for g in values):
             raise ValueError(
                 f"'gamma' should be one number of at least 0, or one per channel ({channels}), "

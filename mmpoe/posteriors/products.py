@@ -262,14 +262,14 @@ class GPoE(Posterior):
                 )
             values = [1.0] * experts
         else:
-            values = list(powers)
+            values = [float(a) for a in powers]
         if len(values) != experts or not all(math.isfinite(a) and a > 0 for a in values):
             raise ValueError(
                 f"'powers' should hold one positive number per expert ({experts}), "
                 f"but is {powers!r}."
             )
         log_powers = torch.tensor(values).log()
-        if powers == "learned":
+        if isinstance(powers, str) and powers == "learned":
             self.log_powers = nn.Parameter(log_powers)
         else:
             self.register_buffer("log_powers", log_powers)
