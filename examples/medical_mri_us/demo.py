@@ -14,10 +14,14 @@ from pathlib import Path
 import torch
 
 import mmpoe
+from mmpoe.training.files import write_file
 
+from .card import write_card
 from .checks import check_integer
+from .config import Config, write_config
 from .data import Subject, load_subjects, read_index
 from .evaluation import cross_modal_gain, evaluate
+from .facts import data_of, facts_of
 from .modalities import LABELS, MODALITIES
 from .phantom import CREDIT, cached_dataset
 from .report import MR, Facts, draw_panel, draw_training, write_report
@@ -36,7 +40,8 @@ class Demo:
     """
 
     out: Path = Path("runs/demo")
-    """The folder for metrics.json, panel.png, report.html and model/."""
+    """The folder for metrics.json, panel.png, report.html, and the model with its card, which
+    calibrate, synthesize and evaluate take as they take that of train."""
     keep: Path | None = None
     """A folder for checkpoints and a log of the training, to go on from if it is stopped."""
     resume: bool = False
@@ -81,7 +86,8 @@ def run(demo: Demo) -> int:
         train=demo.patients, test=demo.held_out, size=demo.size, workers=demo.workers
     )
     cases = read_index(index)
-    subjects, problems = load_subjects([c for c in cases if c.split == "train"])
+    training = [c for c in cases if c.split == "train"]
+    subjects, problems = load_subjects(training)
     held_out, more = load_subjects([c for c in cases if c.split == "test"])
     for split, usable in (("train", subjects), ("test", held_out)):
         if not usable:
@@ -99,7 +105,12 @@ def run(demo: Demo) -> int:
     model, history = train(subjects, demo.train, keep=demo.keep, resume=demo.resume)
     for name in ("metrics.json", "panel.png", "report.html"):  # of an earlier run's model
         (demo.out / name).unlink(missing_ok=True)
-    save_model(demo.out / "model", model, demo.size, demo.train, history)
+    data = data_of(index, "train", MODALITIES, training, subjects, problems)
+    write_file(demo.out / "data.json", json.dumps(data, indent=2).encode())
+    write_config(demo.out / "config.toml", Config(size=demo.size, training=demo.train))
+    facts = {**facts_of(subjects), "phantom": data["phantom"]}
+    save_model(demo.out / "model", model, demo.size, demo.train, history, facts=facts)
+    write_card(demo.out)
     backend = mmpoe.kernels.last_backend()
     print(f"Model saved in {demo.out / 'model'}; products of experts ran on '{backend}'.")
     if history.interrupted:
@@ -114,7 +125,7 @@ def run(demo: Demo) -> int:
     panel = draw_panel(model, _typical(held_out), PANEL)
     (demo.out / "panel.png").write_bytes(panel)
     minutes = (time.monotonic() - start) / 60
-    facts = Facts(
+    shown = Facts(
         train=subjects,
         test=held_out,
         problems=[*problems, *more],
@@ -134,7 +145,7 @@ def run(demo: Demo) -> int:
         credit=CREDIT,
     )
     curve = draw_training(history.bounds)
-    write_report(demo.out / "report.html", cells, panel, curve, facts)
+    write_report(demo.out / "report.html", cells, panel, curve, shown)
 
     print(
         f"Gain over the mean image: MR from MR {cross_modal_gain(cells, MR, MR):+.2f} dB, "

@@ -36,11 +36,15 @@ def draw_missingness(table: dict[str, Any]) -> bytes:
                 color = OBSERVED if there else MISSING
                 axes.bar(k, pattern["cases"], 0.94, top, color=color, ec="white", lw=0.8)
             middle = top + pattern["cases"] / 2
+            unit = " case" if pattern["cases"] == 1 else " cases"
             axes.annotate(
-                str(pattern["cases"]), (len(modalities) - 0.42, middle), va="center", fontsize=8
+                f"{pattern['cases']}{unit}",
+                (len(modalities) - 0.42, middle),
+                va="center",
+                fontsize=8,
             )
             top += pattern["cases"]
-        axes.set(xlim=(-0.55, len(modalities) - 0.1), ylim=(top, 0), yticks=[])
+        axes.set(xlim=(-0.55, len(modalities) + 0.3), ylim=(top, 0), yticks=[])
         counts = [f"{LABELS.get(m, m)}\n{about['observed'][m]}" for m in modalities]
         axes.set_xticks(range(len(modalities)), counts, fontsize=9)
         axes.tick_params(length=0)

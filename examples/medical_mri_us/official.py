@@ -248,10 +248,11 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # of many kinds, for files of other kinds
-            reason = str(error).split("\n")[0]
+            # not the words of PyTorch, which advise to run what code a file holds
             raise CheckpointError(
                 f"{path} should be a file of tensors that PyTorch saved, but cannot be read as "
-                f"one: {type(error).__name__}: {reason}"
+                f"one ({type(error).__name__}): it is another file, incomplete, or holds more "
+                "than tensors, which is not loaded since it may be code; download it again."
             ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()

@@ -59,6 +59,7 @@ def write_dataset(folder, cases, modalities=MODALITIES):
         writer = csv.DictWriter(file, ["case", "split", *modalities, "fov"], restval="")
         writer.writeheader()
         writer.writerows(rows)
+    (folder / "dataset.json").write_text('{"missingness": "remind-files"}')  # a phantom
     return path
 
 

@@ -53,6 +53,32 @@ addEventListener("load", () => {
 </script>"""
 
 
+LAYOUT = """<script>
+addEventListener("load", () => {
+  const wide = (element) => Math.round(element.getBoundingClientRect().width);
+  const frame = document.querySelector("#viewer .frame");
+  const turn = (deltaY) => frame.dispatchEvent(
+    new WheelEvent("wheel", { deltaY, cancelable: true })); // false: the page does not scroll
+  const result = {
+    page: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
+    frames: [...document.querySelectorAll("#viewer .frame")].map(wide),
+    viewer: wide(document.getElementById("viewer")),
+    outside: [...document.querySelectorAll("main *")]
+      .filter((e) => !e.closest(".scroll, svg, .bar"))
+      .filter((e) => {
+        const { right, width } = e.getBoundingClientRect();
+        return width && right > document.querySelector("main").getBoundingClientRect().right + 1;
+      })
+      .map((e) => e.outerHTML.slice(0, 80)),
+    wheel: [turn(-1), turn(-1), turn(1), turn(1)],
+  };
+  const place = document.body.appendChild(document.createElement("pre"));
+  place.id = "result";
+  place.textContent = JSON.stringify(result);
+});
+</script>"""
+
+
 @pytest.fixture(scope="module")
 def page(evaluated, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "page.html"
@@ -159,6 +185,26 @@ def test_every_control_can_be_reached_and_has_a_name(page, tmp_path):
     for tag in re.findall(r"<canvas id[^>]*>", viewer):
         assert 'role="img"' in tag
         assert "aria-label=" in tag
+
+
+@pytest.mark.parametrize("width", [500, 760, 1400])
+def test_the_page_fits_any_window(page, tmp_path, width):
+    """Nothing sticks out, and what is compared is of one size; the wheel is free at the ends."""
+    measured = tmp_path / "measured.html"
+    measured.write_text(page.read_text().replace("</body>", LAYOUT + "</body>"))
+    url = f"file://{measured}#case=a&slice=1"  # the last of two
+    text = chromium(tmp_path, url, "--dump-dom", f"--window-size={width},900")
+    result = json.loads(re.search(r'<pre id="result">(.*?)</pre>', text, re.DOTALL)[1])
+    whole, window = result["page"]
+    assert whole == window <= width
+    assert result["outside"] == []
+    assert len(set(result["frames"])) == 1
+    assert 2 * result["frames"][0] > 0.7 * result["viewer"]
+    assert result["wheel"] == [False, True, False, True]
+
+
+def test_a_case_opens_at_its_middle_slice(page, tmp_path):
+    assert "&slice=1&" in state(dom(tmp_path, page, "case=b&given=us&target=t2"))
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -15,6 +15,7 @@ import torch
 
 from examples.medical_mri_us import demo as demo_module
 from examples.medical_mri_us.__main__ import main
+from examples.medical_mri_us.config import read_config
 from examples.medical_mri_us.data import Subject, load_subjects, read_index
 from examples.medical_mri_us.demo import Demo, run
 from examples.medical_mri_us.evaluation import (
@@ -50,15 +51,30 @@ def subjects(split):
     return load_subjects([c for c in cases if c.split == split], progress=False)[0]
 
 
-def test_four_outputs(demo):
+def test_outputs(demo):
     assert {p.name for p in demo.out.iterdir()} == {
         "metrics.json",
         "panel.png",
         "report.html",
         "model",
+        "data.json",
+        "config.toml",
     }
     assert (demo.out / "panel.png").stat().st_size > 50_000
-    assert {p.name for p in (demo.out / "model").iterdir()} == {"model.safetensors", "model.json"}
+    names = {"model.safetensors", "model.json", "README.md"}
+    assert {p.name for p in (demo.out / "model").iterdir()} == names
+
+
+def test_the_model_has_a_card_and_is_one_of_a_run(demo):
+    card = (demo.out / "model" / "README.md").read_text()
+    assert "Trained on simulated patients (a phantom), not on people." in card
+    assert "8 simulated patients of the split `train`" in card
+    assert "30 steps" in card
+    config = read_config(demo.out / "config.toml")
+    assert (config.size, config.training) == (SIZE, SETTINGS)
+    _, description = load_model(demo.out / "model")
+    assert description["phantom"] is True
+    assert description["spacing"] == [3.0, 3.0, 2.0]
 
 
 def test_metrics_are_60_cells(demo):
@@ -242,7 +258,8 @@ def test_interrupt_leaves_a_usable_model(demo, tmp_path):
     assert process.returncode == 130, errors
     assert "the model can be used as it is" in printed
     assert "Traceback" not in errors
-    assert [p.name for p in out.iterdir()] == ["model"]
+    assert {p.name for p in out.iterdir()} == {"model", "data.json", "config.toml"}
+    assert "stopped before its end" in (out / "model" / "README.md").read_text()
     model, description = load_model(out / "model")
     assert description["interrupted"]
     assert synthesise(model, subjects("test")[0], ["us"])["t2"].shape == (8, SIZE, SIZE)

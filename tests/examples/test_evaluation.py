@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -314,6 +315,21 @@ def test_files_of_an_evaluation(evaluated):
     assert {c["intervals"] for c in coverage["cells"]} == {"mean", "predictive"}
 
 
+def test_whose_images_are_a_phantom_is_told_apart(evaluated, tmp_path):
+    """A model of a phantom may be scored on patients, and a dataset.json may be another tool's."""
+    run = evaluated / "ours"
+    shutil.copytree(evaluated / "data", tmp_path / "data")
+    (tmp_path / "data" / "dataset.json").write_text('{"channel_names": {"0": "T2"}}')  # nnU-Net's
+    options = evaluate.Evaluate(
+        run, tmp_path / "data" / "index.csv", tmp_path / "eval", "strict", samples=0, views=0
+    )
+    assert evaluate.run(replace(options, perceptual=False)) == 0
+    assert json.loads((tmp_path / "eval" / "cells.json").read_text())["phantom"] is False
+    tables = (tmp_path / "eval" / "tables.md").read_text()
+    assert "nothing here was measured on patients" not in tables
+    assert "The model was trained on simulated patients, a phantom. For research only" in tables
+
+
 def test_every_number_stands_under_the_name_of_its_protocol(evaluated):
     out = evaluated / "eval"
     rows = list(csv.DictReader((out / "cases.csv").read_text().splitlines()))
@@ -387,8 +403,11 @@ def test_exit_codes(evaluated, tmp_path, capsys, monkeypatch):
     assert code == 2
     assert "'protocol' should be some of" in text
     code, text = ask(run, "--data", tmp_path / "none.csv")
-    assert code == 3
+    assert code == 2
     assert "none.csv" in text
+    code, text = ask(run, "--data", index.parent)
+    assert code == 2
+    assert f"Did you mean {index}?" in text
     code, text = ask(run, "--data", index, "--split", "other")
     assert code == 3
     assert "no case of split 'other', but of test, train" in text

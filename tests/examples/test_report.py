@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.medical_mri_us.evaluation.runs import _read_data
 from examples.medical_mri_us.report import EvaluationError, make_page, read_evaluation
 from examples.medical_mri_us.report.charts import coverage_plot, line_plot, missingness_plot
+from examples.medical_mri_us.report.sections import training
 from examples.medical_mri_us.report.sprites import make_sprites
 from examples.medical_mri_us.verbs import report
 
@@ -85,6 +87,67 @@ def test_best_is_bold_among_the_models_of_each_cell(evaluated, page):
         for place in places
     ]
     assert sorted(bold) == sorted(f"{value:.1f}" for value in best)
+
+
+def test_page_says_what_was_trained_on_what(evaluated, tmp_path):
+    """By what the training wrote down: the index of the scores may be another one."""
+    folder = tmp_path / "eval"
+    shutil.copytree(evaluated / "eval", folder)
+    facts = json.loads((folder / "cells.json").read_text())
+    assert facts["trained_on"] is None
+    untold = make_page(read_evaluation(folder))
+    assert "What the model was trained on is not written down beside it." in untold
+    assert "3 cases of the split “test” were scored." in untold
+    facts["trained_on"] = {
+        "index": "elsewhere/index.csv",
+        "split": "fold <0>",
+        "phantom": False,
+        "cases": 7,
+        "incomplete": 5,
+        "patterns": [
+            {"observed": [True, True, True, True], "cases": 2},
+            {"observed": [True, False, True, False], "cases": 5},
+        ],
+        "left_out": 1,
+    }
+    (folder / "cells.json").write_text(json.dumps(facts))
+    page = make_page(read_evaluation(folder))
+    assert "It was trained on 7 cases, of whom 5 lack a modality." in page
+    assert "<h3>The model was trained on 7 cases</h3>" in page
+    assert "Split <code>fold &lt;0&gt;</code> of <code>elsewhere/index.csv</code>" in page
+    assert "5 <tspan class=count>(71 %)" in page
+    assert "<h3>Scored on 3 cases</h3>" in page
+    assert "1 training cases were left out" in page
+
+
+def test_a_run_tells_what_it_was_trained_on(evaluated, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(evaluated / "ours", run)
+    assert _read_data(run) is None
+    table = {"cases": 2, "incomplete": 1, "observed": {}, "patterns": []}
+    data = {"index": "i.csv", "split": "train", "phantom": True, "cases": [], "problems": ["a"]}
+    (run / "data.json").write_text(json.dumps({**data, "missingness": table}))
+    assert _read_data(run) == {
+        "index": "i.csv",
+        "split": "train",
+        "phantom": True,
+        "cases": 2,
+        "incomplete": 1,
+        "patterns": [],
+        "left_out": 1,
+    }
+    (run / "data.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"data\.json should be what `train` wrote, but is damaged"
+    ):
+        _read_data(run)
+
+
+def test_a_short_training_has_no_curve_and_says_so(evaluated):
+    facts = read_evaluation(evaluated / "eval").facts
+    short = training({**facts, "log": {k: v[:1] for k, v in facts["log"].items()}})
+    assert short.count("The training was too short for a curve.") == 2
+    assert "too short" not in training(facts)
 
 
 def test_text_from_outside_is_escaped(evaluated, tmp_path):
@@ -189,6 +252,12 @@ def test_coverage_is_drawn_beside_what_it_should_be():
     assert disc == pytest.approx(nominal, abs=0.1)
     assert ring < disc
     assert coverage_plot({}, [0.9], ["mean"], "t") == ""
+
+
+def test_a_folder_is_no_page(evaluated, tmp_path):
+    options = report.Report(evaluated / "eval", tmp_path)
+    with pytest.raises(ValueError, match=r"'out' should be an HTML file, but is the folder"):
+        report.run(options)
 
 
 def test_verb_writes_one_file(evaluated, tmp_path, capsys):

@@ -103,6 +103,11 @@ def test_outputs_have_the_grid_of_the_input(codes, oblique, axes, trained, tmp_p
         made = nib.load(out / f"p_t2_{what}.nii.gz")
         assert made.shape == data.shape
         assert np.abs(made.affine - affine).max() < 1e-5
+        given, other = sitk.ReadImage(str(file)), sitk.ReadImage(str(out / f"p_t2_{what}.nii.gz"))
+        assert other.GetSize() == given.GetSize()
+        for place in ("GetOrigin", "GetSpacing", "GetDirection"):
+            ours, theirs = (getattr(image, place)() for image in (other, given))
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
         values = made.get_fdata()
         assert (values[data == 0] == 0).all()  # out of view
         assert (values[data > 0] > 0).any()
@@ -347,8 +352,9 @@ def test_nothing_to_choose_from():
 def test_files_of_a_case(trained, tmp_path):
     us = write(tmp_path / "in" / "p.nii.gz", volume(0))
     out = tmp_path / "out"
+    fov = write(tmp_path / "in" / "fov.nii.gz", np.ones((16, 16, 3)))
     options = {"target": "t2,flair", "samples": 3, "temperature": 1.0, "seed": 5, "device": "cpu"}
-    assert run(Synthesize(trained, out, us=us, **options)) == 0
+    assert run(Synthesize(trained, out, us=us, fov=fov, **options)) == 0
     volumes = [
         f"p_{m}_{w}.nii.gz"
         for m in ("t2", "flair")
@@ -360,6 +366,7 @@ def test_files_of_a_case(trained, tmp_path):
     _, description = load_model(trained / "model")
     assert said["model"]["sha256"] == description["sha256"]
     assert said["inputs"]["us"]["sha256"] == slow_hash(us)
+    assert said["fov"] == {"file": str(fov), "sha256": slow_hash(fov)}
     assert (said["seed"], said["temperature"], said["samples"]) == (5, 1.0, 3)
     assert said["files"] == volumes
     assert said["grid"]["shape"] == [16, 16, 3]

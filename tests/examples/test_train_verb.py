@@ -243,7 +243,7 @@ def test_cases_that_cannot_be_used(index, tmp_path, capsys):
         (index.parent / case / "us.nii.gz").write_bytes(b"")
     with pytest.raises(CaseError, match=r"none of 4 training cases can be used"):
         fit(tmp_path, index, out=tmp_path / "none")
-    with pytest.raises(ValueError, match=r"at least one training case, but is empty"):
+    with pytest.raises(ValueError, match=r"index\.csv, train, but is 'valid'"):
         fit(tmp_path, index, out=tmp_path / "none", split="valid")
     lacking = write_index(tmp_path / "lacking", {"a": MODALITIES[:3]})
     with pytest.raises(ValueError, match=r"none of 1 training cases has flair"):

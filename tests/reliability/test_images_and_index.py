@@ -588,5 +588,5 @@ def test_broken_rows_have_a_line(index, row, words):
 
 def test_all_problems_of_an_index_are_listed(index):
     lines = "".join(f"case{k},train,,,,\n" for k in range(30))
-    problem = refused(index, HEADER + lines, "line 2", "line 13", "and 18 more")
+    problem = refused(index, HEADER + lines, "line 2", "line 13", "\n... and 18 more")
     assert "line 14" not in problem

@@ -58,7 +58,9 @@ def read_index(path: str | Path, modalities: Sequence[str] = MODALITIES) -> list
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"'path' should be an index file, but there is none at {path}.")
+        inside = path / "index.csv"
+        hint = f" Did you mean {inside}?" if inside.is_file() else ""
+        raise ValueError(f"'path' should be an index file, but there is none at {path}.{hint}")
     rows = _rows(path, modalities)
     cases: dict[str, Case] = {}
     lines: dict[str, int] = {}
@@ -79,7 +81,7 @@ def read_index(path: str | Path, modalities: Sequence[str] = MODALITIES) -> list
         problems.append("there is no case in it.")
     if problems:
         more = [f"... and {len(problems) - SHOWN} more."] if len(problems) > SHOWN else []
-        raise ValueError("\n".join(f"{path}, {p}" for p in problems[:SHOWN]) + "\n".join(more))
+        raise ValueError("\n".join([f"{path}, {p}" for p in problems[:SHOWN]] + more))
     return list(cases.values())
 
 

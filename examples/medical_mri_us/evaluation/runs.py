@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["about_data", "about_models"]
 
 import csv
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ def about_models(models: Sequence[Trained], run: Path, device: torch.device) -> 
 
     Arguments:
         models: The models.
-        run: The folder of the first one's training, where its log is, if there is any.
+        run: The folder of the first one's training, where its log is, and what it was trained on,
+            if there is any.
         device: Where they ran.
     """
     first = models[0]
@@ -36,6 +38,7 @@ def about_models(models: Sequence[Trained], run: Path, device: torch.device) -> 
         "modalities": list(first.model.modalities),
         "calibrated": bool(first.model.is_matched),
         "log": _read_log(run),
+        "trained_on": _read_data(run),
         "environment": _environment(device),
     }
 
@@ -50,7 +53,7 @@ def about_data(
         split: The split that was scored.
         cases: All cases of the index.
         results: What was measured.
-        phantom: Whether the images are made by a simulation.
+        phantom: Whether the images that are scored are made by a simulation.
     """
     return {
         "phantom": phantom,
@@ -77,6 +80,25 @@ def _read_log(run: Path) -> dict[str, list[float | None]]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+
+
+def _read_data(run: Path) -> dict[str, Any] | None:
+    """Returns what the training wrote down about its data, but for the cases one by one."""
+    path = run / "data.json"
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        table = data["missingness"]
+        return {
+            **{key: data[key] for key in ("index", "split", "phantom")},
+            **{key: table[key] for key in ("cases", "incomplete", "patterns")},
+            "left_out": len(data["problems"]),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} should be what `train` wrote, but is damaged: {error}."
+        ) from error
 
 
 def _patterns(cases: Sequence[Case]) -> list[dict[str, Any]]:

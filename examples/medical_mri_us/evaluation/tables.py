@@ -41,10 +41,19 @@ def write_tables(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def note(phantom: bool) -> str:
-    """Returns the sentence that stands with all numbers."""
-    made = "Phantom images, made by a simulation: nothing here was measured on patients. "
-    return f"{made if phantom else ''}For research only, not for clinical use."
+def note(phantom: bool, trained_on_phantom: bool = False) -> str:
+    """Returns the sentence that stands with all numbers.
+
+    Arguments:
+        phantom: Whether the images that are scored are made by a simulation.
+        trained_on_phantom: Whether those are that the model was trained on.
+    """
+    made = ""
+    if phantom:
+        made = "Phantom images, made by a simulation: nothing here was measured on patients. "
+    elif trained_on_phantom:
+        made = "The model was trained on simulated patients, a phantom. "
+    return f"{made}For research only, not for clinical use."
 
 
 def summary(cells: Sequence[Cell], model: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from examples.medical_mri_us.checks import check_integer
 from examples.medical_mri_us.modalities import LABELS, MODALITIES
@@ -123,14 +124,12 @@ def _bare(ax: Axes) -> None:
 def _draw_key(figure: Figure) -> None:
     """Names the colours, and says what this is."""
     names = list(LABEL_COLOURS)[1:]
+    width, height = figure.get_size_inches()
     for number, name in enumerate(names):
-        figure.text(
-            0.025 + 0.089 * number,
-            0.20 / figure.get_figheight(),
-            name,
-            color=LABEL_COLOURS[name],
-            fontsize=6.5,
-        )
+        left, low = 0.025 + 0.0885 * number, 0.20 / height
+        square = Rectangle((left, low), 0.08 / width, 0.08 / height, facecolor=LABEL_COLOURS[name])
+        figure.add_artist(square)
+        figure.text(left + 0.12 / width, low, name, color="0.85", fontsize=6)
     figure.text(
         0.025,
         0.06 / figure.get_figheight(),

@@ -143,20 +143,29 @@ def _spread_shown(evaluation: Evaluation) -> float:
 
 
 def _lead(facts: dict[str, Any]) -> str:
-    cases = {
-        split: sum(p["cases"] for p in facts["patterns"] if p["split"] == split)
-        for split in ("train", facts["split"])
-    }
-    scored = cases[facts["split"]] - len(facts["problems"])
+    split, trained = facts["split"], facts.get("trained_on")
+    scored = sum(p["cases"] for p in facts["patterns"] if p["split"] == split)
+    scored -= len(facts["problems"])
+    on = ""
+    if trained is not None:
+        who = "simulated patients" if trained["phantom"] else "cases"
+        on = f" It was trained on {trained['cases']} {who}"
+        on += (
+            f", of whom {trained['incomplete']} lack a modality." if trained["incomplete"] else "."
+        )
     return (
-        f"Model “{facts['model']}”, one model for every subset of inputs. The index lists "
-        f"{cases['train']} training cases; {scored} cases of the split “{facts['split']}” were "
-        "scored."
+        f"Model “{facts['model']}”, one model for every subset of inputs.{on} "
+        f"{scored} {'case' if scored == 1 else 'cases'} of the split “{split}” "
+        f"{'was' if scored == 1 else 'were'} scored."
     )
 
 
 def _notice(facts: dict[str, Any]) -> str:
-    return f"<b>{'Phantom study. ' if facts['phantom'] else ''}</b>{note(facts['phantom'])}"
+    return f"<b>{'Phantom study. ' if facts['phantom'] else ''}</b>{_note(facts)}"
+
+
+def _note(facts: dict[str, Any]) -> str:
+    return note(facts["phantom"], bool(facts["description"].get("phantom")))
 
 
 def _case_scores(evaluation: Evaluation, protocol: str) -> dict[str, dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["cards", "coverage", "data", "environment", "training"]
 
 import html
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from examples.medical_mri_us.evaluation import BASELINE
 from .charts import coverage_plot, line_plot, missingness_plot
 from .results import Evaluation
 from .tables import facts_table
+
+SAID = ("model", "modalities", "steps", "seconds", "interrupted", "skipped", "format")
+"""What stands elsewhere of a model's description."""
 
 
 def cards(evaluation: Evaluation) -> str:
@@ -85,31 +89,48 @@ def coverage(evaluation: Evaluation) -> str:
 
 
 def data(facts: dict[str, Any], labels: dict[str, str]) -> str:
-    """Returns which modalities the cases have, and which cases were left out."""
-    parts = []
-    splits = dict.fromkeys(p["split"] for p in facts["patterns"])
-    for split in sorted(splits, key=lambda split: (split != "train", split)):
-        patterns = [p for p in facts["patterns"] if p["split"] == split]
-        total = sum(p["cases"] for p in patterns)
-        title = f"Which modalities the {total} cases of the split {split} have"
-        plot = missingness_plot(patterns, labels, title)
-        head = f"<h3>Split <code>{html.escape(split)}</code>, {total} cases</h3>"
-        parts.append(f"<div>{head}{plot}</div>")
-    text = f"<p>From <code>{html.escape(facts['data'])}</code>.</p>"
-    text += f"<div class=two>{''.join(parts)}</div>"
+    """Returns which modalities cases have, of training and scored, and which were left out."""
+    trained = facts.get("trained_on")
+    own = [p for p in facts["patterns"] if p["split"] == facts["split"]]
+    parts = [_patterns("Scored on", facts["data"], facts["split"], own, labels)]
+    if trained is not None:
+        held = [
+            {
+                "held": [m for m, there in zip(labels, p["observed"], strict=True) if there],
+                "cases": p["cases"],
+            }
+            for p in trained["patterns"]
+        ]
+        some = "The model was trained on"
+        parts.insert(0, _patterns(some, trained["index"], trained["split"], held, labels))
+    else:
+        parts.insert(0, "<p>What the model was trained on is not written down beside it.</p>")
+    text = f"<div class=two>{''.join(parts)}</div>"
+    if trained is not None and trained["left_out"]:
+        text += f"<p>{trained['left_out']} training cases were left out: data.json says why.</p>"
     if facts["problems"]:
         items = "".join(f"<li>{html.escape(problem)}</li>" for problem in facts["problems"])
-        text += f"<p>Left out:</p><ul>{items}</ul>"
+        text += f"<p>Left out of the scores:</p><ul>{items}</ul>"
     return text
 
 
 def training(facts: dict[str, Any]) -> str:
     """Returns how the model was trained."""
     log, description = facts["log"], facts["description"]
-    told = {k: v for k, v in description.items() if not isinstance(v, dict | list)}
-    for name in ("architecture", "settings"):
-        told |= {k: v for k, v in description.get(name, {}).items() if v is not None}
-    table = f"<h3>Model and settings</h3>{facts_table(told)}"
+    rest = {k: v for k, v in description.items() if not isinstance(v, dict) and k not in SAID}
+    tables = {
+        "Network": {"model": description.get("model"), **description.get("architecture", {})},
+        "Settings of the training": description.get("settings", {}),
+        "Discriminators": description.get("critics", {}),
+        "Calibration": description.get("calibration", {}),
+        "Images and files": rest,
+    }
+    table = "".join(
+        f"<div><h3>{title}</h3>{facts_table(known)}</div>"
+        for title, about in tables.items()
+        if (known := {k: v for k, v in about.items() if v is not None})
+    )
+    table = f"{_course(description)}<div class=many>{table}</div>"
     if not log:
         return f"<p>There is no log of the training beside the model.</p>{table}"
 
@@ -131,10 +152,38 @@ def training(facts: dict[str, Any]) -> str:
         y_label="KL, nats per sample",
         logarithmic=True,
     )
+    short = "" if bound else "<p>The training was too short for a curve.</p>"
     return (
-        f"<div class=two><div><h3>Bound</h3>{bound}</div><div><h3>KL per latent level</h3>{kl}"
-        "<p class=small>Level 1 is the coarsest. A level near 0 is not in use.</p></div></div>"
+        f"<div class=two><div><h3>Bound</h3>{bound or short}</div><div>"
+        f"<h3>KL per latent level</h3>{kl or short}<p class=small>Level 1 is the coarsest. "
+        "A level near 0 is not in use.</p></div></div>"
         f"{table}"
+    )
+
+
+def _course(description: dict[str, Any]) -> str:
+    """How long the training took, and whether it came to its end."""
+    if "seconds" not in description:
+        return ""
+    stopped = " It was stopped before its end." if description["interrupted"] else ""
+    return (
+        f"<p>{description['steps']} steps in {description['seconds'] / 60:.1f} minutes, "
+        f"{description['skipped']} of them skipped.{stopped}</p>"
+    )
+
+
+def _patterns(
+    what: str,
+    index: str,
+    split: str,
+    patterns: Sequence[Mapping[str, Any]],
+    labels: Mapping[str, str],
+) -> str:
+    total = sum(p["cases"] for p in patterns)
+    plot = missingness_plot(patterns, labels, f"Which modalities the {total} cases have")
+    return (
+        f"<div><h3>{what} {total} cases</h3><p class=small>Split "
+        f"<code>{html.escape(split)}</code> of <code>{html.escape(index)}</code>.</p>{plot}</div>"
     )
 
 

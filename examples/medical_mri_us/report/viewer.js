@@ -24,7 +24,7 @@
   function read() {
     const asked = new URLSearchParams(location.hash.slice(1));
     if (data.cases[asked.get("case")]) state.case = asked.get("case");
-    else if (!root.dataset.ready) state.slice = Math.floor(data.cases[state.case].slices.length / 2);
+    if (!root.dataset.ready) state.slice = Math.floor(data.cases[state.case].slices.length / 2);
     if (asked.has("given")) state.given = modalities.filter((m) => asked.get("given").split(/[+ ,]/).includes(m));
     if (modalities.includes(asked.get("target"))) state.target = asked.get("target");
     if (asked.has("slice")) {
@@ -221,9 +221,11 @@
   document.querySelectorAll("#viewer .frame").forEach((frame) => {
     frame.addEventListener("pointermove", hover);
     frame.addEventListener("pointerleave", () => { root.classList.remove("pointing"); $("readout").textContent = ""; });
-    frame.addEventListener("wheel", (e) => {
+    frame.addEventListener("wheel", (e) => { // after the last slice, the page scrolls on
+      const slice = state.slice + Math.sign(e.deltaY);
+      if (!(slice in data.cases[state.case].slices)) return;
       e.preventDefault();
-      state.slice += Math.sign(e.deltaY);
+      state.slice = slice;
       draw();
     }, { passive: false });
   });

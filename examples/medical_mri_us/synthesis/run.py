@@ -89,7 +89,7 @@ def synthesise_job(
             "inputs": {
                 m: {"file": str(job.images[m]), "sha256": hash_of(job.images[m])} for m in subset
             },
-            "fov": None if job.fov is None else str(job.fov),
+            "fov": None if job.fov is None else {"file": str(job.fov), "sha256": hash_of(job.fov)},
             "targets": list(wanted),
             "samples": asked.samples,
             "temperature": asked.temperature,

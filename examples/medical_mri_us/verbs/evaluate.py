@@ -37,6 +37,7 @@ from examples.medical_mri_us.evaluation import (
     write_evaluation,
     write_tables,
 )
+from examples.medical_mri_us.facts import is_phantom
 from examples.medical_mri_us.outputs import open_folder
 
 
@@ -86,7 +87,7 @@ def run(options: Evaluate) -> int:
     """Runs the verb and returns its exit code: 0, 1 if cases were left out, or 3 for bad data.
 
     Raises:
-        ValueError: If an option cannot be used.
+        ValueError: If an option or the index cannot be used.
         CheckpointError: If a model cannot be read.
         OSError: If the folder cannot be written to.
     """
@@ -96,15 +97,13 @@ def run(options: Evaluate) -> int:
     open_folder(options.out)
     models = load_trained((options.model, *options.compare), device)
     first = models[0]
-    try:
-        cases = read_index(options.data, first.model.modalities)
-    except (ValueError, OSError) as error:
-        return _stop(str(error))
+    cases = read_index(options.data, first.model.modalities)
     test = [case for case in cases if case.split == options.split]
     if not test:
         splits = ", ".join(sorted({case.split for case in cases}))
         return _stop(f"{options.data} has no case of split '{options.split}', but of {splits}.")
 
+    about = about_models(models, options.model, device)
     results = score_all(models, cases, test, options)
     if not results.scores:
         return _stop(f"{options.data} has no case of split '{options.split}' that can be used.")
@@ -114,15 +113,15 @@ def run(options: Evaluate) -> int:
         subject.name: make_view(first.model, subject, options.samples, options.seed)
         for subject in load_one_by_one(cases_shown, first.size, [])
     }
-    phantom = bool(first.description.get("phantom"))
-    phantom |= (options.data.parent / "dataset.json").is_file()
+    phantom = is_phantom(options.data)
+    said = note(phantom, trained_on_phantom=bool(first.description.get("phantom")))
     cells = cell_means(results.scores, results.missing)
     tests = compare(results.scores, first.name)
-    tables = write_tables(cells, tests, first.model.modalities, note(phantom))
+    tables = write_tables(cells, tests, first.model.modalities, said)
     write_evaluation(
         options.out,
         cells={
-            **about_models(models, options.model, device),
+            **about,
             **about_data(options.data, options.split, cases, results, phantom=phantom),
             "seed": options.seed,
             "minutes": (time.monotonic() - start) / 60,

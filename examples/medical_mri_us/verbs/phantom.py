@@ -25,8 +25,8 @@ class Phantom:
     test: int = 20
     """The number of test patients, complete."""
     size: int = 64
-    """The height and width of the slices, in pixels over 96 mm: 64, 96, 192 or another multiple
-    of 8."""
+    """The height and width of the slices, in pixels over 96 mm: 64, 96, 192 or another of at
+    least 16; of others than multiples of 8, models see a part or a padded slice."""
     slices: int | None = None
     """The number of slices, 2 mm apart; by default 8, 16 and 32 at sizes of 64, 96 and 192."""
     missingness: Literal["remind-files", "paper-87"] = "remind-files"

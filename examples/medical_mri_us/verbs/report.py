@@ -31,6 +31,7 @@ def run(options: Report) -> int:
     """Runs the verb and returns its exit code: 0, or 3 if there is no evaluation to show.
 
     Raises:
+        ValueError: If there is a folder where the file should be.
         OSError: If the file cannot be written.
     """
     try:
@@ -39,6 +40,8 @@ def run(options: Report) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 3
     out = options.evaluation / "report.html" if options.out is None else options.out
+    if out.is_dir():
+        raise ValueError(f"'out' should be an HTML file, but is the folder {out}.")
     page = make_page(evaluation).encode()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, page)

@@ -72,7 +72,11 @@ def run(options: Train) -> int:
             print(f"The training is finished; {options.out / 'model'} is left as it is.")
         return 0
     index = _index_of(options)
-    cases = [c for c in read_index(index, config.modalities) if c.split == options.split]
+    every = read_index(index, config.modalities)
+    cases = [c for c in every if c.split == options.split]
+    if not cases:
+        splits = ", ".join(sorted({c.split for c in every}))
+        raise ValueError(f"'split' should be one of {index}, {splits}, but is {options.split!r}.")
     check_training(cases, config.modalities)
     folder = open_folder(options.out)
     steps = Checkpoints(folder / "checkpoints").steps()
