@@ -14,7 +14,8 @@ per pixel, is this bound with 0.0167 for 0.01.
   adversarial term of its last fifth is left out, as it does not serve the bound.
 - *published, our network*: the same training, on the network of the example.
 - *ours*: that network, trained as the example does it: mixed patients with one random subset for
-  each slice, divergences in closed form, pixels in view, AdamW, averaged weights.
+  each slice, divergences in closed form, pixels in view, AdamW, averaged weights. What was given
+  counts as much as what was hidden, as it does in the bound.
 
 Each has a budget of processor time on one thread, over which its learning rate decays; validation
 is off the clock. Ours gets a third of it. Exits with 1 if ours does not reach the best bound that
@@ -112,8 +113,8 @@ def ours(model: MMHVAE, subjects: Sequence[Subject]) -> Recipe:
     def loss(model: MMHVAE, slices: Batch, done: float) -> Tensor:
         x, observed, fov = slices
         batch = x, x, observed, fov  # what is scored is what was observed
-        output, _ = infer(model, batch)
-        return -bound(output, batch, settings.beta * min(1.0, 10 * done)).mean()
+        output, given = infer(model, batch, proper=False)
+        return -bound(output, batch, given, settings.beta * min(1.0, 10 * done)).mean()
 
     def rate(step: int, done: float) -> float:
         cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2

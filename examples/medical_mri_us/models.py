@@ -36,7 +36,7 @@ class ImageModel:
     """The side of the patches, in pixels."""
     widths: tuple[int, ...] = (96, 64, 32)
     """The number of channels of each level, coarse to fine."""
-    latents: tuple[int, ...] = (16, 16, 8)
+    latents: tuple[int, ...] = (16, 16, 16)
     """The number of latent channels of each level, coarse to fine."""
     scale: float = 0.12
     """The Laplace scale that training starts from; images are in [-1, 1]."""

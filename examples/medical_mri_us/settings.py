@@ -47,6 +47,10 @@ class Settings:
     """The weight of the divergence."""
     warmup: float = 0.1
     """The share of the training in which that weight rises from 0."""
+    proper: bool = True
+    """Whether something is hidden from every slice that has two modalities or more."""
+    reconstruction: float = 0.3
+    """The weight of reconstructing what was given; what was hidden counts 1."""
     restart: float | None = None
     """The share of the training at which the optimiser starts afresh; None for never."""
     rare: float = 0.3
@@ -74,6 +78,7 @@ class Settings:
         check_number("average", self.average, 0, 1)
         check_number("beta", self.beta, 0)
         check_number("warmup", self.warmup, 0, 1)
+        check_number("reconstruction", self.reconstruction, 0)
         if self.restart is not None:
             check_number("restart", self.restart, 0, 1)
         check_number("rare", self.rare, 0, 1)

@@ -30,26 +30,42 @@ Batch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]
 """Images, what to make of them, what was observed, and fields of view."""
 
 
-def infer(model: MMHVAE, batch: Batch) -> tuple[Output, Tensor]:
-    """Conditions each slice on a random subset of what was observed, and returns that too."""
+def infer(model: MMHVAE, batch: Batch, *, proper: bool = True) -> tuple[Output, Tensor]:
+    """Conditions each slice on a random subset of what was observed, and returns that too.
+
+    Arguments:
+        model: The model.
+        batch: The batch, as of `batch_targets`.
+        proper: Whether the subset is a proper one, where two modalities or more were observed.
+    """
     x, _, observed, _ = batch
-    given = random_subsets(observed)[0]
+    given = random_subsets(observed, proper=proper)[0]
     return model(x, given), given
 
 
-def bound(output: Output, batch: Batch, beta: float) -> Tensor:
-    """Returns the bound of each slice: the score of all that was observed.
+def bound(
+    output: Output, batch: Batch, given: Tensor, beta: float, reconstruction: float = 1.0
+) -> Tensor:
+    r"""Returns the bound of each slice: the score of all that was observed.
+
+    .. math:: \frac{1}{|\mathrm{fov}|} \Big( \sum_{m \in r \setminus s} \log p(x_m \mid z)
+        + \lambda \sum_{m \in s} \log p(x_m \mid z) - \beta \, \mathrm{KL} \Big)
 
     It is in nats per pixel in view, so that small and large fields of view count alike.
 
     Arguments:
         output: The output of the model.
         batch: The batch, as of `batch_targets`; the targets are scored.
+        given: What the model was given, :math:`s`, with shape (B, M).
         beta: The weight of the divergence.
+        reconstruction: The weight :math:`\lambda` of what was given, which is easy to show again:
+            less of it leaves more of the model to what was hidden.
     """
     _, targets, observed, fov = batch
     valid = dict.fromkeys(targets, fov)
-    return mmpoe.elbo(output, targets, observed, beta, valid=valid) / fov.flatten(1).sum(dim=1)
+    hidden = mmpoe.elbo(output, targets, observed & ~given, beta, valid=valid)
+    shown = mmpoe.elbo(output, targets, given, 0.0, valid=valid)
+    return (hidden + reconstruction * shown) / fov.flatten(1).sum(dim=1)
 
 
 def train(
@@ -66,9 +82,10 @@ def train(
 ) -> tuple[MMHVAE, History]:
     """Trains on mixed batches: every slice has its own modalities and its own random subset.
 
-    Each slice is conditioned on one random non-empty subset of what its patient has, and
-    reconstructs all that the patient has, inside the field of view. What is scored is the
-    harmonised target of a modality, where the index lists one, else the image itself.
+    Each slice is conditioned on one random proper subset of what its patient has, and scored
+    on all that the patient has, inside the field of view: what was hidden counts 1, what was given
+    `Settings.reconstruction`. What is scored is the harmonised target of a modality, where the
+    index lists one, else the image itself.
 
     Arguments:
         subjects: The patients, incomplete ones included.
@@ -110,9 +127,9 @@ def train(
     )
 
     def objective(model: MMHVAE, batch: Batch, done: float) -> Tensor:
-        output, given = infer(model, batch)
+        output, given = infer(model, batch, proper=settings.proper)
         rise = 1.0 if settings.warmup == 0 else min(1.0, done / settings.warmup)
-        value = bound(output, batch, settings.beta * rise)
+        value = bound(output, batch, given, settings.beta * rise, settings.reconstruction)
         if judge is not None and done >= judge.critics.start:
             _, _, observed, fov = batch
             value = value - judge.charge(output, given, observed, fov, done)
