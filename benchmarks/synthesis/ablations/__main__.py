@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -84,7 +83,7 @@ def train_one(variant: Variant, seed: int, profile: Profile, folder: Path) -> in
     """
 
     def make(name: str, modalities: Sequence[str], size: int) -> System:
-        return cast("System", build(variant, modalities, size))
+        return build(variant, modalities, size)
 
     return compare(variant.name, seed, *patients(variant, profile), profile, folder, make)
 

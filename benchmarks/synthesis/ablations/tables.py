@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.synthesis.run import Profile
 from mmpoe.metrics import paired_table
 
-from .factors import BASE_LABELS, MISSING
+from .factors import BASE_LABELS, BEFORE, MISSING
 from .missing import left
 from .variants import BASE, Variant
 
@@ -119,13 +119,14 @@ def markdown(found: Sequence[Scores], profile: Profile, label: str) -> str:
         f"# Ablations of the MMHVAE on phantom patients, profile '{label}'",
         "**Phantom patients, not clinical ones.** The base is the MMHVAE of the comparison: exact "
         "product of experts, the three finest latent groups, divergences weighed by "
-        f"{BASE.beta:g}, one subset a step, no adversary. Each variant differs from it in one "
-        f"thing and has {profile.seconds:g} s of processor time on one thread, so that what costs "
-        f"more takes fewer steps. Scores are means (standard deviations) over {patients} held-out "
-        f"patients of averages over all cells from all 15 subsets, over seeds ({profile.seeds}) "
-        "and in view. Changes are medians of differences of the same patients, with p-values of "
-        "Wilcoxon's signed-rank test by Bonferroni's correction for the rows of a table. They "
-        "tell patients apart, not seeds: another seed moves a variant too.",
+        f"{BASE.beta:g}, the score of what was given by {BASE.reconstruction:g}, one proper "
+        f"subset a step, no adversary. Each variant differs from it in one thing, but for "
+        f"'{BEFORE}', and has {profile.seconds:g} s of processor time on one thread, so that what "
+        "costs more takes fewer steps. Scores are means (standard deviations) over "
+        f"{patients} held-out patients of averages over all cells from all 15 subsets, over seeds "
+        f"({profile.seeds}) and in view. Changes are medians of differences of the same patients, "
+        "with p-values of Wilcoxon's signed-rank test by Bonferroni's correction for the rows of "
+        "a table. They tell patients apart, not seeds: another seed moves a variant too.",
     ]
     factors = list(dict.fromkeys(s.variant.factor for s in found if s.variant != BASE))
     for factor in factors:
