@@ -11,8 +11,11 @@ The published way is a twin, `benchmarks/_published.py`, or the published code i
 *Inference* is one sample of a slice from four inputs. A *training step* is forward, backward and
 Adamax on the published loss: mean absolute errors and sampled log-ratios from three subsets, all
 modalities, the first one and one of the rest. The row below each is the same step on the bound of
-the library, whose divergences are in closed form. Exits with 1 if outputs differ or a ratio is
-below what is promised; a smoke run measures too little to tell the latter.
+the library, whose divergences are in closed form. *Multiplications* are those of convolutions and
+matrices (`torch.utils.flop_counter`, two operations each); there are fewer here from several
+inputs, since experts share what their first convolution makes of the state. Exits with 1 if
+outputs differ or a ratio is below what is promised; a smoke run measures too little to tell the
+latter.
 
     python -m benchmarks.bench_mmhvae
 """
@@ -29,6 +32,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from examples.medical_mri_us.official_names import published_state
 from mmpoe.models import MMHVAE, Output, published_mmhvae
@@ -193,6 +197,23 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
+def giga_macs(run: Callable[[], object]) -> float:
+    """Returns the multiplications of convolutions and matrices, in 1e9."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 2e9
+
+
+def show_macs(pair: Pair) -> None:
+    """Prints the multiplications of inference for each number of inputs, all targets."""
+    for number in range(1, len(NAMES) + 1):
+        given = {m: pair.x[m] for m in NAMES[:number]}
+        theirs = giga_macs(lambda: pair.theirs(dict(given)))  # noqa: B023
+        ours = giga_macs(lambda: pair.ours.predict(given))  # noqa: B023
+        what = f"inference, {_shape(pair)}, {number} of {len(NAMES)} inputs"
+        print(f"{what:46}{theirs:11.3f}{ours:9.3f}", flush=True)
+
+
 def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
     """Returns a step down a loss."""
     optimizer = torch.optim.Adamax(network.parameters(), lr=2e-3)
@@ -301,6 +322,8 @@ def main() -> None:
     if wrong:
         sys.exit("Not the same: " + "; ".join(wrong))
 
+    print(f"\nmultiplications in 1e9, all targets\n{'':46}{'published':>11}{'mmpoe':>9}")
+    show_macs(drawing)
     print(f"\nmedians of {rounds} rounds in ms, ratio and its range, and what is promised")
     print(f"{'':46}{'published':>11}{'mmpoe':>9}{'ratio':>9}{'from':>8}{'to':>6}{'promised':>10}")
     short = measure_inference(drawing, rounds if options.smoke else 5 * rounds)  # they are short

@@ -82,6 +82,18 @@ def test_other_weights_are_another_network(name):
     assert (wrong != []) == name.startswith("final")
 
 
+def test_multiplications_are_counted(capsys):
+    """As published, and fewer of the experts' first convolutions from several inputs."""
+    bench_mmhvae.show_macs(build(TINY._replace(batch=1), None))
+    rows = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()]
+    theirs, ours = zip(*(map(float, row) for row in rows), strict=True)
+    assert len(rows) == 4
+    assert ours[0] == theirs[0]
+    assert all(a < b for a, b in zip(ours[1:], theirs[1:], strict=True))
+    saved = theirs[3] - ours[3]
+    assert saved == pytest.approx(3 * (theirs[1] - ours[1]), abs=2e-3)
+
+
 def test_nan_is_a_difference():
     assert bench_mmhvae.report_differences({"images": float("nan")}) != []
 

@@ -10,8 +10,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import mmpoe
 from mmpoe.likelihoods import Normal, StudentT
-from mmpoe.models import Predictor, image_mmhvae, vector_mmhvae
+from mmpoe.models import Predictor, image_mmhvae, published_mmhvae, vector_mmhvae
 from mmpoe.nn import MLP
+from mmpoe.objectives import mixture_elbo
 
 COMPILED = ["flat", "hierarchical", "learned powers", "common noise", "residual"]
 EXPORTED = ["flat", "hierarchical", "free residual"]
@@ -57,6 +58,50 @@ def test_a_loss_step_is_one_graph_for_every_pattern(name):
 
 def test_a_loss_step_and_its_gradient_are_one_graph():
     check_step(make(hierarchical), "aot_eager")
+
+
+@pytest.mark.parametrize("reconstruct", ["observed", "given"])
+@pytest.mark.parametrize("family", ["groups", "powerset"])
+def test_a_mixture_of_subsets_is_one_graph_for_every_pattern(family, reconstruct):
+    """The packed pairs of eager execution and all of them, those that weigh nothing included."""
+    model = make(MODELS["hierarchical"])
+
+    def bound(x, observed):
+        return mixture_elbo(mean, x, observed, 0.5, family=family, reconstruct=reconstruct)
+
+    def mean(x, given=None, **options):  # noise would have another shape in either
+        return model(x, given, temperature=0.0, **options)
+
+    mean.modalities = model.modalities
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(bound, fullgraph=True, backend=counter)
+    for roll in (0, 3):
+        observed = OBSERVED.roll(roll, dims=0)
+        results = []
+        for run, filler in ((compiled, torch.nan), (bound, 7.0)):
+            model.zero_grad()
+            value = run(batch(filler=filler, rows=observed), observed)
+            value.sum().backward()
+            results.append((value.detach(), gradients(model)))
+        (got, grads), (expected, wanted) = results
+        torch.testing.assert_close(got, expected)
+        for a, b in zip(grads, wanted, strict=True):
+            assert (a is None or not a.any()) if b is None else torch.allclose(a, b, atol=1e-5)
+    assert counter.frame_count == 1
+
+
+def test_the_published_model_is_one_graph():
+    torch.manual_seed(0)
+    model = published_mmhvae(NAMES[:2], 8, power=1, width=2, max_width=4, blocks=1, head_width=2)
+    x = {m: 2 * torch.rand(3, 1, 8, 8) - 1 for m in NAMES[:2]}
+    noise = [torch.randn(3, *group.shape) for group in model.groups]
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for observed in ([[1, 1], [1, 0], [0, 1]], [[0, 1], [0, 0], [0, 1]]):
+        observed = torch.tensor(observed).bool()
+        expected = step(model, x, observed, noise)
+        torch.testing.assert_close(compiled(model, x, observed, noise), expected)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.slow

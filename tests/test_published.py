@@ -290,6 +290,14 @@ def test_bad_arguments_are_named(options, message):
         published_mmhvae(**options)
 
 
+@pytest.mark.parametrize("shape", [(1, 32, 32), (1, 15, 16), (1, 16)])
+def test_images_of_another_size_are_named(shape):
+    """Of 15 pixels, the coarsest features would have the size that they should have."""
+    message = r"'x' should hold images of 16 x 16 pixels, .* but holds entries of shape \(1, "
+    with pytest.raises(ValueError, match=message):
+        make("small")({"us": torch.zeros(2, *shape)})
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_cells_of_every_dimension(dims):
     torch.manual_seed(0)

@@ -138,6 +138,18 @@ def test_shares_of_a_loader_go_round(tmp_path):
     assert list(once) == ["b", "e"]
 
 
+class Lines(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(range(10))
+
+
+def test_streams_are_shared_out_by_batch():
+    """An IterableDataset has no sampler to share out: each process loads all of it."""
+    loader = torch.utils.data.DataLoader(Lines(), 2)
+    shares = [[batch.tolist() for batch in split(loader, rank, 2, seed=1)] for rank in (0, 1)]
+    assert shares == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]  # of 5 batches, 1 is left out
+
+
 def test_cases_are_shared_out(monkeypatch):
     cases = list("abcdefg")
     for world in range(1, 9):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmpoe.adversarial import adversarial_loss, discriminator_loss, judged_targets
+from mmpoe.adversarial import ImageBank, adversarial_loss, discriminator_loss, judged_targets
 from mmpoe.models import Output
 from mmpoe.nn import ModalityDict, PatchDiscriminator
 from mmpoe.training import Adversary
@@ -34,6 +34,9 @@ class Critics:
     """The share of the training from which on they are trained."""
     charge: float = 0.8
     """The share of the training from which on the model is charged."""
+    bank: int = 0
+    """The number of real images to remember of each modality. With them, discriminators also learn
+    from what was never observed; 0 is the published code, whose own bank has no effect."""
 
     def check(self) -> None:
         """Raises a ValueError that names the setting, if there is one that cannot be used."""
@@ -42,6 +45,7 @@ class Critics:
         check_positive("lr", self.lr)
         check_number("start", self.start, 0, 1)
         check_number("charge", self.charge, self.start, 1)
+        check_integer("bank", self.bank, 0)
 
 
 class Judge:
@@ -49,6 +53,7 @@ class Judge:
 
     As in the published code, the model is judged in every modality, but not where all that was
     observed was given, and discriminators learn from what was hidden although it was observed.
+    With a bank, they learn from all that was hidden.
 
     Arguments:
         critics: How to train them.
@@ -62,6 +67,7 @@ class Judge:
             self.networks = ModalityDict(
                 {m: PatchDiscriminator(1, size, width=critics.width) for m in modalities}
             )
+        self.bank = ImageBank(modalities, critics.bank) if critics.bank else None
         self.shown: tuple[Output, Tensor] | None = None
 
     @property
@@ -98,6 +104,12 @@ class Judge:
         _, targets, observed, fov = batch
         assert self.shown is not None
         output, given = self.shown
-        judged = judged_targets(given, observed) & observed
+        judged = judged_targets(given, observed)
         valid = dict.fromkeys(output.likelihoods, fov)
-        return discriminator_loss(output, networks, targets, observed, judged, valid=valid)
+        if self.bank is None:
+            judged &= observed
+        else:
+            self.bank.push(targets, observed, valid=valid)
+        return discriminator_loss(
+            output, networks, targets, observed, judged, bank=self.bank, valid=valid
+        )

@@ -138,10 +138,12 @@ def train(
     run = None
     if keep is not None:
         description = {**describe(model, size, network), "settings": asdict(settings)}
+        also = {}
         if judge is not None:
             description["critics"] = asdict(judge.critics)
+            also = {} if judge.bank is None else {"bank": judge.bank}
         save_every = settings.save_every
-        run = Run(keep, resume=resume, save_every=save_every, description=description)
+        run = Run(keep, resume, save_every=save_every, description=description, also=also)
     history = fit(
         model,
         loader,

@@ -183,6 +183,8 @@ def check_family(
 
 def check_covered(covered: Tensor, observed: Tensor, argument: str) -> None:
     """Raises a ValueError unless each row that observed something has a subset in the family."""
+    if torch.compiler.is_compiling():  # which data cannot break off
+        return
     lost = (observed.any(dim=1) & ~covered).nonzero()[:, 0].tolist()
     if lost:
         shown = [f"row {b} ({observed[b].nonzero()[:, 0].tolist()})" for b in lost[:5]]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from mmpoe.hierarchy import LatentGroup
@@ -73,7 +73,8 @@ def published_mmhvae(
     The fusion that the weights were trained with   ``power=1``
     ==============================================  ===============================================
 
-    The temperature is an argument of the model's call and of its ``predict``.
+    The temperature is an argument of the model's call and of its ``predict``. Images of another
+    size than `size` are an error: the coarsest group has a weight for each of its pixels.
 
     Arguments:
         modalities: The names of the modalities.
@@ -175,7 +176,7 @@ def published_mmhvae(
 
     def encoder() -> nn.Module:
         stem = convolution(dims)(1, width, 3, padding=1)
-        return nn.Sequential(stem, BottomUp(widths, dims, cell=CELLS[cell], levels=levels))
+        return _Encoder(sides, stem, BottomUp(widths, dims, cell=CELLS[cell], levels=levels))
 
     def head() -> nn.Module:
         return ResNetHead(channels, head_width, 1, blocks, dims)
@@ -185,6 +186,23 @@ def published_mmhvae(
         groups=groups,
         decoders={m: Laplace(head(), scale=scale) for m in modalities},
     )
+
+
+class _Encoder(nn.Sequential):
+    """The encoder of one modality, for images of one size alone."""
+
+    def __init__(self, sides: Sequence[int], *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.sides = tuple(sides)
+
+    def forward(self, input: Tensor) -> list[Tensor]:
+        """Returns the features of each level, or says of what size images should be."""
+        if tuple(input.shape[2:]) != self.sides:
+            raise ValueError(
+                f"'x' should hold images of {_pixels(self.sides)}, the 'size' that the model was "
+                f"built for, but holds entries of shape {tuple(input.shape[1:])}."
+            )
+        return super().forward(input)
 
 
 def _check_depth(sides: list[int], depth: int | None) -> int:
@@ -207,5 +225,5 @@ def _check_depth(sides: list[int], depth: int | None) -> int:
     return depth
 
 
-def _pixels(sides: list[int]) -> str:
+def _pixels(sides: Sequence[int]) -> str:
     return " x ".join(map(str, sides)) + " pixels"

@@ -108,7 +108,9 @@ def mixture_elbo(
     It is a lower bound of :math:`\log p(x_r)` (for :math:`\beta = 1`), below it by
     :math:`\sum_s \alpha_s \mathrm{KL}(q_s \| p(z \mid x_r))`. What is computed are the distinct
     pairs of a row and a non-empty subset, see :func:`mmpoe.missing.pack`; the modalities are
-    encoded once, and only what is scored is decoded.
+    encoded once, and only what is scored is decoded. Compiled (``torch.compile``), all pairs are
+    computed and decoded, since the shapes in a graph cannot depend on data; a family that is a
+    tensor of patterns, and ``decode="drawn"``, then break the graph.
 
     Arguments:
         model: The model.
@@ -189,7 +191,9 @@ def packed_elbo(
     scored = given if reconstruct == "given" else observed.to(rows.device)[rows]  # (R, M)
     share = choose(pairs) if decode == "drawn" else weight
     scored = scored & (share > 0)[:, None]
-    output = model(x, given, rows=rows, component=True, decode=scored)
+    # a compiled graph decodes all, since it cannot depend on what there is to score
+    decoded = None if torch.compiler.is_compiling() else scored
+    output = model(x, given, rows=rows, component=True, decode=decoded)
     log_p = log_likelihood(model, output, x, scored, rows, share, valid)  # (R)
     return sum_by_sample(rows, share * log_p - weight * penalty(output.kl, beta), observed)
 
@@ -424,9 +428,16 @@ def log_likelihood(
     for column, m in enumerate(model.modalities):
         if m not in output.likelihoods:
             continue
+        compiling = torch.compiler.is_compiling()
         if m not in x:
+            if compiling:  # nor on whether it was observed
+                continue
             raise absent(m, x)
-        p = output.likelihoods[m]
+        p, inside = output.likelihoods[m], None if valid is None else valid.get(m)
+        if compiling:
+            seen = scored[:, column]
+            total = total + score(p, x[m], m, seen, rows=rows, valid=inside, weight=weight)
+            continue
         where = scored[:, column].nonzero()[:, 0]  # (n)
         log_p = score(
             p,
@@ -434,7 +445,7 @@ def log_likelihood(
             m,
             torch.ones_like(where, dtype=torch.bool),
             rows=rows[where],
-            valid=None if valid is None else valid.get(m),
+            valid=inside,
             weight=weight[where],
         )
         total = total + log_p.new_zeros(len(rows)).index_add(0, where, log_p)

@@ -58,7 +58,7 @@ def choose_family(
     observed = _beside(observed, x)
     if not isinstance(family, tuple):
         column = 0 if special is None else list(modalities).index(special)
-        return Pairs(*pack(*subsets(observed, family, special=column, dtype=_dtype(x))))
+        return _pairs(*subsets(observed, family, special=column, dtype=_dtype(x)))
 
     given, weight = (v.to(observed.device) for v in family)
     if given.shape[1:] != observed.shape or given.dtype != torch.bool:
@@ -66,8 +66,9 @@ def choose_family(
             "'family' should hold boolean subsets with shape (S, B, M), where (B, M) is "
             f"{tuple(observed.shape)}, but has dtype {given.dtype} and shape {tuple(given.shape)}."
         )
-    check_within(given, observed, modalities, argument="family")
-    return Pairs(*pack(given, weight))
+    if not torch.compiler.is_compiling():
+        check_within(given, observed, modalities, argument="family")
+    return _pairs(given, weight)
 
 
 def full_and_singletons(
@@ -133,6 +134,18 @@ def choose(pairs: Pairs, point: Tensor | None = None) -> Tensor:
     drawn = torch.minimum(torch.maximum(drawn, first), last)
     counts = total.to(pairs.weight.dtype)
     return torch.zeros_like(pairs.weight).index_put((drawn,), counts)
+
+
+def _pairs(given: Tensor, weight: Tensor) -> Pairs:
+    """Lists subsets (S, B, M) that weigh (S, B), those that weigh nothing if this is compiled.
+
+    The number of the others is data, which the shapes in a compiled graph cannot depend on.
+    """
+    if not torch.compiler.is_compiling():
+        return Pairs(*pack(given, weight))
+    number, size = weight.shape
+    rows = torch.arange(size, device=given.device).repeat_interleave(number)
+    return Pairs(given.transpose(0, 1).flatten(0, 1), rows, weight.t().flatten())
 
 
 def _beside(observed: Tensor, x: Mapping[str, Tensor]) -> Tensor:

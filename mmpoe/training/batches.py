@@ -8,11 +8,11 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .randomness import Randomness
 
@@ -104,7 +104,7 @@ class Stream:
         A DataLoader that has a sampler draws them again as it did when the pass began.
         """
         loader = self.batches
-        if not (isinstance(loader, DataLoader) and loader.batch_sampler is not None):
+        if not _has_places(loader):
             return []
         again = DataLoader(
             _Places(),
@@ -142,7 +142,8 @@ def split(batches: Iterable[Any], rank: int, world: int, seed: int) -> Iterable[
     """Returns the share of one of several processes: every `world`-th batch, from the `rank`-th.
 
     Those at the end that do not go round are left out. A DataLoader loads its share alone; the
-    order of its sampler is the same in all processes.
+    order of its sampler is the same in all processes. One of an IterableDataset, which has no
+    sampler, loads all in each process, and should do so in the same order.
 
     Arguments:
         batches: The batches of all.
@@ -150,7 +151,7 @@ def split(batches: Iterable[Any], rank: int, world: int, seed: int) -> Iterable[
         world: The number of processes.
         seed: What the order is drawn from, the same in all processes.
     """
-    if isinstance(batches, DataLoader) and batches.batch_sampler is not None:
+    if _has_places(batches):
         return DataLoader(
             batches.dataset,
             batch_sampler=_Share(batches.batch_sampler, rank, world, seed),
@@ -187,6 +188,15 @@ def shard(cases: Sequence[T], rank: int | None = None, world: int | None = None)
     if not 0 <= rank < world:
         raise ValueError(f"'rank' should be from 0 to {world - 1}, but is {rank}.")
     return list(cases[rank::world])
+
+
+def _has_places(batches: object) -> TypeGuard[DataLoader[Any]]:
+    """Whether batches are drawn by a sampler; that of an IterableDataset is none, without end."""
+    return (
+        isinstance(batches, DataLoader)
+        and batches.batch_sampler is not None
+        and not isinstance(batches.dataset, IterableDataset)
+    )
 
 
 class _Places(Dataset[Any]):

@@ -105,7 +105,8 @@ def fit(
         ValueError: If a number is outside its range, `batches` has no batch or can be iterated
             only once (and is too short for all steps), or the folder of the run holds checkpoints
             and it is not to resume, or is in use.
-        CheckpointError: If the checkpoint to go on from is damaged, or that of another model.
+        CheckpointError: If the checkpoint to go on from is damaged, or that of another model or
+            kind of optimiser.
         NonFiniteError: If `patience` steps in a row were skipped; the message says where the
             batch of the last one was saved.
         DeviceMemoryError: If the device has run out of memory; the message says what needs less.

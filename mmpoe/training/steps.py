@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .checkpoint import load_weights, save_state
+from .checkpoint import CheckpointError, load_weights, save_state
 from .distributed import mean
 
 if TYPE_CHECKING:
@@ -127,10 +127,21 @@ class Learner:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "made": type(self.optimizer).__name__,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source: object) -> None:
-        """Puts both back into a state, from a source that an error names."""
+        """Puts both back into a state, from a source that an error names.
+
+        Raises:
+            CheckpointError: If it is that of another architecture or optimiser.
+        """
+        made, own = state.get("made"), type(self.optimizer).__name__
+        if made not in (None, own):  # which would go on from numbers of another meaning
+            raise CheckpointError(
+                f"{source} should hold the state of the optimiser {own}, as this run has, but "
+                f"holds that of {made}."
+            )
         load_weights(self.network, state["network"], source)
         self.optimizer.load_state_dict(state["optimizer"])
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Laplace
 
+from examples.medical_mri_us import critics as critics_module
 from examples.medical_mri_us import train as train_module
 from examples.medical_mri_us.critics import Critics
 from examples.medical_mri_us.data import Subject, TargetSlices, batch_targets
@@ -28,7 +29,8 @@ from examples.medical_mri_us.train import (
     save_model,
     train,
 )
-from mmpoe.training import CheckpointError
+from mmpoe.adversarial import discriminator_loss
+from mmpoe.training import CheckpointError, load_state
 
 PNG = b"\x89PNG"
 SIDE = 16
@@ -265,6 +267,37 @@ def test_the_optimiser_starts_afresh_when_it_is_to():
         pairs = zip(found[None][0], found[share][0], strict=True)
         assert found[share][1] == count
         assert all(torch.equal(a, b) for a, b in pairs) is (count == 1)
+
+
+def test_discriminators_learn_from_a_bank_what_was_never_observed(tmp_path, monkeypatch):
+    """No batch after the first two shows the second modality; the bank is kept with the run."""
+    subjects = [subject(0, MODALITIES[:1]), subject(1, MODALITIES[:2])]
+    settings = Settings(steps=6, minutes=None, batch=2, rare=0.0, save_every=3)
+    drawn = iter([1, 1, 1, 1, *[0] * 8])
+
+    def sampler(weights, number, replacement):
+        places = list(range(len(weights)))
+        half = len(places) // 2  # slices of the first subject come first
+        return [places[half * next(drawn)] for _ in range(number)]
+
+    monkeypatch.setattr(train_module, "WeightedRandomSampler", sampler)
+    shown = []
+
+    def watched(output, networks, targets, observed, judged, **options):
+        shown.append((observed[:, 1].any().item(), judged[:, 1].any().item(), options["bank"]))
+        return discriminator_loss(output, networks, targets, observed, judged, **options)
+
+    monkeypatch.setattr(critics_module, "discriminator_loss", watched)
+    two = MODALITIES[:2]
+    critics = Critics(weight=1.0, width=4, start=0.0, charge=0.0, bank=3)
+    options = {"network": SMALL, "critics": critics, "progress": False}
+    train(subjects, settings, modalities=two, keep=tmp_path, **options)
+    seen, judged, banks = zip(*shown, strict=True)
+    assert seen == (True, True, False, False, False, False)
+    assert all(judged[2:])
+    assert len(banks[0].images[two[1]]) == 3
+    state = load_state(tmp_path / "checkpoints" / "step-00000006" / "training")["also"]["bank"]
+    assert torch.equal(state[f"images.{two[1]}"], banks[0].images[two[1]])
 
 
 def test_discriminators_are_trained_late_and_charge_the_model():

@@ -46,12 +46,13 @@ def objective(model, batch, done):
     return -model(batch).square().flatten()
 
 
-def train(folder, model=None, steps=6, **options):
+def train(folder, model=None, steps=6, optimizer=torch.optim.AdamW, **options):
     torch.manual_seed(0)
     model = Line() if model is None else model
     batches = [torch.ones(2, model.in_features)] * 2
     run = Run(folder, **{"save_every": 2, "resume": True, **options})
-    return fit(model, batches, objective, steps=steps, run=run, progress=False, accelerator="cpu")
+    how = {"optimizer": optimizer, "accelerator": "cpu", "progress": False}
+    return fit(model, batches, objective, steps=steps, run=run, **how)
 
 
 @pytest.fixture
@@ -163,6 +164,12 @@ def test_other_formats_are_refused(tmp_path):
 def test_what_was_not_kept_is_named(checkpoints, tmp_path):
     with pytest.raises(CheckpointError, match=r"should hold 'bank', of 'also', but holds nothing"):
         train(tmp_path, also={"bank": nn.Linear(1, 1)})
+
+
+def test_another_optimiser_does_not_go_on(checkpoints, tmp_path):
+    """Its state would be of another meaning, or an error that says nothing."""
+    with pytest.raises(CheckpointError, match=r"of the optimiser Adamax, .* that of AdamW"):
+        train(tmp_path, optimizer=torch.optim.Adamax)
 
 
 @pytest.mark.fault(32)
