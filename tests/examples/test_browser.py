@@ -90,7 +90,7 @@ def chromium(folder, url, *options):
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu"]
     command += ["--disable-background-networking", f"--user-data-dir={folder / 'profile'}"]
     command += ["--virtual-time-budget=20000", "--disable-dev-shm-usage", *options, url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

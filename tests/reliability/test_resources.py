@@ -101,7 +101,7 @@ def test_a_program_whose_loader_is_killed_ends():
             capture_output=True,
             text=True,
             check=False,
-            timeout=100,
+            timeout=300,
         )
     assert done.returncode == 1
     assert "WorkerError: A process that loads batches has died" in done.stderr.splitlines()[-1]

@@ -226,7 +226,7 @@ def test_a_killed_training_always_leaves_a_checkpoint_and_ends_at_the_same_bits(
             assert len(checkpoints.load(step).state["bounds"]) == step
         assert last + 5 <= max(checkpoints.steps()) < steps
         last = max(checkpoints.steps())
-    printed, errors = start(tmp_path, steps, 1).communicate(timeout=120)
+    printed, errors = start(tmp_path, steps, 1).communicate(timeout=300)
     assert printed == "done\n", errors
     assert not list((tmp_path / "checkpoints").glob(".*"))  # nothing half written is left
 
@@ -243,7 +243,7 @@ def test_signals_end_a_program_after_its_step_with_a_checkpoint(number, tmp_path
     process = start(tmp_path, 100_000, 5)
     wait_for_step(tmp_path, 10)
     process.send_signal(number)
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=300)
     assert process.returncode == 128 + number, errors
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     last = checkpoints.steps()[-1]
