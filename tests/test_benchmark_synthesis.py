@@ -218,12 +218,25 @@ def test_weights_come_back(name, tmp_path):
         assert torch.equal(again[key], value)
 
 
-def test_budgets_buy_steps_in_proportion(monkeypatch):
-    clock = iter([10.0, 12.0, 20.0, 22.0])
-    monkeypatch.setattr(run.time, "process_time", lambda: next(clock))
-    monkeypatch.setattr(run, "train", lambda *a, **k: None)
-    assert run.affordable_steps("unet", TRAIN, replace(TINY, trial=4, seconds=60)) == 120
-    assert run.affordable_steps("unet", TRAIN, replace(TINY, trial=4, seconds=0.01)) == 1
+@pytest.mark.parametrize(("step", "seconds", "affordable"), [(0.5, 60, 120), (0.5, 0.01, 1)])
+def test_budgets_buy_steps_whatever_a_start_costs(monkeypatch, step, seconds, affordable):
+    assert trial(monkeypatch, start=3.0, step=step, seconds=seconds) == affordable
+
+
+def test_trial_steps_that_seem_to_cost_nothing_cost_half_the_mean(monkeypatch):
+    assert trial(monkeypatch, start=3.0, step=0.0, seconds=60) == 200
+
+
+def trial(monkeypatch, start, step, seconds):
+    now = 10.0
+
+    def train(*arguments, steps, **others):
+        nonlocal now
+        now += start + step * steps
+
+    monkeypatch.setattr(run.time, "process_time", lambda: now)
+    monkeypatch.setattr(run, "train", train)
+    return run.affordable_steps("unet", TRAIN, replace(TINY, trial=4, seconds=seconds))
 
 
 def fake_run(system, seed, shift, patients=12, places=None):

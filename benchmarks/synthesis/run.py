@@ -63,7 +63,7 @@ class Profile:
     """The processor time of each training."""
     seeds: int
     batch: int = 8
-    trial: int = 10
+    trial: int = 25
     """The number of trial steps that tell how many steps to take."""
 
 
@@ -160,13 +160,21 @@ def train(
 def affordable_steps(
     name: str, subjects: Sequence[Subject], profile: Profile, make: Make = build
 ) -> int:
-    """Returns how many steps of a system the budget pays for, by trial steps after one warm-up."""
+    """Returns how many steps of a system the budget pays for, by what trial steps cost.
+
+    It is the difference between trainings of one and of more steps: what a training costs before
+    its first step would count in each of a few steps, and hardly does in a thousand. It is no
+    less than half of the mean, which such a difference may be by chance.
+    """
     torch.manual_seed(0)
     system = make(name, MODALITIES, profile.size)
-    train(system, subjects, steps=1, batch=profile.batch, seed=0)
-    start = time.process_time()
-    train(system, subjects, steps=profile.trial, batch=profile.batch, seed=0)
-    step = (time.process_time() - start) / profile.trial
+    seconds = []
+    for steps in (1, 1, 1 + profile.trial):  # the first warms up
+        start = time.process_time()
+        train(system, subjects, steps=steps, batch=profile.batch, seed=0)
+        seconds.append(time.process_time() - start)
+    _, one, more = seconds
+    step = max((more - one) / profile.trial, more / (1 + profile.trial) / 2)
     return max(1, round(profile.seconds / step))
 
 
