@@ -155,10 +155,9 @@ def test_network_learns_tumours_it_is_shown_and_looks_at_neighbours():
     assert len(slices) == 8
     image, truth = slices[0]
     assert image.shape == (3, 32, 32)
-    outside = ~torch.from_numpy(s.fov[0])
-    assert (image[1][outside | outside.flip(-1)] == -1).any()
-    assert truth.sum() == segmentation.tumour_of(s)[0].sum()
-    network = segmentation.train(slices, steps=30, seed=0)
+    assert image.min() == -1  # out of view
+    assert truth.unique().tolist() == [0, 1]
+    network = segmentation.train(slices, steps=60, seed=0)
     found = segmentation.segment(network, shown.images["us"], s.fov)
     assert segmentation.score_volume(found, segmentation.tumour_of(s), SPACING).dice > 0.6
     assert not (found & ~s.fov).any()
@@ -168,12 +167,37 @@ def test_network_learns_tumours_it_is_shown_and_looks_at_neighbours():
     assert np.array_equal(stacked[0], volume[[0, 0, 1]])
 
 
+def test_what_is_learnt_from_is_moved_with_its_outline(monkeypatch):
+    s = subject(shape=(2, 32, 32))
+    volume = np.where(s.label > 0, 0.5, -0.5).astype("f4")
+    slices = segmentation.Examples([volume], [replace(s, fov=np.ones_like(s.fov))])
+    torch.manual_seed(0)
+    areas = []
+    for _ in range(20):
+        image, truth = slices[0]
+        inside = truth[0] > 0
+        areas.append(int(inside.sum()))
+        assert image[1][inside].mean() > image[1][~inside].mean() + 0.4
+    assert len(set(areas)) > 10  # stretched
+    monkeypatch.setattr(segmentation, "_symmetric", lambda: torch.zeros(()))
+    monkeypatch.setattr(torch, "rand", lambda size: torch.full(size, 0.9))  # mirrored alone
+    image, truth = slices[0]
+    torch.testing.assert_close(image, slices.images[0].flip(-1))
+    assert torch.equal(truth, slices.truths[0].flip(-1))
+
+
 def test_oedema_counts_as_tumour_and_what_is_out_of_view_does_not():
-    s = subject(shape=(1, 8, 8))
-    label = np.arange(64, dtype=np.uint8).reshape(1, 8, 8) % 5
-    fov = np.arange(64).reshape(1, 8, 8) < 32
+    s = subject(shape=(3, 24, 24))
+    label, fov = np.zeros(s.fov.shape, dtype=np.uint8), np.zeros_like(s.fov)
+    label[:, 4:20, 4:20] = np.arange(1, 5).repeat(4)  # all parts, side by side
+    label[:, 10:12, 10:12] = 0  # a hole
+    label[:, 12, 20] = 2  # a spike
+    fov[:, :12] = True
     found = segmentation.tumour_of(replace(s, label=label, fov=fov))
-    assert np.array_equal(found, (label > 0) & fov)
+    expected = np.zeros_like(fov)
+    expected[:, 4:12, 4:20] = True
+    expected[:, 4, [4, 19]] = False  # corners are rounded
+    assert np.array_equal(found, expected)
     with pytest.raises(ValueError, match=r"'subject' should have labels"):
         segmentation.tumour_of(replace(s, label=None))
 

@@ -59,8 +59,8 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile(3, 0.0, ("t2",), 0.05, ("unet", "mhvae", "mmhvae")),
-    "quick": Profile(800, 0.9, ("t2", "cet1")),
-    "full": Profile(1000, 0.9, ("t2", "cet1")),
+    "quick": Profile(1800, 0.9, ("t2", "cet1")),
+    "full": Profile(2400, 0.9, ("t2", "cet1")),
 }
 
 

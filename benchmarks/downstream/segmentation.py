@@ -2,7 +2,8 @@
 
 The same small U-Net is trained on the synthetic ultrasound of each system, made of the MR that a
 training patient has, and tested on true ultrasound of held-out patients. Trained on true
-ultrasound it says what can be reached, trained on raw MR what the wrong contrast costs.
+ultrasound it says what can be reached, trained on raw MR what the wrong contrast costs. Tumours
+are outlined as a person draws them, smooth and without holes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from examples.medical_mri_us.data import Subject, Volume
@@ -37,6 +39,11 @@ CHANNELS = (16, 32, 64, 96)
 BATCH = 16
 LR = 4e-3
 BACKGROUND = -1.0
+OUTLINE = 1.5
+"""How smooth outlines are: the standard deviation of a Gaussian, mm."""
+TURN, STRETCH, SHIFT = 0.35, 0.2, 0.15
+"""The largest turn (radians), stretch (logarithm) and shift (share of half the side) of what is
+learnt from."""
 
 Example = tuple[Tensor, Tensor]
 """A slice between its neighbours, with shape (3, H, W), and the tumour in it, (1, H, W)."""
@@ -53,7 +60,7 @@ class Score:
 
 
 class Examples(Dataset[Example]):
-    """Slices to learn from: mirrored and changed in brightness and contrast at random.
+    """Slices to learn from, at random mirrored, turned, stretched, shifted, and brightened.
 
     Arguments:
         volumes: The images, in [-1, 1], with axes (slice, depth, lateral).
@@ -70,22 +77,28 @@ class Examples(Dataset[Example]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Example:
-        image, truth = self.images[index], self.truths[index]
-        gain, offset = 1 + 0.2 * (2 * torch.rand(()) - 1), 0.2 * (2 * torch.rand(()) - 1)
+        image, view, truth = self.images[index], self.views[index], self.truths[index]
+        parts = torch.cat([image - BACKGROUND, view.float(), truth])[None]  # (1, 7, H, W)
+        grid = functional.affine_grid(_random_map(), list(parts.shape), align_corners=False)
+        moved = functional.grid_sample(parts, grid, align_corners=False)[0]
+        image, view, truth = moved[:3] + BACKGROUND, moved[3:6] > 0.5, moved[6:] > 0.5
+        gain, offset = 1 + 0.2 * _symmetric(), 0.2 * _symmetric()
         changed = (gain * image + offset).clamp(-1, 1)
-        image = torch.where(self.views[index], changed, BACKGROUND)
-        return (image.flip(-1), truth.flip(-1)) if torch.rand(()) < 0.5 else (image, truth)
+        return torch.where(view, changed, BACKGROUND), truth.float()
 
 
 def tumour_of(subject: Subject) -> npt.NDArray[np.bool_]:
-    """Returns where the tumour of a subject is, in view.
+    """Returns where the tumour of a subject is, in view, by a smooth outline without holes.
 
     Raises:
         ValueError: If the subject has no labels.
     """
     if subject.label is None:
         raise ValueError(f"'subject' should have labels, but {subject.name} has none.")
-    return np.isin(subject.label, TUMOUR) & subject.fov
+    lesion = np.isin(subject.label, TUMOUR).astype(np.float32)
+    smooth = ndimage.gaussian_filter(lesion, [OUTLINE / s for s in subject.spacing]) > 0.5
+    filled = [np.asarray(ndimage.binary_fill_holes(plane), dtype=bool) for plane in smooth]
+    return np.stack(filled) & subject.fov
 
 
 def build_network() -> nn.Module:
@@ -142,6 +155,20 @@ def segment(
     """
     logits = network(_between_neighbours(image))  # (S, 1, H, W)
     return (logits[:, 0] > 0).numpy() & fov
+
+
+def _random_map() -> Tensor:
+    """A random affine map of the plane, with shape (1, 2, 3), half of them mirroring."""
+    angle, scale = TURN * _symmetric(), torch.exp(STRETCH * _symmetric())
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    side = 1.0 if torch.rand(()) < 0.5 else -1.0
+    rows = [side * cos, -sin, SHIFT * _symmetric(), side * sin, cos, SHIFT * _symmetric()]
+    return torch.stack(rows).reshape(1, 2, 3)
+
+
+def _symmetric() -> Tensor:
+    """A random number between -1 and 1."""
+    return 2 * torch.rand(()) - 1
 
 
 def _between_neighbours(volume: Volume | npt.NDArray[np.bool_]) -> Tensor:

@@ -68,14 +68,17 @@ class Anatomy:
     with shape (4, D, L, S); unlike the fractions this ignores what is scattered in the solid."""
 
     def tumour_labels(self) -> npt.NDArray[np.uint8]:
-        """Returns the label of each voxel, see `TUMOUR_LABELS`: what fills more than half."""
+        """Returns the label of each voxel, see `TUMOUR_LABELS`.
+
+        The lesion is where its parts together fill more than half. There, oedema is what is more
+        oedema than tumour, and the rest is the largest part of the tumour.
+        """
         solid, oedema, necrosis, rim = self.lesion
-        labels = np.zeros(solid.shape, dtype=np.uint8)
-        labels[oedema > 0.5] = TUMOUR_LABELS["oedema"]
-        labels[solid + rim + necrosis > 0.5] = TUMOUR_LABELS["solid tumour"]
-        labels[rim > 0.5] = TUMOUR_LABELS["enhancing rim"]
-        labels[necrosis > 0.5] = TUMOUR_LABELS["necrosis"]
-        return labels
+        tumour = solid + necrosis + rim
+        names = np.array([TUMOUR_LABELS[n] for n in ("solid tumour", "necrosis", "enhancing rim")])
+        labels = names[np.argmax([solid, necrosis, rim], axis=0)]
+        labels = np.where(oedema > tumour, TUMOUR_LABELS["oedema"], labels)
+        return np.where(oedema + tumour > 0.5, labels, 0).astype(np.uint8)
 
     def tissue_labels(self) -> npt.NDArray[np.uint8]:
         """Returns 1 + the row of the most frequent tissue, and 0 outside the brain."""

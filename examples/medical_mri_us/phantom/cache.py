@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["GENERATOR_VERSION", "CacheError", "cache_folder", "ensure_writable", "is_cached"]
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 """Raised by one whenever the same seed would give different patients; caches are keyed on it."""
 
 

@@ -43,9 +43,9 @@ TISSUES: dict[str, Tissue] = {
     "csf": Tissue(4200, 1500, 1.00, 0.00, -48, 1.51, 0.02),
     "grey_matter": Tissue(1450, 99, 0.84, 0.02, -27, 1.57, 0.55),
     "white_matter": Tissue(900, 72, 0.72, 0.01, -22, 1.60, 0.70),
-    "oedema": Tissue(1500, 150, 0.88, 0.03, -16, 1.58, 0.55),
-    "tumour": Tissue(1700, 135, 0.88, 0.10, -10, 1.62, 0.80),
-    "enhancing_rim": Tissue(1500, 120, 0.86, 0.80, -7, 1.63, 0.85),
+    "oedema": Tissue(1500, 150, 0.88, 0.03, -8, 1.58, 0.55),
+    "tumour": Tissue(1700, 135, 0.88, 0.10, -2, 1.62, 0.80),
+    "enhancing_rim": Tissue(1500, 120, 0.86, 0.80, 1, 1.63, 0.85),
     "necrosis": Tissue(2600, 380, 0.96, 0.08, -34, 1.53, 0.20),
     # Blood: what flows on before it is read out is dark in T2, here by a short time.
     "vessel": Tissue(1900, 30, 0.85, 1.20, -30, 1.58, 0.20),

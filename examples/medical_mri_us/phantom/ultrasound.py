@@ -165,7 +165,7 @@ def _acoustic_maps(
     voxel = np.array(grid.voxel)
     decibel = tissue_values("echogenicity")
     decibel = decibel + rng.normal(0, 1.5, len(decibel))
-    lesion_shift = rng.normal(2, 2.5)  # most, not all, are brighter than the brain
+    lesion_shift = rng.normal(2, 1.5)
     for name in ("tumour", "enhancing_rim", "oedema"):
         decibel[tissue_index(name)] += lesion_shift
     echogenicity = mix(10 ** (decibel / 20), anatomy.fractions)
