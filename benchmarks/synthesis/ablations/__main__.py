@@ -35,11 +35,11 @@ from .tables import markdown, read, results
 from .variants import BASE, Variant, build
 
 OUT = Path("runs/ablations")
-SCORED = 12
+SCORED = 10
 """The number of held-out patients who are scored, fewer than in the comparison."""
 PROFILES = {
     "smoke": replace(run.PROFILES["smoke"], seconds=0.3, trial=1),
-    "quick": replace(run.PROFILES["quick"], seconds=75),
+    "quick": replace(run.PROFILES["quick"], seconds=50),
     "full": replace(run.PROFILES["full"], seconds=120),
 }
 
