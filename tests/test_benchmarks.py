@@ -1,6 +1,7 @@
 """The benchmark with another library fails when it should, and the README shows what it wrote."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -87,3 +88,13 @@ def test_the_readme_shows_what_was_measured():
     for row in rows:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert " | ".join(cells[1:]) in results, row
+
+
+def test_the_readme_shows_what_the_comparison_of_systems_wrote():
+    results = (ROOT / "benchmarks/results/synthesis.md").read_text()
+    summary = results.split("## Summary")[1].split("\n## ")[0]
+    section = (ROOT / "README.md").read_text().split("## On phantom patients")[1]
+    rows = [line for line in section.split("\n## ")[0].splitlines() if re.search(r"\d\.\d", line)]
+    assert len(rows) == summary.count("\n| ") - 1  # but for the heading
+    for row in rows:
+        assert row.removesuffix("|").strip() in summary, row
