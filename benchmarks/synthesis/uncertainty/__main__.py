@@ -64,7 +64,7 @@ class Settings:
 
 SETTINGS = {
     "smoke": Settings(2, 19, 2, 4, complete=(2,), bootstrap=(2,)),
-    "quick": Settings(10, 39, 300, 16),
+    "quick": Settings(8, 29, 200, 16),
     "full": Settings(20, 99, 1000, 16),
 }
 
