@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.synthesis.systems import LABELS, SYSTEMS
 from examples.medical_mri_us.downstream import (
     NEAR,
+    REFERENCE_LABELS,
     REGISTRATION_REFERENCES,
     SEGMENTATION_REFERENCES,
     registration_rows,
@@ -23,15 +24,6 @@ from examples.medical_mri_us.downstream import (
 )
 from examples.medical_mri_us.modalities import LABELS as MODALITY_LABELS
 from mmpoe.metrics import paired_table
-
-REFERENCE_LABELS = {
-    "segmentation": {"true": "true iUS (upper reference)", "mr": "raw MR (lower reference)"},
-    "registration": {
-        "none": "no registration",
-        "direct": "iUS itself",
-        "true": "true MR (upper reference)",
-    },
-}
 
 
 def label(task: str, name: str) -> str:

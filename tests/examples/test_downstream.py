@@ -1,5 +1,8 @@
 """Downstream tasks: each measure beside its definition, and what the verb writes."""
 
+import csv
+import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,17 +10,25 @@ import pytest
 import torch
 from blobs import SPACING, subject
 from scipy import ndimage
+from scored import write_run
 
-from examples.medical_mri_us.data import load_subject, read_index
+from examples.medical_mri_us.__main__ import main
+from examples.medical_mri_us.data import CaseError, load_subject, read_index
 from examples.medical_mri_us.downstream import (
     BINS,
+    Synthesiser,
+    choose_cases,
     draw_motion,
+    landmarks,
     move,
+    register_ultrasound,
     registration,
     score_registration,
     segmentation,
+    training_volumes,
 )
 from examples.medical_mri_us.phantom import cached_dataset
+from examples.medical_mri_us.verbs import downstream
 
 
 def points(rng, count=25):
@@ -185,3 +196,183 @@ def test_oedema_counts_as_tumour_and_what_is_out_of_view_does_not():
     assert np.array_equal(found, expected)
     with pytest.raises(ValueError, match=r"'subject' should have labels"):
         segmentation.tumour_of(replace(s, label=None))
+
+
+def test_sources_are_given_all_mr_for_ultrasound_and_ultrasound_alone_for_mr():
+    some = subject(modalities=["us", "t2", "cet1"], shape=(2, 32, 32))
+    alone = subject("alone", modalities=["us"], shape=(2, 32, 32))
+    asked = []
+
+    def make(subject, given, target):
+        asked.append((subject.name, tuple(given), target))
+        return subject.images["us"] / 2
+
+    source = Synthesiser(["us", "t2", "flair"], make)
+    volumes, whose = training_volumes(source, [some, alone])
+    assert asked == [("a", ("t2",), "us")]
+    assert [s.name for s in whose] == ["a"]
+    assert np.array_equal(volumes[0], some.images["us"] / 2)
+    assert len(training_volumes("mr", [some, alone])[0]) == 2
+    assert len(training_volumes("true", [some, alone])[0]) == 2
+    asked.clear()
+    where = np.array([[2.0, 20.0, 20.0], [2.0, 28.0, 24.0]])
+    found = register_ultrasound(source, [some], [where], ["t2", "cet1"])
+    assert asked == [("a", ("us",), "t2")]  # once for all bins
+    assert [(c["target"], *c["bin"]) for c in found["cells"]] == [("t2", *b) for b in BINS]
+
+
+@pytest.fixture(scope="module")
+def phantom(cache):
+    return cached_dataset(train=2, test=1, size=32, slices=4, workers=1, progress=False)
+
+
+@pytest.fixture
+def rewritten(phantom, tmp_path):
+    """Writes the index again, with columns of a split emptied, or other files in them."""
+
+    def write(split, **cells):
+        with phantom.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            row |= cells if row["split"] == split else {}
+        path = phantom.parent / f"{tmp_path.name}.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    return write
+
+
+def options(tmp_path, index, **others):
+    if not (tmp_path / "run").exists():
+        write_run(tmp_path / "run")
+    few = {"steps": 2, "gate": 0.0, "targets": ("t2",), "least_ml": 0.01, "device": "cpu"}
+    return downstream.Downstream(tmp_path / "run", index, tmp_path / "out", **few | others)
+
+
+def test_landmarks_move_with_the_window_of_the_model(phantom):
+    case = read_index(phantom)[-1]
+    whole = landmarks(case, load_subject(case))
+    for size in (48, 24):
+        chosen = choose_cases([case], size, modalities=("us", "mr"), points=True)
+        (s,), (cut,) = chosen.subjects, chosen.points
+        assert s.fov.shape[1:] == (size, size)
+        seen = np.rint(cut / s.spacing).astype(int)
+        before = load_subject(case)
+        there = np.rint(whole / before.spacing).astype(int)
+        inside = ((seen >= 0) & (seen < s.fov.shape)).all(axis=1)
+        assert inside.mean() > 0.5
+        old = before.images["us"][tuple(there[inside].T)]
+        assert np.array_equal(s.images["us"][tuple(seen[inside].T)], old)
+
+
+def test_the_verb_writes_dice_and_errors_of_the_model_beside_references(phantom, tmp_path, capsys):
+    assert downstream.run(options(tmp_path, phantom)) == 0
+    out = tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == ["downstream.json", "downstream.md"]
+    found = json.loads((out / "downstream.json").read_text())
+    assert set(found["segmentation"]) == {"true", "mr", "model"}
+    assert all(0 <= v["dice"][0] <= 1 for v in found["segmentation"].values())
+    assert set(found["registration"]) == {"none", "direct", "true", "model"}
+    cells = {name: v["cells"] for name, v in found["registration"].items()}
+    assert [c["bin"] for c in cells["model"]] == [list(b) for b in BINS]
+    assert [c["tre"] for c in cells["none"]] == [c["initial"] for c in cells["model"]]
+    assert [c["tre"] for c in cells["model"]] != [c["tre"] for c in cells["true"]]
+    assert found["phantom"] is True
+    text = (out / "downstream.md").read_text()
+    assert "nothing here was measured on patients" in text
+    assert text in capsys.readouterr().out
+    for line in ("| synthetic iUS of run |", "| raw MR", "| synthetic MR of run |", "### To T2"):
+        assert line in text
+
+
+def test_below_the_gate_nothing_but_the_reference_is_segmented(phantom, tmp_path, capsys):
+    asked = options(tmp_path, phantom, gate=1.0, task=("segmentation",))
+    assert downstream.run(asked) == 3
+    out, errors = capsys.readouterr()
+    assert "below the gate of 1.00" in out
+    assert "below the gate of 1.00" in errors
+    found = json.loads((tmp_path / "out" / "downstream.json").read_text())
+    assert set(found["segmentation"]) == {"true"}
+    assert "registration" not in found
+
+
+def test_cases_that_lack_something_are_skipped_and_broken_ones_listed(phantom, tmp_path, capsys):
+    cases = read_index(phantom)
+    lacking = [replace(cases[0], label=None, images={"us": cases[0].images["us"]}), *cases[1:]]
+    chosen = choose_cases(lacking, 32, modalities=("us", "mr"), labels=True)
+    assert chosen.skipped == {cases[0].name: "no mr, no labels"}
+    assert len(chosen.subjects) == 2
+    big = choose_cases(cases, 32, modalities=("us",), labels=True, least_ml=1e3)
+    assert not big.subjects
+    assert all("ml of tumour in view" in why for why in big.skipped.values())
+    thin = cached_dataset(train=1, test=1, size=32, slices=2, workers=1, progress=False)
+    few = choose_cases(read_index(thin)[-1:], 32, modalities=("us",), points=True)
+    assert list(few.skipped.values()) == ["fewer than 4 slices"]
+    (tmp_path / "points.csv").write_text("x,y\n1,2\n")
+    wrong = [replace(cases[-1], landmarks=tmp_path / "points.csv")]
+    broken = choose_cases(wrong, 32, modalities=("us",), points=True)
+    assert not broken.subjects
+    assert "points.csv" in str(broken.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "column", "message"),
+    [
+        ("segmentation", "train", "label", r"no case of split 'train' with .* labels"),
+        ("segmentation", "test", "label", r"no case of split 'test' with .* labels of at least"),
+        ("registration", "test", "landmarks", r"no case of split 'test' with landmarks"),
+        ("registration", "test", "t2", r"landmarks, ultrasound and t2"),
+    ],
+)
+def test_an_index_that_a_task_cannot_use(task, split, column, message, rewritten, tmp_path):
+    index = rewritten(split, **{column: ""})
+    with pytest.raises(CaseError, match=message):
+        downstream.run(options(tmp_path, index, task=(task,)))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"task": ()}, r"'task' should be some of segmentation, registration"),
+        ({"steps": 0}, r"'steps' should be an integer of at least 1, but is 0"),
+        ({"gate": 2.0}, r"'gate' should be a number from 0 to 1, but is 2.0"),
+        ({"seed": -1}, r"'seed' should be"),
+        ({"least_ml": 0.0}, r"'least-ml' should be a positive number"),
+        ({"targets": ("us",)}, r"'targets' should be some of t2, cet1, flair, .* but is us"),
+        ({"targets": ()}, r"'targets' should be .* but is empty"),
+        ({"device": "tpu"}, r"'device' should be auto, cpu or cuda"),
+    ],
+)
+def test_bad_options_are_named_before_anything_is_done(bad, message, phantom, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        downstream.run(options(tmp_path, phantom, **bad))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_ultrasound_is_refused(phantom, tmp_path):
+    write_run(tmp_path / "run", modalities=("t2", "cet1"))
+    with pytest.raises(ValueError, match=r"'model' should be one of ultrasound, us, and MR"):
+        downstream.run(options(tmp_path, phantom))
+
+
+def test_monai_is_asked_for_by_its_extra(phantom, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai.networks.nets.unet", None)
+    with pytest.raises(ModuleNotFoundError, match=r"monai.*mmpoe\[downstream\]"):
+        downstream.run(options(tmp_path, phantom))
+
+
+def test_exit_codes_of_the_command_line(rewritten, tmp_path, capsys, monkeypatch):
+    index = rewritten("test", label="", landmarks="")
+    asked = options(tmp_path, index)
+    words = ["downstream", asked.model, "--data", index, "--out", asked.out, "--device", "cpu"]
+    for more, code, text in (
+        (["--task", "registration"], 3, "with landmarks"),
+        (["--task", "registration", "--targets", "ct"], 2, "'targets' should be some of"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["mri_us", *map(str, [*words, *more])])
+        assert main() == code
+        assert text in capsys.readouterr().err

@@ -6,6 +6,7 @@ Neither task knows how images are made: a `Synthesiser` says what can be made, a
 from mmpoe.extras import needs
 
 with needs("medical"):
+    from .cases import Chosen, choose_cases
     from .registration import (
         BINS,
         Motion,
@@ -28,11 +29,13 @@ with needs("medical"):
     )
     from .tables import (
         NEAR,
+        REFERENCE_LABELS,
         quartiles,
         registration_rows,
         registration_table,
         segmentation_row,
         segmentation_table,
+        write_tables,
     )
     from .tasks import (
         REGISTRATION_REFERENCES,
@@ -47,8 +50,10 @@ with needs("medical"):
 __all__ = [
     "BINS",
     "NEAR",
+    "REFERENCE_LABELS",
     "REGISTRATION_REFERENCES",
     "SEGMENTATION_REFERENCES",
+    "Chosen",
     "Examples",
     "Motion",
     "Outcome",
@@ -56,6 +61,7 @@ __all__ = [
     "Synthesiser",
     "below_gate",
     "build_network",
+    "choose_cases",
     "draw_motion",
     "landmarks",
     "move",
@@ -74,4 +80,5 @@ __all__ = [
     "training_volumes",
     "tumour_ml",
     "tumour_of",
+    "write_tables",
 ]

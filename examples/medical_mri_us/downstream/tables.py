@@ -4,11 +4,13 @@ from __future__ import annotations
 
 __all__ = [
     "NEAR",
+    "REFERENCE_LABELS",
     "quartiles",
     "registration_rows",
     "registration_table",
     "segmentation_row",
     "segmentation_table",
+    "write_tables",
 ]
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from examples.medical_mri_us.modalities import LABELS
+
+REFERENCE_LABELS = {
+    "segmentation": {"true": "true iUS (upper reference)", "mr": "raw MR (lower reference)"},
+    "registration": {
+        "none": "no registration",
+        "direct": "iUS itself",
+        "true": "true MR (upper reference)",
+    },
+}
+"""How the references of a task are written."""
 NEAR = 3.0
 """What counts as a small error of registration, mm."""
 
@@ -107,6 +120,52 @@ def registration_table(rows: Mapping[str, Sequence[dict[str, Any]]]) -> str:
         seconds = np.mean([c["seconds"] for c in cells])
         lines.append(f"| {label} | {' | '.join(parts)} | {seconds:.2f} |")
     return "\n".join(lines)
+
+
+def write_tables(found: Mapping[str, Any], model: str, note: str, problem: str | None) -> str:
+    """Returns the tables of one model beside the references.
+
+    Arguments:
+        found: The scores of ``segmentation`` and ``registration``, or of one, by what they are of:
+            a reference or ``model``.
+        model: The name of the model.
+        note: What to say first, such as that these are phantom numbers.
+        problem: Why nothing is compared by segmentation, if so.
+    """
+    parts = ["# Downstream tasks", note]
+    if "segmentation" in found:
+        labels = {**REFERENCE_LABELS["segmentation"], "model": f"synthetic iUS of {model}"}
+        rows = {labels[k]: segmentation_row([v]) for k, v in found["segmentation"].items()}
+        cases = len(next(iter(rows.values()))["patients"])
+        parts += [
+            "## Tumour segmentation in ultrasound",
+            f"Tested on true ultrasound of {_held_out(cases)}: mean over cases [quartiles].",
+            *([f"**{problem}**"] if problem else []),
+            segmentation_table(rows),
+        ]
+    if "registration" in found:
+        labels = {**REFERENCE_LABELS["registration"], "model": f"synthetic MR of {model}"}
+        order = ("none", "direct", "model", "true")
+        rows = {labels[k]: registration_rows([found["registration"][k]]) for k in order}
+        first = next(iter(rows.values()))
+        parts += [
+            "## Registration of MR to ultrasound",
+            f"Ultrasound of {_held_out(len(first['patients']))}, moved by a known motion: "
+            "mean [quartiles] of the target registration error (TRE) at the landmarks, by how far "
+            "these were moved. It diverged if the error is larger than before, or there was no "
+            "result.",
+        ]
+        for target in dict.fromkeys(c["target"] for c in first["cells"]):
+            cells = {
+                label: [c for c in row["cells"] if c["target"] == target]
+                for label, row in rows.items()
+            }
+            parts += [f"### To {LABELS.get(target, target)}", registration_table(cells)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _held_out(count: int) -> str:
+    return "one held-out case" if count == 1 else f"{count} held-out cases"
 
 
 def quartiles(values: Sequence[float | None], factor: float, digits: int) -> str:
