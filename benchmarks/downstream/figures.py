@@ -14,12 +14,16 @@ import numpy as np
 
 from benchmarks._results import RESULTS
 from benchmarks.synthesis.systems import SYSTEMS
+from examples.medical_mri_us.downstream import (
+    BINS,
+    REGISTRATION_REFERENCES,
+    SEGMENTATION_REFERENCES,
+    tumour_of,
+)
 from examples.medical_mri_us.modalities import LABELS
 from mmpoe.metrics import mean_with_error
 
-from .registration import BINS
-from .segmentation import tumour_of
-from .table import REGISTRATION_REFERENCES, SEGMENTATION_REFERENCES, label
+from .table import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

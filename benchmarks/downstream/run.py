@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,14 +26,23 @@ from benchmarks._results import facts, write
 from benchmarks._workers import Job, run_jobs
 from benchmarks.synthesis import run as synthesis
 from benchmarks.synthesis.systems import SYSTEMS
-from examples.medical_mri_us.data import Case, Subject, Volume, load_subjects, read_index
+from examples.medical_mri_us.data import Case, Subject, load_subjects, read_index
+from examples.medical_mri_us.downstream import (
+    REGISTRATION_REFERENCES,
+    SEGMENTATION_REFERENCES,
+    Synthesiser,
+    below_gate,
+    landmarks,
+    register_ultrasound,
+    segment_tumours,
+    tumour_ml,
+    tumour_of,
+)
 from examples.medical_mri_us.phantom import cached_dataset
 
 from .figures import draw
-from .registration import BINS, draw_motion, landmarks, score_registration
-from .segmentation import Examples, score_volume, segment, train, tumour_of
-from .systems import given_for, synthetic
-from .table import REGISTRATION_REFERENCES, SEGMENTATION_REFERENCES, markdown, results
+from .systems import synthesiser
+from .table import markdown, results
 
 OUT = Path("runs/downstream")
 TRAINED = synthesis.OUT
@@ -91,32 +99,18 @@ def load(profile: str) -> Data:
     return Data(learnt, held_out, points)
 
 
-def tumour_ml(subject: Subject) -> float:
-    """Returns the volume of tumour in view, ml."""
-    return float(tumour_of(subject).sum() * np.prod(subject.spacing) / 1000)
-
-
-def training_volumes(
-    name: str, seed: int, subjects: Sequence[Subject], trained: Path
-) -> tuple[list[Volume], list[Subject]]:
-    """Returns what a network learns tumours from: volumes, and whom they show.
+def source_of(name: str, references: Sequence[str], seed: int, trained: Path) -> str | Synthesiser:
+    """Returns a reference by its name, or what a trained system can make.
 
     Arguments:
-        name: A system, whose synthetic ultrasound of all MR of a patient is taken; ``"true"`` for
-            true ultrasound; ``"mr"`` for each MR of a patient, as a volume of its own.
+        name: The system or reference.
+        references: The names of the references of the task.
         seed: The seed of the system.
-        subjects: The patients; of whom nothing can be made are left out.
         trained: Where the systems of the profile are kept.
     """
-    if name == "true":
-        return [s.images["us"] for s in subjects], list(subjects)
-    if name == "mr":
-        pairs = [(s.images[m], s) for s in subjects for m in s.images if m != "us"]
-    else:
-        system = synthesis.load_trained(trained, name, seed)
-        givens = [(s, given_for(system, s, "us")) for s in subjects]
-        pairs = [(synthetic(system, s, given, "us"), s) for s, given in givens if given]
-    return [volume for volume, _ in pairs], [subject for _, subject in pairs]
+    if name in references:
+        return name
+    return synthesiser(synthesis.load_trained(trained, name, seed))
 
 
 def segmentation(
@@ -125,30 +119,20 @@ def segmentation(
     """Trains a network on what a system synthesises, and scores it on true ultrasound.
 
     Arguments:
-        name: The system or reference, see :func:`training_volumes`.
+        name: The system, whose synthetic ultrasound of all MR of a patient is learnt from, or
+            the reference.
         seed: The seed of the system, and of the network.
         data: The patients.
         settings: The size of the comparison.
         trained: Where the systems of the profile are kept.
     """
-    volumes, subjects = training_volumes(name, seed, data.train, trained)
-    start = time.process_time()
-    network = train(Examples(volumes, subjects), steps=settings.steps, seed=seed)
-    seconds = time.process_time() - start
+    source = source_of(name, SEGMENTATION_REFERENCES, seed, trained)
     tested = [s for s in data.test if tumour_ml(s) >= settings.least_ml]
-    found = [segment(network, s.images["us"], s.fov) for s in tested]
-    scores = [score_volume(f, tumour_of(s), s.spacing) for f, s in zip(found, tested, strict=True)]
+    kept, found = segment_tumours(source, data.train, tested, steps=settings.steps, seed=seed)
     shown = min(range(len(tested)), key=lambda i: abs(tumour_ml(tested[i]) - 8))
     k = int(tumour_of(tested[shown]).sum(axis=(1, 2)).argmax())
-    return {
-        "trained_on": len({s.name for s in subjects}),
-        "processor_seconds": round(seconds, 1),
-        "patients": [s.name for s in tested],
-        "dice": [s.dice for s in scores],
-        "assd": [s.assd if np.isfinite(s.assd) else None for s in scores],
-        "empty": sum(not f.any() for f in found),
-        "example": {"patient": tested[shown].name, "slice": k, "found": found[shown][k].tolist()},
-    }
+    example = {"patient": tested[shown].name, "slice": k, "found": found[shown][k].tolist()}
+    return {**kept, "example": example}
 
 
 def registration(
@@ -159,43 +143,14 @@ def registration(
     Motions depend on the patient and the bin alone, and are the same for all systems.
 
     Arguments:
-        name: The system; ``"none"`` for no registration, ``"direct"`` for ultrasound itself, or
-            ``"true"`` for the true MR.
+        name: The system or reference.
         seed: The seed of the system.
         data: The patients.
         targets: The modalities to register to.
         trained: Where the systems of the profile are kept.
     """
-    system = None
-    if name not in REGISTRATION_REFERENCES:
-        system = synthesis.load_trained(trained, name, seed)
-    cells = []
-    for target in targets:
-        if system is not None and target not in system.handled:
-            continue
-        for limits in BINS:
-            found = []
-            for i, (subject, points) in enumerate(zip(data.test, data.points, strict=True)):
-                _, rows, columns = subject.fov.shape
-                extent = rows * subject.spacing[1], columns * subject.spacing[2]
-                rng = np.random.default_rng([i, BINS.index(limits)])
-                motion = draw_motion(rng, points, extent, limits)
-                if system is not None:
-                    source = synthetic(system, subject, ["us"], target)
-                else:
-                    known = {"none": None, "direct": "us", "true": target}[name]
-                    source = None if known is None else subject.images[known]
-                metric = "information" if name == "direct" else "correlation"
-                found.append(score_registration(subject, points, motion, source, target, metric))
-            cells.append(
-                {
-                    "target": target,
-                    "bin": list(limits),
-                    **{k: [getattr(o, k) for o in found] for k in asdict(found[0])},
-                    "diverged": [o.diverged for o in found],
-                }
-            )
-    return {"patients": [s.name for s in data.test], "cells": cells}
+    source = source_of(name, REGISTRATION_REFERENCES, seed, trained)
+    return register_ultrasound(source, data.test, data.points, targets)
 
 
 def gate(folder: Path, profile: Profile, seeds: Sequence[int]) -> str | None:
@@ -207,13 +162,7 @@ def gate(folder: Path, profile: Profile, seeds: Sequence[int]) -> str | None:
         seeds: The seeds.
     """
     runs = [json.loads((folder / f"segmentation-true-{s}.json").read_text()) for s in seeds]
-    reached = float(np.mean([run["dice"] for run in runs]))
-    if reached >= profile.gate:
-        return None
-    return (
-        f"Trained on true ultrasound, the network reaches a Dice coefficient of {reached:.3f}, "
-        f"below the gate of {profile.gate:.2f}: nothing is compared by segmentation."
-    )
+    return below_gate(float(np.mean([run["dice"] for run in runs])), profile.gate)
 
 
 def do(task: str, name: str, seed: int, profile: str, folder: Path, trained: Path) -> None:

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ["given_for", "synthetic"]
+__all__ = ["synthesiser", "synthetic"]
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from benchmarks.synthesis.systems import System
 from examples.medical_mri_us.data import Subject, Volume
+from examples.medical_mri_us.downstream import Synthesiser
 from examples.medical_mri_us.modalities import MODALITIES
 
 BACKGROUND = -1.0
 
 
-def given_for(system: System, subject: Subject, target: str) -> list[str]:
-    """Returns what a system is given of a patient to make a target: MR for ultrasound, and back.
-
-    Arguments:
-        system: The system.
-        subject: The patient.
-        target: The modality to make, which the patient may have.
-
-    Returns:
-        All MR that the patient has and the system takes, or ultrasound alone; nothing if the
-        system does not handle the target, or nothing of the patient.
-    """
-    if target not in system.handled:
-        return []
-    from_us = target != "us"
-    return [
-        m
-        for m in MODALITIES
-        if m in system.handled and m in subject.images and (m == "us") == from_us
-    ]
+def synthesiser(system: System) -> Synthesiser:
+    """Returns what a system can make, and how, for the tasks of the example."""
+    return Synthesiser([m for m in MODALITIES if m in system.handled], partial(synthetic, system))
 
 
 def synthetic(system: System, subject: Subject, given: Sequence[str], target: str) -> Volume:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["REGISTRATION_REFERENCES", "SEGMENTATION_REFERENCES", "label", "markdown", "results"]
+__all__ = ["label", "markdown", "results"]
 
 import json
 from collections.abc import Sequence
@@ -12,21 +12,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.synthesis.systems import LABELS, SYSTEMS
+from examples.medical_mri_us.downstream import (
+    NEAR,
+    REFERENCE_LABELS,
+    REGISTRATION_REFERENCES,
+    SEGMENTATION_REFERENCES,
+    registration_rows,
+    registration_table,
+    segmentation_row,
+    segmentation_table,
+)
 from examples.medical_mri_us.modalities import LABELS as MODALITY_LABELS
 from mmpoe.metrics import paired_table
-
-SEGMENTATION_REFERENCES = ("true", "mr")
-REGISTRATION_REFERENCES = ("none", "direct", "true")
-REFERENCE_LABELS = {
-    "segmentation": {"true": "true iUS (upper reference)", "mr": "raw MR (lower reference)"},
-    "registration": {
-        "none": "no registration",
-        "direct": "iUS itself",
-        "true": "true MR (upper reference)",
-    },
-}
-NEAR = 3.0
-"""What counts as a small error of registration, mm."""
 
 
 def label(task: str, name: str) -> str:
@@ -49,29 +46,9 @@ def results(folder: Path) -> dict[str, Any]:
         run = json.loads(path.read_text())
         runs.setdefault((run["task"], run["system"]), []).append(run)
     found: dict[str, Any] = {"segmentation": {}, "registration": {}}
+    average = {"segmentation": segmentation_row, "registration": registration_rows}
     for (task, name), several in runs.items():
-        first = several[0]
-        kept: dict[str, Any] = {"patients": first["patients"], "seeds": len(several)}
-        if task == "segmentation":
-            kept["trained_on"] = first["trained_on"]
-            kept["dice"] = np.mean([r["dice"] for r in several], axis=0).tolist()
-            kept["assd"] = _mean([r["assd"] for r in several])
-            kept["empty"] = sum(r["empty"] for r in several)
-        else:
-            kept["cells"] = [
-                {
-                    "target": cells[0]["target"],
-                    "bin": cells[0]["bin"],
-                    "initial": cells[0]["initial"],
-                    "tre": np.mean([c["tre"] for c in cells], axis=0).tolist(),
-                    "near": float(np.mean([np.less(c["tre"], NEAR) for c in cells])),
-                    "diverged": float(np.mean([c["diverged"] for c in cells])),
-                    "failed": float(np.mean([c["failed"] for c in cells])),
-                    "seconds": float(np.mean([c["seconds"] for c in cells])),
-                }
-                for cells in zip(*(r["cells"] for r in several), strict=True)
-            ]
-        found[task][name] = kept
+        found[task][name] = average[task](several)
     return found
 
 
@@ -97,18 +74,6 @@ def _segmentation(found: dict[str, Any], problem: str | None) -> list[str]:
     if not found:
         return []
     names = _order(found, SEGMENTATION_REFERENCES[:1], SEGMENTATION_REFERENCES[1:])
-    rows = [
-        "| network trained on | patients | Dice, % | ASSD, mm | nothing found |",
-        "|---|---:|---|---|---:|",
-    ]
-    for name in names:
-        kept = found[name]
-        several = kept["seeds"] * len(kept["patients"])
-        rows.append(
-            f"| {label('segmentation', name)} | {kept['trained_on']} "
-            f"| {_quartiles(kept['dice'], 100, 1)} | {_quartiles(kept['assd'], 1, 2)} "
-            f"| {kept['empty']} of {several} |"
-        )
     first = found[names[0]]
     dice = {name: 100 * np.asarray(found[name]["dice"]) for name in names if name in SYSTEMS}
     distance = {name: np.asarray(found[name]["assd"], float) for name in names if name in SYSTEMS}
@@ -119,7 +84,7 @@ def _segmentation(found: dict[str, Any], problem: str | None) -> list[str]:
         f"{len(first['patients'])} held-out patients. Mean over patients [quartiles]; where "
         "nothing is found Dice is 0, and ASSD, which there is none of, does not count.",
         *([f"**{problem}**"] if problem else []),
-        "\n".join(rows),
+        segmentation_table({label("segmentation", name): found[name] for name in names}),
         *_tests("segmentation", dice, "Dice, %", 1, higher=True),
         *_tests("segmentation", distance, "ASSD, mm", 2, higher=False),
     ]
@@ -146,24 +111,11 @@ def _registration(found: dict[str, Any]) -> list[str]:
             for name, kept in found.items()
         }
         cells = {name: c for name, c in cells.items() if c}
-        bins = [tuple(c["bin"]) for c in cells["none"]]
         names = _order(
             {name: {"dice": [-c["tre"] for c in _plain(cells[name])]} for name in cells},
             REGISTRATION_REFERENCES[:2],
             REGISTRATION_REFERENCES[2:],
         )
-        head = "".join(
-            f" {low:g}-{high:g} mm: TRE, mm | < {NEAR:g} mm | diverged |" for low, high in bins
-        )
-        rows = [f"| registered |{head} s a case |", f"|---|{'---|---:|---:|' * len(bins)}---:|"]
-        for name in names:
-            parts = [
-                f"{_quartiles(c['tre'], 1, 2)} | {100 * c['near']:.0f} % "
-                f"| {100 * c['diverged']:.0f} %"
-                for c in cells[name]
-            ]
-            seconds = np.mean([c["seconds"] for c in cells[name]])
-            rows.append(f"| {label('registration', name)} | {' | '.join(parts)} | {seconds:.2f} |")
         error = {
             name: np.mean([c["tre"] for c in cells[name]], axis=0)
             for name in names
@@ -171,7 +123,7 @@ def _registration(found: dict[str, Any]) -> list[str]:
         }
         sections += [
             f"### To {MODALITY_LABELS[target]}",
-            "\n".join(rows),
+            registration_table({label("registration", name): cells[name] for name in names}),
             *_tests("registration", error, "TRE, mm, mean of the bins", 2, higher=False),
         ]
     return sections
@@ -203,21 +155,3 @@ def _order(found: dict[str, Any], first: Sequence[str], last: Sequence[str]) -> 
     systems = [name for name in SYSTEMS if name in found]
     systems.sort(key=lambda name: -np.mean(found[name]["dice"]))
     return [n for n in first if n in found] + systems + [n for n in last if n in found]
-
-
-def _quartiles(values: Sequence[float | None], factor: float, digits: int) -> str:
-    """The mean [quartiles] of what is a number."""
-    numbers = factor * np.asarray(values, dtype=float)
-    numbers = numbers[np.isfinite(numbers)]
-    if numbers.size == 0:
-        return "-"
-    low, high = np.percentile(numbers, [25, 75])
-    return f"{np.mean(numbers):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _mean(rows: Sequence[Sequence[float | None]]) -> list[float]:
-    """The mean over rows of what is a number, NaN where nothing is."""
-    values = np.asarray(rows, dtype=float)
-    counted = np.isfinite(values)
-    total = np.where(counted, values, 0).sum(axis=0)
-    return np.where(counted.any(axis=0), total / counted.sum(axis=0).clip(1), np.nan).tolist()

@@ -20,6 +20,7 @@ with needs("medical"):
     from .verbs import (
         calibrate,
         check,
+        downstream,
         evaluate,
         import_official,
         phantom,
@@ -38,6 +39,7 @@ VERBS: dict[str, Any] = {
     "calibrate": (calibrate.Calibrate, calibrate.run),
     "synthesize": (synthesize.Synthesize, synthesize.run),
     "evaluate": (evaluate.Evaluate, evaluate.run),
+    "downstream": (downstream.Downstream, downstream.run),
     "report": (report.Report, report.run),
     "import-official": (import_official.ImportOfficial, import_official.run),
 }

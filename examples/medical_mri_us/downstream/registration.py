@@ -1,4 +1,4 @@
-"""Registration of ultrasound to MR, directly and by way of the MR that a system makes of it.
+"""Registration of ultrasound to MR, directly and by way of MR synthesised from it.
 
 An ultrasound volume is moved by a known smooth motion, and is to be brought back onto the MR of
 the patient. What is registered is the ultrasound itself or an MR synthesised from it, moved alike;

@@ -1,7 +1,7 @@
-"""Segmentation of tumours in ultrasound, learnt from what systems synthesise of it.
+"""Segmentation of tumours in ultrasound, learnt from what is synthesised of it.
 
-The same small U-Net is trained on the synthetic ultrasound of each system, made of the MR that a
-training patient has, and tested on true ultrasound of held-out patients. Trained on true
+A small U-Net is trained on synthetic ultrasound, made of the MR that a training patient has, and
+tested on true ultrasound of held-out patients. Trained on true
 ultrasound it says what can be reached, trained on raw MR what the wrong contrast costs. Tumours
 are outlined as a person draws them, smooth and without holes.
 """
@@ -15,6 +15,7 @@ __all__ = [
     "score_volume",
     "segment",
     "train",
+    "tumour_ml",
     "tumour_of",
 ]
 
@@ -31,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from examples.medical_mri_us.data import Subject, Volume
 from examples.medical_mri_us.phantom import TUMOUR_LABELS
+from mmpoe.extras import needs
 from mmpoe.training import fit
 
 TUMOUR = tuple(label for name, label in TUMOUR_LABELS.items() if name != "background")
@@ -101,9 +103,19 @@ def tumour_of(subject: Subject) -> npt.NDArray[np.bool_]:
     return np.stack(filled) & subject.fov
 
 
+def tumour_ml(subject: Subject) -> float:
+    """Returns the volume of tumour in view, ml."""
+    return float(tumour_of(subject).sum() * np.prod(subject.spacing) / 1000)
+
+
 def build_network() -> nn.Module:
-    """Returns the network: a U-Net of MONAI with residual units, images in, logits out."""
-    from monai.networks.nets.unet import UNet  # takes seconds
+    """Returns the network: a U-Net of MONAI with residual units, images in, logits out.
+
+    Raises:
+        ModuleNotFoundError: If MONAI, of the extra ``downstream``, is not installed.
+    """
+    with needs("downstream"):
+        from monai.networks.nets.unet import UNet  # takes seconds
 
     return UNet(
         2, 3, 1, channels=CHANNELS, strides=[2] * (len(CHANNELS) - 1), num_res_units=2,
@@ -118,8 +130,12 @@ def train(examples: Examples, *, steps: int, seed: int) -> nn.Module:
         examples: What to learn from.
         steps: The number of steps.
         seed: The seed of weights, draws and changes.
+
+    Raises:
+        ModuleNotFoundError: If MONAI, of the extra ``downstream``, is not installed.
     """
-    from monai.losses.dice import DiceCELoss
+    with needs("downstream"):
+        from monai.losses.dice import DiceCELoss
 
     torch.manual_seed(seed)
     network = build_network()
