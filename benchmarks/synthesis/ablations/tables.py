@@ -28,6 +28,8 @@ METRICS = {
 are left out."""
 KINDS = {"cross": "Missing modalities", "self": "Reconstruction of what was given"}
 NOTHING = "-"
+ALPHA = 0.05
+"""The level that so many patients have to be able to reach, else there are no p-values."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _p_values(values: dict[str, np.ndarray], reference: str) -> dict[str, str]:
     if not others:
         return {}
     try:
-        table = paired_table(values, reference=reference)
+        table = paired_table(values, reference=reference, alpha=ALPHA)
     except ValueError:  # so few that nothing could be significant
         return dict.fromkeys(others, "n/a")
     return {row.system: f"{row.corrected:.2g}" for row in table.rows}
@@ -223,7 +225,8 @@ def _missing(found: Sequence[Scores], profile: Profile, metrics: Sequence[str]) 
 def _corrected(value: np.ndarray, other: np.ndarray, tests: int) -> str:
     """The p-value of two variants, times the number of tests."""
     try:
-        (row,) = paired_table({"other": other, "value": value}, reference="other").rows
+        scores = {"other": other, "value": value}
+        (row,) = paired_table(scores, reference="other", alpha=ALPHA).rows
     except ValueError:
         return "n/a"
     return f"{min(1.0, tests * row.p):.2g}"
