@@ -20,6 +20,8 @@ Found = Mapping[str, Any]
 
 TITLES = {"predictive": "Whole predictions", "mean": "Means of the decoder alone"}
 COLORS = {"naive": "#c33c3c", "complete": "#1f6fb4", "bootstrap": "#2c8a4b"}
+ALPHA = 0.1
+"""The level that so many patients have to be able to reach, else there are no p-values."""
 STYLES = {"voxels": ":", "blocks": "-", "labels": "--"}
 
 
@@ -173,7 +175,7 @@ def _p_values(found: Sequence[Found], kind: str) -> dict[str, str]:
     first = found[0]["condition"]["name"]
     values = {f["condition"]["name"]: _by_patient(f, kind, "energy") for f in found}
     try:
-        table = paired_table(values, reference=first, higher_is_better=False)
+        table = paired_table(values, reference=first, alpha=ALPHA, higher_is_better=False)
     except ValueError:  # nothing to compare, or so few that nothing could be significant
         return {**dict.fromkeys(values, "n/a"), first: "-"}
     return {first: "-", **{row.system: f"{row.corrected:.2g}" for row in table.rows}}
