@@ -1,13 +1,20 @@
 """The phantom's anatomy: the atlas, its deformation, the tumour and the tissues."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.random import default_rng
 
 from examples.medical_mri_us.phantom import TISSUE_NAMES, atlas, colin, load_atlas
-from examples.medical_mri_us.phantom.anatomy import Head, build_anatomy, supply_head
+from examples.medical_mri_us.phantom.anatomy import (
+    TUMOUR_LABELS,
+    Anatomy,
+    Head,
+    build_anatomy,
+    supply_head,
+)
 from examples.medical_mri_us.phantom.colin import COLIN27, three_classes
 from examples.medical_mri_us.phantom.deformation import random_warp, smooth_noise
 from examples.medical_mri_us.phantom.lesion import Lesion, lesion_texture, random_lesion
@@ -302,3 +309,15 @@ def test_without_a_sulcus_there_are_no_vessels():
     points, sulcus, tissue = sulci_on_a_grid()
     none = grow_vessels(default_rng(0), points, 0 * sulcus, tissue, 0 * sulcus, enhancing=True)
     assert none.ends.shape == (0, 2, 3)
+
+
+def test_a_lesion_is_labelled_where_its_parts_together_fill_more_than_half():
+    parts = np.zeros((4, 5))  # solid, oedema, necrosis, rim
+    parts[:, 0] = 0.3, 0.3, 0.0, 0.0  # no part alone does
+    parts[:, 1] = 0.1, 0.5, 0.0, 0.2
+    parts[:, 2] = 0.2, 0.1, 0.4, 0.1
+    parts[:, 3] = 0.1, 0.1, 0.1, 0.3
+    parts[:, 4] = 0.2, 0.2, 0.0, 0.0
+    labels = Anatomy.tumour_labels(SimpleNamespace(lesion=parts))
+    names = ["solid tumour", "oedema", "necrosis", "enhancing rim", "background"]
+    assert labels.tolist() == [TUMOUR_LABELS[name] for name in names]
