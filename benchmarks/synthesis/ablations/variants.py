@@ -163,9 +163,8 @@ def build(variant: Variant, modalities: Sequence[str], size: int) -> System:
     def loss(batch: Batch, done: float) -> Tensor:
         x, observed, fov = batch
         number = variant.subsets
-        given = random_subsets(observed, samples=number, proper=variant.proper).flatten(
-            0, 1
-        )  # (S B, M)
+        given = random_subsets(observed, samples=number, proper=variant.proper)
+        given = given.flatten(0, 1)  # (S B, M)
         if variant.fusion == ZEROS:
             output = model(*_imputed(x, given, modalities))
         elif number == 1:
