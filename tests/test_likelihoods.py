@@ -365,6 +365,21 @@ def test_elements_add_up(name):
     torch.testing.assert_close(p.log_prob(x), p.base_dist.log_prob(x).sum(dim=(1, 2)))
 
 
+@pytest.mark.parametrize("scale", [0.5, torch.tensor([0.5, 1.0, 2.0]).double()])
+def test_normal_densities_are_summed_in_one_go(scale):
+    torch.manual_seed(0)
+    likelihood = Normal(nn.Identity(), scale, learn_scale=True).double()
+    phi, x = torch.randn(2, 4, 5, 3).double().requires_grad_(), torch.randn(4, 5, 3).double()
+    found = []
+    for sum_up in (lambda p: p.total_log_prob(x, (2, 3)), lambda p: p.log_prob(x).sum(dim=(2, 3))):
+        total = sum_up(likelihood(phi, batch_dims=2).base_dist)
+        gradients = torch.autograd.grad(total.square().sum(), (phi, likelihood.log_scale))
+        found.append((total, *gradients))
+    for a, b in zip(*found, strict=True):
+        assert a.shape == b.shape
+        assert torch.allclose(a, b, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("dtype", "wanted"),
     [

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from mmpoe.gaussian import widen
-from mmpoe.likelihoods import OptimalScale, check_support
+from mmpoe.likelihoods import OptimalScale, check_support, families
 from mmpoe.missing import check_finite, check_names, check_observed, fill
 
 Beta = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
@@ -222,9 +222,11 @@ def log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
             f"but got {type(p).__name__}."
         )
     elements = p.base_dist if isinstance(p, Independent) else p
+    dims = tuple(range(len(p.batch_shape), len(p.batch_shape) + len(p.event_shape)))
+    if valid is None and dims and isinstance(elements, families.Normal):
+        return elements.total_log_prob(x, dims)
     if valid is None:
         log_p = elements.log_prob(x)
     else:
         log_p = torch.where(valid, elements.log_prob(torch.where(valid, x, 0)), 0)
-    dims = tuple(range(len(p.batch_shape), log_p.dim()))
     return log_p.sum(dim=dims) if dims else log_p
