@@ -391,6 +391,7 @@ def top_down(
     sample: bool = True,
     temperature: float = 1.0,
     matched: bool = False,
+    coarsest: Inference | None = None,
 ) -> tuple[Tensor, list[Inference]]:
     r"""Walks from the coarsest group to the finest.
 
@@ -406,24 +407,29 @@ def top_down(
         sample: Whether to sample; if not, means are passed down.
         temperature: The temperature of the samples.
         matched: Whether to use the matched experts.
+        coarsest: The inference of the first group, if it is known.
 
     Returns:
         The state after the last group, with shape :math:`(R, *)`, and the inference of each group.
     """
-    h, steps = None, []
+    h: Tensor | None = None
+    steps: list[Inference] = []  # as torch.compile has it, which knows no list[Inference]()
     for level, group in enumerate(groups):
-        step: Inference = group(
-            h,
-            level,
-            encodings,
-            given,
-            rows,
-            noise=None if noise is None else noise[level],
-            z=None if z is None else z[level],
-            sample=sample,
-            temperature=temperature,
-            matched=matched,
-        )
+        if level == 0 and coarsest is not None:
+            step = coarsest
+        else:
+            step = group(
+                h,
+                level,
+                encodings,
+                given,
+                rows,
+                noise=None if noise is None else noise[level],
+                z=None if z is None else z[level],
+                sample=sample,
+                temperature=temperature,
+                matched=matched,
+            )
         h = group.merge(h, step.z)
         steps.append(step)
     assert h is not None  # there is at least one group

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import mmpoe
+from mmpoe.hierarchy import top_down
 from mmpoe.likelihoods import Normal
 from mmpoe.missing import subsets
 from mmpoe.objectives import (
@@ -343,6 +344,43 @@ def test_any_module_that_returns_a_distribution_decodes():
         model.decoders[m] = PlainDecoder(model.decoders[m])
     log_w = log_weights(model, x, OBSERVED, samples=4)
     assert (log_w - oracle.log_prob(x, OBSERVED)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("cached", [1, 60])
+def test_slices_that_a_cache_holds_change_nothing(monkeypatch, cached):
+    _, model, x = flat_oracle()
+    model.decoders["us"] = PlainDecoder(model.decoders["us"])
+    valid = {m: torch.tensor([True, False, True]) for m in NAMES[:2]}
+    h, decoded = torch.randn(7, 8, 2).double(), {}
+    whole = importance.score(model, h, x, OBSERVED, valid)
+    monkeypatch.setattr(importance, "CACHED", cached)
+    count_rows(model.decoders[NAMES[2]].network, decoded, "slices")
+    assert torch.allclose(importance.score(model, h, x, OBSERVED, valid), whole, rtol=1e-12)
+    wanted = [4] * 7 if cached == 1 else [16, 12]  # four rows of three elements each
+    assert decoded["slices"] == wanted
+
+
+@every_model
+def test_the_coarsest_group_is_inferred_once_for_each_subset(build):
+    model, inferred = make(build), []
+    encodings = model.encode(batch(), OBSERVED)
+    given = OBSERVED & (torch.rand(20, 8, 3) < 0.5)
+    distinct = {(row, *flags) for k in given.tolist() for row, flags in enumerate(k)}
+    model.groups[0].register_forward_hook(lambda _, inputs, output: inferred.append(inputs[3]))
+    _, steps = importance.walk(model, encodings, given, matched=False)
+    assert len(inferred[0]) == len(distinct) < 160
+
+    z = [step.z for step in steps]
+    h, walked = importance.walk(model, encodings, given, z, matched=False)
+    state, wanted = top_down(list(model.groups), encodings, given.flatten(0, 1), z=z)
+    assert torch.equal(h, state)
+    for one, other in zip(walked, wanted, strict=True):
+        torch.testing.assert_close(one.kl, other.kl)
+        for a, b in ((one.posterior, other.posterior), (one.prior, other.prior)):
+            torch.testing.assert_close(a.loc, b.loc)
+            torch.testing.assert_close(a.log_scale, b.log_scale)
+    noise = (z[0] - steps[0].posterior.loc) / steps[0].posterior.scale
+    assert len(noise.flatten().unique()) == noise.numel()  # samples have noise of their own
 
 
 def test_bad_inputs():

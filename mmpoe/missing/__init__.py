@@ -24,4 +24,5 @@ from .collate import collate, from_multivae
 from .masks import as_mask, fill
 from .mechanisms import mar, mcar, mnar, patterns
 from .sampling import random_subsets, sample_subsets
+from .subsets import distinct_pairs as distinct_pairs
 from .subsets import pack, subsets

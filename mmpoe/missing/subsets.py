@@ -135,11 +135,25 @@ def pack(given: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, s = (given.any(dim=-1) & (weight > 0)).t().nonzero(as_tuple=True)  # (N)
     given, weight = given[s, rows], weight[s, rows]  # (N, M), (N)
 
-    code, pair = _codes(rows, given).unique(return_inverse=True)  # (R), (N)
-    merged = weight.new_zeros(len(code)).index_add(0, pair, weight)
-    place = torch.arange(len(pair), device=pair.device)
-    one = torch.empty_like(code).scatter(0, pair, place)  # (R), one of those that are equal
+    one, pair = distinct_pairs(rows, given)  # (R), (N)
+    merged = weight.new_zeros(len(one)).index_add(0, pair, weight)
     return given[one], rows[one], merged
+
+
+def distinct_pairs(rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds the distinct pairs among some of a row and a subset, in the order of the rows.
+
+    Arguments:
+        rows: The row of each pair, with shape (N).
+        given: The subset of each pair, boolean, with shape (N, M).
+
+    Returns:
+        The place of one of those that are equal, for each of the R distinct pairs, with shape (R);
+        and which of them each of the pairs is, with shape (N).
+    """
+    code, pair = _codes(rows, given).unique(return_inverse=True)
+    place = torch.arange(len(pair), device=pair.device)
+    return torch.empty_like(code).scatter(0, pair, place), pair
 
 
 def distinct(patterns: Tensor) -> tuple[Tensor, Tensor]:

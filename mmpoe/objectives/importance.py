@@ -23,22 +23,27 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mmpoe import gaussian
+from mmpoe.distributions import DiagNormal
 from mmpoe.gaussian import widen
-from mmpoe.hierarchy import Encodings, Inference, latent_groups, top_down
+from mmpoe.hierarchy import Encodings, Inference, LatentGroup, latent_groups, top_down
 from mmpoe.likelihoods import Likelihood, check_support
 from mmpoe.missing import (
     as_mask,
     check_finite,
     check_names,
     check_observed,
+    distinct_pairs,
     sample_subsets,
     subsets,
 )
 
 from .bounds import absent, check_valid, log_density
 
-ELEMENTS = 2**22
-"""How many elements of data are decoded at a time."""
+ELEMENTS = 2**21
+"""How many elements a modality has at most in a portion of samples."""
+CACHED = 2**18
+"""How many elements of one modality are decoded at a time on a CPU, to be scored in its cache."""
 
 
 class Model(Protocol):
@@ -309,7 +314,7 @@ def propose(
         raise ValueError(f"'samples' should be an integer of at least 1, but is {samples!r}.")
     given = given.to(encodings.like.device)
     drawn = sample_subsets(given, _family(model, matched), samples=samples)[0]  # (K, B, M)
-    elements = sum(v.numel() for v in x.values())
+    elements = max((v.numel() for v in x.values()), default=0)
     for portion in drawn.split(max(1, ELEMENTS // max(elements, 1))):
         h, steps = walk(model, encodings, portion, matched=matched)
         yield h.unflatten(0, portion.shape[:2]), steps
@@ -366,8 +371,32 @@ def walk(
     matched: bool,
 ) -> tuple[Tensor, list[Inference]]:
     """Walks down the groups for every row of a mask of shape (K, B, M), see `top_down`."""
-    groups = latent_groups(model.groups)
-    return top_down(groups, encodings, given.flatten(0, 1), z=z, matched=matched)
+    groups, flat = latent_groups(model.groups), given.flatten(0, 1)
+    coarsest = None
+    if len(given) > 1 and groups[0].prior is None:
+        coarsest = _infer_repeated(
+            groups[0], encodings, flat, None if z is None else z[0], matched=matched
+        )
+    return top_down(groups, encodings, flat, z=z, matched=matched, coarsest=coarsest)
+
+
+def _infer_repeated(
+    group: LatentGroup, encodings: Encodings, given: Tensor, z: Tensor | None, *, matched: bool
+) -> Inference:
+    """Infers the first group: once for each row and subset, however many samples it gets."""
+    rows = torch.arange(len(given), device=given.device) % max(encodings.batch_size, 1)
+    one, pair = distinct_pairs(rows, given)
+    inferred: Inference = group(
+        None, 0, encodings, given[one], rows[one], sample=False, matched=matched
+    )
+    q = inferred.posterior
+    loc, log_scale = q.loc.index_select(0, pair), q.log_scale.index_select(0, pair)
+    return Inference(
+        z=gaussian.sample(loc, log_scale, torch.randn_like(loc)) if z is None else z,
+        posterior=DiagNormal(loc, log_scale, len(q.event_shape)),
+        prior=group.prior_distribution(None, len(given), loc),
+        kl=inferred.kl.index_select(0, pair),
+    )
 
 
 def score(
@@ -408,23 +437,26 @@ def score(
             check_valid(inside, tuple(x[m].shape), m)
             inside = inside.broadcast_to(x[m].shape)
         check_finite(x[m], seen, m, inside)
-        decoder, states, entries = model.decoders[m], h[:, rows], widen(x[m][rows])
+        decoder, entries = model.decoders[m], widen(x[m][rows])
         scored = None if inside is None else inside[rows]
-        if isinstance(decoder, Likelihood):
-            p = decoder(states, batch_dims=2)
-        else:  # a module that knows one batch dimension
-            p = decoder(states.flatten(0, 1))
-            entries = entries.repeat(len(h), *(1,) * (entries.dim() - 1))
-            if scored is not None:
-                scored = scored.repeat(len(h), *(1,) * (scored.dim() - 1))
-        if x[m].shape[1:] != p.event_shape:
-            raise ValueError(
-                f"'x' should have the shape of what is decoded, (B, *{tuple(p.event_shape)}), "
-                f"but {m!r} has shape {tuple(x[m].shape)}."
-            )
-        check_support(p, x[m], seen, m, inside)
-        log_p = log_density(p, entries, scored).reshape(len(h), len(rows))
-        total = total.index_add(1, rows, log_p.to(dtype))
+        size = max(1, CACHED // max(entries.numel(), 1)) if h.device.type == "cpu" else len(h)
+        log_p: list[Tensor] = []
+        for states in h[:, rows].chunk(-(-len(h) // size)):  # evenly
+            if isinstance(decoder, Likelihood):
+                p, copies = decoder(states, batch_dims=2), 1
+            else:  # a module that knows one batch dimension
+                p, copies = decoder(states.flatten(0, 1)), len(states)
+            if x[m].shape[1:] != p.event_shape:
+                raise ValueError(
+                    f"'x' should have the shape of what is decoded, (B, *{tuple(p.event_shape)}), "
+                    f"but {m!r} has shape {tuple(x[m].shape)}."
+                )
+            if not log_p:
+                check_support(p, x[m], seen, m, inside)
+            repeated = None if scored is None else _repeat(scored, copies)
+            density = log_density(p, _repeat(entries, copies), repeated)
+            log_p.append(density.reshape(len(states), len(rows)))
+        total = total.index_add(1, rows, torch.cat(log_p).to(dtype))
     return total
 
 
@@ -482,6 +514,10 @@ def _family(model: Model, matched: bool) -> str:
 def _log_posterior(steps: Sequence[Inference]) -> Tensor:
     """The log-density of the posterior of all groups together, with shape (R)."""
     return torch.stack([step.posterior.log_prob(step.z) for step in steps]).sum(dim=0)
+
+
+def _repeat(x: Tensor, copies: int) -> Tensor:
+    return x if copies == 1 else x.repeat(copies, *(1,) * (x.dim() - 1))
 
 
 def _log_mean_exp(log_w: Tensor) -> Tensor:
