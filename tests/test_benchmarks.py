@@ -35,7 +35,9 @@ def measured(monkeypatch):
         times = {"conditional": ratios["conditional"], "joint": 1.0}
         named = {f"{name}, ours": [Time(1.0, 0.0)] for name in times}
         named |= {f"{name}, theirs": [Time(t, 0.0)] for name, t in times.items()}
-        return {"times": named, "values": {"ours": 1.0, "theirs": 1.0}}
+        elapsed = {name: [Time(1.0, 0.0, t[0].total / 2)] for name, t in named.items()}
+        named["decoder"] = [Time(0.75, 0.0)]
+        return {"times": named, "on all cores": elapsed, "values": {"ours": 1.0, "theirs": 1.0}}
 
     def parity(*args):
         return Parity((1.0, ratios["loss"]), (1.0, 1.0), ratios["gradients"])
@@ -55,6 +57,8 @@ def test_kept_promises_are_no_failure(measured, capsys):
     assert "| 8 | 255 | 1000 ms | 200.0 s | 200 |" in shown
     assert "as M to the power of 1.00" in shown
     assert "50 % of MultiVae's time" in shown
+    assert "by the clock | 500 ms | 25.0 s | 50 |" in shown
+    assert "needs 750 ms for these samples, 75% of" in shown
 
 
 @pytest.mark.parametrize(
