@@ -110,7 +110,8 @@ def run(options: Synthesize) -> int:
             synthesise_job(model, description, job, given, targets, asked)
         except (CaseError, ImageError) as error:
             failures.append(f"{job.name}: {error}")
-            print(f"Failed: {failures[-1]}")
+            if len(jobs) > 1:  # the error below says it otherwise
+                print(f"Failed: {failures[-1]}")
     _wait_for_others()
     if not failures:
         number = "1 case" if len(jobs) == 1 else f"{len(jobs)} cases"
