@@ -9,7 +9,7 @@ import torch
 from example_models import OBSERVED, batch, flat, make
 from example_training import Weight, objective, recorded_steps, train
 
-from mmpoe.training import fit
+from mmpoe.training import Checkpoints, Run, fit, load_checkpoint
 
 
 def test_training_improves_the_bound():
@@ -165,3 +165,21 @@ def test_batches_that_run_out_are_named():
         fit(make(flat), once, objective, steps=3, progress=False)
     once = iter([(batch(), OBSERVED)] * 3)  # just enough
     assert len(fit(make(flat), once, objective, steps=3, progress=False).bounds) == 3
+
+
+def test_a_compiled_model_is_kept_under_its_own_names(tmp_path):
+    kept = []
+    for compiled in (False, True):
+        model = make(flat)
+        model(batch(), OBSERVED)
+        torch.manual_seed(0)
+        learner = torch.compile(model, backend="eager") if compiled else model
+        folder = tmp_path / str(compiled)
+        train(learner, steps=4, run=Run(folder))
+        weights, _ = load_checkpoint(Checkpoints(folder / "checkpoints").path(4))
+        assert not model.training
+        kept.append((model.state_dict(), weights))
+    (plain, plain_weights), (compiled, compiled_weights) = kept
+    assert plain_weights.keys() == compiled_weights.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(value, compiled[name])

@@ -67,8 +67,8 @@ def fit(
     gradient is the mean over processes.
 
     Arguments:
-        model: The model; it holds the averaged weights at the end, and is left in evaluation mode,
-            on the device that it was trained on.
+        model: The model, compiled by :func:`torch.compile` or not; it holds the averaged weights
+            at the end, and is left in evaluation mode, on the device that it was trained on.
         batches: The batches, iterated again and again: any structure of tensors.
         objective: Called with the model, a batch and the share of the training done so far (0 to
             1); returns one bound per sample, whose mean is maximised.
@@ -144,11 +144,12 @@ def fit(
     # who learns
     model.train()
     make = partial(optimizer, lr=lr, weight_decay=weight_decay)
-    learners = [Learner(fabric, model, lambda *a: -objective(*a), make)]
+    network = getattr(model, "_orig_mod", model)  # whose weights a compiled model runs with
+    learners = [Learner(fabric, network, lambda _, *a: -objective(model, *a), make)]
     if adversary is not None:
         make = partial(adversary.optimizer, lr=adversary.lr)
         learners.append(Learner(fabric, adversary.network.train(), adversary.loss, make))
-    averaged = moving_average(model, average)
+    averaged = moving_average(network, average)
     averaged.eval()
     stepper = Steps(
         fabric,
@@ -197,7 +198,7 @@ def fit(
             with Watch(model, active=keeper is not None and keeper.logs(step + 1)) as watch:
                 report = stepper.take(stream, done, rate)
             if report.taken:
-                averaged.update_parameters(model)
+                averaged.update_parameters(network)
             history.bounds.append(-report.losses[0])
             history.skipped = stepper.skipped
 
@@ -224,7 +225,7 @@ def fit(
 
     history.seconds = time.monotonic() - start
     if averaged.n_averaged > 0:
-        model.load_state_dict(averaged.module.state_dict())
+        network.load_state_dict(averaged.module.state_dict())
     model.eval()
     return history
 
