@@ -40,7 +40,7 @@ SCORED = 10
 PROFILES = {
     "smoke": replace(run.PROFILES["smoke"], seconds=0.3, trial=1),
     "quick": replace(run.PROFILES["quick"], seconds=50),
-    "full": replace(run.PROFILES["full"], seconds=120),
+    "full": replace(run.PROFILES["full"], seconds=75),
 }
 
 

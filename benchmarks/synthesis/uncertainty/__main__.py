@@ -65,7 +65,7 @@ class Settings:
 SETTINGS = {
     "smoke": Settings(2, 19, 2, 4, complete=(2,), bootstrap=(2,)),
     "quick": Settings(8, 29, 200, 16),
-    "full": Settings(20, 99, 1000, 16),
+    "full": Settings(20, 49, 1000, 16),
 }
 
 
