@@ -23,7 +23,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mmpoe import gaussian
 from mmpoe.distributions import DiagNormal
 from mmpoe.gaussian import widen
 from mmpoe.hierarchy import Encodings, Inference, LatentGroup, latent_groups, top_down
@@ -389,11 +388,12 @@ def _infer_repeated(
     inferred: Inference = group(
         None, 0, encodings, given[one], rows[one], sample=False, matched=matched
     )
-    q = inferred.posterior
-    loc, log_scale = q.loc.index_select(0, pair), q.log_scale.index_select(0, pair)
+    of_pair = inferred.posterior
+    loc, log_scale = (v.index_select(0, pair) for v in (of_pair.loc, of_pair.log_scale))
+    q = DiagNormal(loc, log_scale, len(of_pair.event_shape))
     return Inference(
-        z=gaussian.sample(loc, log_scale, torch.randn_like(loc)) if z is None else z,
-        posterior=DiagNormal(loc, log_scale, len(q.event_shape)),
+        z=q.rsample() if z is None else z,
+        posterior=q,
         prior=group.prior_distribution(None, len(given), loc),
         kl=inferred.kl.index_select(0, pair),
     )
@@ -437,27 +437,49 @@ def score(
             check_valid(inside, tuple(x[m].shape), m)
             inside = inside.broadcast_to(x[m].shape)
         check_finite(x[m], seen, m, inside)
-        decoder, entries = model.decoders[m], widen(x[m][rows])
-        scored = None if inside is None else inside[rows]
-        size = max(1, CACHED // max(entries.numel(), 1)) if h.device.type == "cpu" else len(h)
-        log_p: list[Tensor] = []
-        for states in h[:, rows].chunk(-(-len(h) // size)):  # evenly
-            if isinstance(decoder, Likelihood):
-                p, copies = decoder(states, batch_dims=2), 1
-            else:  # a module that knows one batch dimension
-                p, copies = decoder(states.flatten(0, 1)), len(states)
-            if x[m].shape[1:] != p.event_shape:
-                raise ValueError(
-                    f"'x' should have the shape of what is decoded, (B, *{tuple(p.event_shape)}), "
-                    f"but {m!r} has shape {tuple(x[m].shape)}."
-                )
-            if not log_p:
-                check_support(p, x[m], seen, m, inside)
-            repeated = None if scored is None else _repeat(scored, copies)
-            density = log_density(p, _repeat(entries, copies), repeated)
-            log_p.append(density.reshape(len(states), len(rows)))
-        total = total.index_add(1, rows, torch.cat(log_p).to(dtype))
+        log_p = _log_likelihood(model.decoders[m], h[:, rows], x[m], m, seen, inside)
+        total = total.index_add(1, rows, log_p.to(dtype))
     return total
+
+
+def _log_likelihood(
+    decoder: nn.Module,
+    h: Tensor,
+    x: Tensor,
+    modality: str,
+    observed: Tensor,
+    valid: Tensor | None,
+) -> Tensor:
+    """The log-likelihood of the n entries of one modality that were observed, (K, n).
+
+    Arguments:
+        decoder: Its likelihood, or a module that returns a distribution.
+        h: The states of these rows, with shape (K, n, *).
+        x: All entries, with shape (B, *).
+        modality: The name of the modality, for messages.
+        observed: Which entries were observed, with shape (B).
+        valid: Which elements to score, with the shape of `x`; all if None.
+    """
+    rows = observed.nonzero()[:, 0]
+    entries = widen(x[rows])
+    scored = None if valid is None else valid[rows]
+
+    def score_part(h: Tensor) -> Tensor:
+        if isinstance(decoder, Likelihood):
+            p, copies = decoder(h, batch_dims=2), 1
+        else:  # a module that knows one batch dimension
+            p, copies = decoder(h.flatten(0, 1)), len(h)
+        if x.shape[1:] != p.event_shape:
+            raise ValueError(
+                f"'x' should have the shape of what is decoded, (B, *{tuple(p.event_shape)}), "
+                f"but {modality!r} has shape {tuple(x.shape)}."
+            )
+        check_support(p, x, observed, modality, valid)
+        part = None if scored is None else _repeat(scored, copies)
+        return log_density(p, _repeat(entries, copies), part).reshape(h.shape[:2])
+
+    size = max(1, CACHED // max(entries.numel(), 1)) if h.device.type == "cpu" else len(h)
+    return torch.cat([score_part(part) for part in h.chunk(-(-len(h) // size))])  # even parts
 
 
 def subset_mask(
