@@ -59,6 +59,7 @@ def test_kept_promises_are_no_failure(measured, capsys):
     assert "50 % of MultiVae's time" in shown
     assert "by the clock | 500 ms | 25.0 s | 50 |" in shown
     assert "needs 750 ms for these samples, 75% of" in shown
+    assert "could be 67 times as fast" in shown
 
 
 @pytest.mark.parametrize(
