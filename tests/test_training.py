@@ -6,10 +6,12 @@ import signal
 
 import pytest
 import torch
-from example_models import OBSERVED, batch, flat, make
+from example_models import OBSERVED, SIZES, batch, flat, make
 from example_training import Weight, objective, recorded_steps, train
+from safetensors.torch import load_file
+from torch import nn
 
-from mmpoe.training import Checkpoints, Run, fit, load_checkpoint
+from mmpoe.training import Adversary, Checkpoints, Run, fit, load_checkpoint
 
 
 def test_training_improves_the_bound():
@@ -167,19 +169,26 @@ def test_batches_that_run_out_are_named():
     assert len(fit(make(flat), once, objective, steps=3, progress=False).bounds) == 3
 
 
-def test_a_compiled_model_is_kept_under_its_own_names(tmp_path):
+def test_compiled_networks_are_kept_under_their_own_names(tmp_path):
+    def loss(critic, data, done):
+        return critic(data[0]["us"]).square()
+
     kept = []
     for compiled in (False, True):
         model = make(flat)
         model(batch(), OBSERVED)
+        critic = nn.Linear(SIZES["us"], 1)
         torch.manual_seed(0)
-        learner = torch.compile(model, backend="eager") if compiled else model
+        networks = [torch.compile(n, backend="eager") if compiled else n for n in (model, critic)]
         folder = tmp_path / str(compiled)
-        train(learner, steps=4, run=Run(folder))
-        weights, _ = load_checkpoint(Checkpoints(folder / "checkpoints").path(4))
+        adversary = Adversary(networks[1], loss, lr=1e-2)
+        train(networks[0], steps=4, run=Run(folder), adversary=adversary)
+        step = Checkpoints(folder / "checkpoints").path(4)
         assert not model.training
-        kept.append((model.state_dict(), weights))
-    (plain, plain_weights), (compiled, compiled_weights) = kept
-    assert plain_weights.keys() == compiled_weights.keys()
+        assert load_checkpoint(step)[0].keys() == model.state_dict().keys()
+        names = {name for path in step.glob("*.safetensors") for name in load_file(path)}
+        kept.append((names, model.state_dict()))
+    (plain_names, plain), (compiled_names, compiled) = kept
+    assert plain_names == compiled_names
     for name, value in plain.items():
         torch.testing.assert_close(value, compiled[name])

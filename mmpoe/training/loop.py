@@ -144,11 +144,13 @@ def fit(
     # who learns
     model.train()
     make = partial(optimizer, lr=lr, weight_decay=weight_decay)
-    network = getattr(model, "_orig_mod", model)  # whose weights a compiled model runs with
+    network = _own(model)
     learners = [Learner(fabric, network, lambda _, *a: -objective(model, *a), make)]
     if adversary is not None:
         make = partial(adversary.optimizer, lr=adversary.lr)
-        learners.append(Learner(fabric, adversary.network.train(), adversary.loss, make))
+        critic = adversary.network.train()
+        loss = adversary.loss
+        learners.append(Learner(fabric, _own(critic), lambda _, *a: loss(critic, *a), make))
     averaged = moving_average(network, average)
     averaged.eval()
     stepper = Steps(
@@ -228,6 +230,11 @@ def fit(
         network.load_state_dict(averaged.module.state_dict())
     model.eval()
     return history
+
+
+def _own(network: nn.Module) -> nn.Module:
+    """The module that has the weights, by its own names, of one that torch.compile made of it."""
+    return getattr(network, "_orig_mod", network)
 
 
 def _rate(step: int, done: float, *, highest: float, warmup: int, floor: float) -> float:
