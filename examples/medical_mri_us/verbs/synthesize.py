@@ -110,7 +110,7 @@ def run(options: Synthesize) -> int:
             synthesise_job(model, description, job, given, targets, asked)
         except (CaseError, ImageError) as error:
             failures.append(f"{job.name}: {error}")
-            if len(jobs) > 1:  # the error below says it otherwise
+            if len(jobs) > 1 or distributed.is_torchelastic_launched():  # or the error says it
                 print(f"Failed: {failures[-1]}")
     _wait_for_others()
     if not failures:
