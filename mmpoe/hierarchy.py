@@ -407,7 +407,8 @@ def top_down(
         sample: Whether to sample; if not, means are passed down.
         temperature: The temperature of the samples.
         matched: Whether to use the matched experts.
-        coarsest: The inference of the first group, if it is known.
+        coarsest: The inference of the first group for all R rows, if it is known; the other
+            arguments are then about those below it.
 
     Returns:
         The state after the last group, with shape :math:`(R, *)`, and the inference of each group.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from example_models import NAMES, OBSERVED, SIZES, batch, every_model, flat, hierarchical, make
 from torch import nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import Independent, MultivariateNormal
 
 import mmpoe
 from mmpoe.hierarchy import top_down
@@ -338,6 +338,27 @@ class PlainDecoder(nn.Module):
         return self.likelihood(z)
 
 
+class Joint(nn.Module):
+    """A decoder whose elements depend on each other, in rows of two that do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(4, 6)
+
+    def forward(self, z):
+        loc = self.network(z).unflatten(1, (3, 2))
+        return Independent(MultivariateNormal(loc, torch.eye(2)), 1)
+
+
+def test_a_decoder_may_have_events_of_its_own():
+    decoder = Joint()
+    model = mmpoe.MVAE({"a": nn.Linear(6, 8)}, {"a": decoder})  # which nothing is encoded with
+    h, x = torch.randn(5, 8, 4), torch.randn(8, 3, 2)
+    found = importance.score(model, h, {"a": x}, torch.ones(8, 1, dtype=torch.bool))
+    squares = (x - decoder.network(h).unflatten(2, (3, 2))).square().sum(dim=(2, 3))
+    assert torch.allclose(found, -squares / 2 - 3 * math.log(2 * math.pi), rtol=1e-5)
+
+
 def test_any_module_that_returns_a_distribution_decodes():
     oracle, model, x = flat_oracle()
     for m in NAMES:
@@ -355,9 +376,18 @@ def test_slices_that_a_cache_holds_change_nothing(monkeypatch, cached):
     whole = importance.score(model, h, x, OBSERVED, valid)
     monkeypatch.setattr(importance, "CACHED", cached)
     count_rows(model.decoders[NAMES[2]].network, decoded, "slices")
-    assert torch.allclose(importance.score(model, h, x, OBSERVED, valid), whole, rtol=1e-12)
+    with torch.no_grad():
+        found = importance.score(model, h, x, OBSERVED, valid)
+    assert torch.allclose(found, whole, rtol=1e-12)
     wanted = [4] * 7 if cached == 1 else [16, 12]  # four rows of three elements each
     assert decoded["slices"] == wanted
+    importance.score(model, h, x, OBSERVED, valid)  # with gradients, all is kept in any case
+    assert decoded["slices"] == [*wanted, 28]
+
+
+def _total(steps):
+    """A number that depends on all that was inferred."""
+    return sum(s.kl.sum() + s.posterior.log_prob(s.z.detach() + 1).sum() for s in steps)
 
 
 @every_model
@@ -374,6 +404,15 @@ def test_the_coarsest_group_is_inferred_once_for_each_subset(build):
     h, walked = importance.walk(model, encodings, given, z, matched=False)
     state, wanted = top_down(list(model.groups), encodings, given.flatten(0, 1), z=z)
     assert torch.equal(h, state)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = [
+        torch.autograd.grad(_total(steps), parameters, retain_graph=True, allow_unused=True)
+        for steps in (walked, wanted)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     for one, other in zip(walked, wanted, strict=True):
         torch.testing.assert_close(one.kl, other.kl)
         for a, b in ((one.posterior, other.posterior), (one.prior, other.prior)):

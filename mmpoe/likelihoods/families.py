@@ -41,15 +41,18 @@ class Normal(dist.Normal):
         distance = (value - self.loc) / scale
         return torch.addcmul(-scale.log() - HALF_LOG_2PI, distance, distance, value=-0.5)
 
-    def total_log_prob(self, value: Tensor, dims: tuple[int, ...]) -> Tensor:
-        """Returns the sum of the log-density over some dimensions, fast if all share a scale."""
+    def total_log_prob(self, value: Tensor, dims: Sequence[int]) -> Tensor:
+        """Returns the sum of the log-density over some dimensions, fast if all share a scale.
+
+        Squares of differences, and of that scale, have to be within the range of their dtype.
+        """
         scale = narrow(self.scale)
         if scale.numel() != 1:
-            return self.log_prob(value).sum(dim=dims)
+            return self.log_prob(value).sum(dim=tuple(dims))
         squares = mse_loss(*torch.broadcast_tensors(self.loc, value), reduction="none")
         scale = scale.reshape(())
         count = math.prod([squares.shape[dim] for dim in dims])
-        total = squares.sum(dim=dims)
+        total = squares.sum(dim=tuple(dims))
         return -count * (scale.log() + HALF_LOG_2PI) - total / scale.square() / 2
 
 

@@ -222,11 +222,11 @@ def log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
             f"but got {type(p).__name__}."
         )
     elements = p.base_dist if isinstance(p, Independent) else p
-    dims = tuple(range(len(p.batch_shape), len(p.batch_shape) + len(p.event_shape)))
-    if valid is None and dims and isinstance(elements, families.Normal):
-        return elements.total_log_prob(x, dims)
+    if valid is None and p.event_shape and type(elements) is families.Normal:
+        return elements.total_log_prob(x, range(len(p.batch_shape), len(elements.batch_shape)))
     if valid is None:
         log_p = elements.log_prob(x)
     else:
         log_p = torch.where(valid, elements.log_prob(torch.where(valid, x, 0)), 0)
+    dims = tuple(range(len(p.batch_shape), log_p.dim()))
     return log_p.sum(dim=dims) if dims else log_p

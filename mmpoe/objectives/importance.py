@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mmpoe import gaussian
 from mmpoe.distributions import DiagNormal
 from mmpoe.gaussian import widen
 from mmpoe.hierarchy import Encodings, Inference, LatentGroup, latent_groups, top_down
@@ -39,10 +40,11 @@ from mmpoe.missing import (
 
 from .bounds import absent, check_valid, log_density
 
-ELEMENTS = 2**21
-"""How many elements a modality has at most in a portion of samples."""
+ELEMENTS = 2**22
+"""How many elements of data the samples of a portion stand for, all modalities together."""
 CACHED = 2**18
-"""How many elements of one modality are decoded at a time on a CPU, to be scored in its cache."""
+"""How many elements of one modality are decoded at a time on a CPU, to be scored in its cache;
+without gradients, for which all of them are kept in any case."""
 
 
 class Model(Protocol):
@@ -313,7 +315,7 @@ def propose(
         raise ValueError(f"'samples' should be an integer of at least 1, but is {samples!r}.")
     given = given.to(encodings.like.device)
     drawn = sample_subsets(given, _family(model, matched), samples=samples)[0]  # (K, B, M)
-    elements = max((v.numel() for v in x.values()), default=0)
+    elements = sum(v.numel() for v in x.values())
     for portion in drawn.split(max(1, ELEMENTS // max(elements, 1))):
         h, steps = walk(model, encodings, portion, matched=matched)
         yield h.unflatten(0, portion.shape[:2]), steps
@@ -392,7 +394,7 @@ def _infer_repeated(
     loc, log_scale = (v.index_select(0, pair) for v in (of_pair.loc, of_pair.log_scale))
     q = DiagNormal(loc, log_scale, len(of_pair.event_shape))
     return Inference(
-        z=q.rsample() if z is None else z,
+        z=gaussian.sample(loc, log_scale, torch.randn_like(loc)) if z is None else z,
         posterior=q,
         prior=group.prior_distribution(None, len(given), loc),
         kl=inferred.kl.index_select(0, pair),
@@ -464,7 +466,7 @@ def _log_likelihood(
     entries = widen(x[rows])
     scored = None if valid is None else valid[rows]
 
-    def score_part(h: Tensor) -> Tensor:
+    def score_part(h: Tensor, *, check: bool) -> Tensor:
         if isinstance(decoder, Likelihood):
             p, copies = decoder(h, batch_dims=2), 1
         else:  # a module that knows one batch dimension
@@ -474,12 +476,16 @@ def _log_likelihood(
                 f"'x' should have the shape of what is decoded, (B, *{tuple(p.event_shape)}), "
                 f"but {modality!r} has shape {tuple(x.shape)}."
             )
-        check_support(p, x, observed, modality, valid)
+        if check:
+            check_support(p, x, observed, modality, valid)
         part = None if scored is None else _repeat(scored, copies)
         return log_density(p, _repeat(entries, copies), part).reshape(h.shape[:2])
 
-    size = max(1, CACHED // max(entries.numel(), 1)) if h.device.type == "cpu" else len(h)
-    return torch.cat([score_part(part) for part in h.chunk(-(-len(h) // size))])  # even parts
+    parts = 1
+    if h.device.type == "cpu" and not torch.is_grad_enabled():
+        parts = min(len(h), -(-len(h) * entries.numel() // CACHED))
+    chunks = h.chunk(max(1, parts))
+    return torch.cat([score_part(part, check=i == 0) for i, part in enumerate(chunks)])
 
 
 def subset_mask(
