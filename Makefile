@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test check tests doctest docs bench-smoke \
-	bench-ablations bench-downstream bench-mmhvae bench-multivae bench-poe bench-recipe \
+	bench-ablations bench-downstream bench-downstream-full bench-mmhvae bench-multivae bench-poe bench-recipe \
 	bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate reliability \
 	test-kernels format clean
 
@@ -115,6 +115,10 @@ bench-synthesis-full: $(READY)  ## The same with three seeds and twice the train
 bench-downstream: $(READY)  ## Put the compared systems to use on phantom patients, minutes; write the tables
 	$(BIN)/python -m benchmarks.synthesis.run --profile quick
 	$(BIN)/python -m benchmarks.downstream.run --profile quick --write
+
+bench-downstream-full: $(READY)  ## The same of systems with three seeds, an hour after bench-synthesis-full
+	$(BIN)/python -m benchmarks.synthesis.run --profile full
+	$(BIN)/python -m benchmarks.downstream.run --profile full --write
 
 reliability: $(READY)  ## Inject faults, and print the table of what happens, minutes
 	$(BIN)/python -m benchmarks.reliability
