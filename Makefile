@@ -116,7 +116,7 @@ bench-downstream: $(READY)  ## Put the compared systems to use on phantom patien
 	$(BIN)/python -m benchmarks.synthesis.run --profile quick
 	$(BIN)/python -m benchmarks.downstream.run --profile quick --write
 
-bench-downstream-full: $(READY)  ## The same of systems with three seeds, an hour after bench-synthesis-full
+bench-downstream-full: $(READY)  ## The same with three seeds, under two hours; goes on from bench-synthesis-full
 	$(BIN)/python -m benchmarks.synthesis.run --profile full
 	$(BIN)/python -m benchmarks.downstream.run --profile full --write
 

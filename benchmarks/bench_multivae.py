@@ -3,9 +3,8 @@
 Both libraries get the same networks, weights, data and objectives, and work in turns, so that a
 drift of the machine hits them alike. Medians of processor time are printed, the time of the system
 included: other programs do not count, and one thread is used; the conditional likelihood is timed
-by the clock with all cores as well. First, each objective is computed by
-both with the same draws, so that speed compares equal computations. Exits with 1 if a promise is
-not kept.
+by the clock with all cores as well. First, each objective is computed by both with the same draws,
+so that speed compares equal computations. Exits with 1 if a promise is not kept.
 
     pip install -e ".[bench]"
     python -m benchmarks.bench_multivae --write
