@@ -94,7 +94,7 @@ bench-multivae: $(READY)  ## Measure side by side with MultiVae, which is instal
 	$(BIN)/python -m benchmarks.bench_multivae --write
 
 calibration-gate: $(READY)  ## Train models, calibrate them, and hold them against exact conditionals
-	$(BIN)/python -m pytest -m gate -s tests/test_calibration_gate.py
+	$(BIN)/python -m pytest -m gate -s tests/imputation/test_calibration_gate.py
 
 bench-poe: $(READY)  ## Time the fused product of experts against PyTorch, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_poe | tee benchmarks/results/poe.txt"

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from cases import make
+from kernel_cases import make
 
 from mmpoe import kernels
 from mmpoe.kernels import cpu, cuda, gaussian_poe, jit, last_backend, status, use_backend

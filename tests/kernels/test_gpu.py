@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DTYPES, distance, make
+from kernel_cases import DTYPES, distance, make
 from torch.utils.checkpoint import checkpoint
 
 from mmpoe import kernels

@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from cases import distance, make, run
+from kernel_cases import distance, make, run
 from simulator import SimulatedLauncher, SimulationError
 
 from mmpoe.kernels import jit, launch, philox

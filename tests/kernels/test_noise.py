@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import make, run
+from kernel_cases import make, run
 from scipy import stats
 
 from mmpoe.kernels import gaussian_poe, launch, philox

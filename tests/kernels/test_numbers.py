@@ -5,10 +5,10 @@ import platform
 
 import pytest
 import torch
-from cases import DTYPES, distance, drawn, exact, gradients_for, make, needed, run
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
+from kernel_cases import DTYPES, distance, drawn, exact, gradients_for, make, needed, run
 
 from mmpoe.gaussian import exp_minus_tangent
 from mmpoe.kernels import cpu, gaussian_poe, launch

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from cases import gradients_for, make, needed
+from kernel_cases import gradients_for, make, needed
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode

@@ -5,10 +5,10 @@ import struct
 
 import pytest
 import torch
-from cases import DTYPES, distance, drawn, exact, make, run
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
+from kernel_cases import DTYPES, distance, drawn, exact, make, run
 from simulator import SimulatedLauncher, SimulationError
 
 from mmpoe.kernels import jit, launch, philox, selftest

@@ -20,6 +20,7 @@ from trainings import Training, same
 from mmpoe.training import CollapseWarning, DeviceMemoryError, Run, WorkerError, fit
 
 ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 
 
 class Deadly(Dataset):
@@ -98,7 +99,7 @@ def test_a_program_whose_loader_is_killed_ends():
     program = (
         "from test_resources import *; learn(DataLoader(Deadly(), 3, num_workers=2), sys.argv[1])"
     )
-    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    paths = os.pathsep.join(map(str, [ROOT, HELPERS, Path(__file__).parent]))
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", program, folder],

@@ -18,6 +18,7 @@ import mmpoe
 from mmpoe.training import Checkpoints, CollapseWarning, Run, fit
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "tests" / "helpers" / "trainings.py"
 STEPS = 24
 
 
@@ -192,7 +193,13 @@ def test_workers_that_persist_go_on_in_the_same_order(after, tmp_path):
 
 def start(folder, steps, every):
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("trainings.py"), folder, str(steps), str(every)],
+        [
+            sys.executable,
+            ROOT / "tests" / "helpers" / "trainings.py",
+            folder,
+            str(steps),
+            str(every),
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -3,18 +3,15 @@
 import errno
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from volumes import make_run, volume, write, write_index
 
 from examples.medical_mri_us import __main__ as cli
 from examples.medical_mri_us.verbs import synthesize as synthesize_module
 from examples.medical_mri_us.verbs import train as train_module
 from mmpoe.training.folder import lock
-
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from volumes import make_run, volume, write, write_index
 
 SET = ["--set", "size=16", "--set", "model.widths=[8]", "--set", "model.latents=[2]"]
 

@@ -9,7 +9,7 @@ import torch
 
 import mmpoe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONCEPTS = (ROOT / "docs" / "concepts.md").read_text()
 
 

@@ -17,7 +17,7 @@ import mmpoe
 from mmpoe.training import CheckpointError, Checkpoints, Run, fit, shard
 from mmpoe.training.batches import split
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def torchrun(processes, *arguments):
@@ -26,7 +26,7 @@ def torchrun(processes, *arguments):
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"),
             *(
                 str(processes),
-                Path(__file__).with_name("distributed_training.py"),
+                ROOT / "tests" / "helpers" / "distributed_training.py",
                 *map(str, arguments),
             ),
         ],

@@ -11,7 +11,7 @@ from benchmarks import bench_multivae
 from benchmarks._multivae import Parity
 from benchmarks.bench_multivae import Time
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

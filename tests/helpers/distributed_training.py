@@ -102,7 +102,7 @@ class Given(torch.nn.Module):
 
 def shards(batches):
     """The code of the documentation, on CPUs and by gradient descent."""
-    page = Path(__file__).parents[1] / "docs" / "training.md"
+    page = Path(__file__).parents[2] / "docs" / "training.md"
     (code,) = re.findall(
         r"```python\n((?:(?!```).)*fully_shard.*?)```", page.read_text(), re.DOTALL
     )

@@ -307,7 +307,7 @@ def test_likelihoods_are_as_asked():
 
 
 def test_the_example_of_the_documentation():
-    page = Path(__file__).parents[1] / "docs" / "api" / "models.md"
+    page = Path(__file__).parents[2] / "docs" / "api" / "models.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     names = {}
     exec(compile(code, page.name, "exec"), names)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.reliability import FAULTS, Collector, result, table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_results_are_those_of_the_tests():

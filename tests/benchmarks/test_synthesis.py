@@ -513,7 +513,7 @@ sys.exit(143)
 
 
 def test_documentation_includes_what_there_is_and_names_what_is_not(tmp_path):
-    path = Path(__file__).parents[1] / "docs" / "_ext" / "benchmark_results.py"
+    path = Path(__file__).parents[2] / "docs" / "_ext" / "benchmark_results.py"
     spec = importlib.util.spec_from_file_location("benchmark_results", path)
     extension = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(extension)

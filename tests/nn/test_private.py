@@ -243,7 +243,7 @@ def test_blocks_that_do_not_exist_are_errors(block):
 
 
 def test_the_example_of_the_documentation():
-    page = Path(__file__).parents[1] / "docs" / "api" / "nn.md"
+    page = Path(__file__).parents[2] / "docs" / "api" / "nn.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     names = {}
     exec(compile(code, page.name, "exec"), names)

@@ -12,7 +12,7 @@ from benchmarks import bench_mmhvae
 from benchmarks.bench_mmhvae import NAMES, TINY, build
 from examples.medical_mri_us.official_names import published_state
 
-GOLDEN = np.load(Path(__file__).parent / "data" / "published_mmhvae.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "data" / "published_mmhvae.npz")
 ARCHITECTURE = {
     "modalities": NAMES,
     "size": 32,
