@@ -2,7 +2,14 @@ r"""Gaussian experts and their products as distributions, for PyTorch and for Py
 
 from __future__ import annotations
 
-__all__ = ["DiagNormal", "Draws", "MixtureOfProducts", "mixture_of_products", "product_of_experts"]
+__all__ = [
+    "DiagNormal",
+    "Draws",
+    "MixtureOfProducts",
+    "log_mixture",
+    "mixture_of_products",
+    "product_of_experts",
+]
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -144,6 +151,33 @@ def product_of_experts(
     log_scale = torch.stack([prior.log_scale, *(q.log_scale for q in experts)])
 
     return DiagNormal(*gaussian.product_of_experts(loc, log_scale, mask), len(prior.event_shape))
+
+
+def log_mixture(log_q: Tensor, weight: Tensor, dim: int) -> Tensor:
+    r"""Returns the log-density of a mixture from those of its components.
+
+    .. math:: \log q(z) = \log \sum_s \alpha_s \, q_s(z)
+
+    A component of weight 0 is never used: whatever its entry of `log_q` holds, NaN included, it
+    changes no bit of the result, and both the entry and the weight receive a gradient of 0.
+
+    Arguments:
+        log_q: The log-densities :math:`\log q_s(z)`, with one entry per component along `dim`.
+        weight: The weights :math:`\alpha_s`, at least 0, broadcastable to `log_q`.
+        dim: The dimension of the components in `log_q`.
+
+    Returns:
+        The log-density, in nats, with the shape of `log_q` without `dim`; :math:`-\infty` where
+        all weights are 0.
+
+    Example:
+        >>> log_q = torch.tensor([0.0, 1.0, torch.nan])
+        >>> log_mixture(log_q, torch.tensor([0.5, 0.5, 0.0]), dim=0)
+        tensor(0.6201)
+    """
+    used = weight > 0
+    log_weight = torch.where(used, torch.where(used, weight, 1).log(), -torch.inf)
+    return torch.logsumexp(torch.where(used, log_q, 0) + log_weight, dim=dim)
 
 
 class MixtureOfProducts(TorchDistribution):

@@ -31,7 +31,7 @@ __all__ = [
     "st_lpips",
 ]
 
-from mmpoe.objectives import log_conditional, log_marginal, log_predictive
+from mmpoe.evidence import log_conditional, log_marginal, log_predictive
 
 from .calibration import (
     coverage,

@@ -1,6 +1,7 @@
 r"""Missing modalities: batches, masks, subsets and mechanisms. True always means observed."""
 
 __all__ = [
+    "Pairs",
     "as_mask",
     "collate",
     "fill",
@@ -15,6 +16,7 @@ __all__ = [
     "subsets",
 ]
 
+from ._pairs import Pairs
 from .checks import check_finite as check_finite
 from .checks import check_modalities as check_modalities
 from .checks import check_names as check_names
