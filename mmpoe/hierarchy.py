@@ -11,7 +11,17 @@ several subsets has several. Encodings belong to samples, and are shared by all 
 
 from __future__ import annotations
 
-__all__ = ["Encodings", "Inference", "LatentGroup", "MatchedExperts", "State", "latent_groups"]
+__all__ = [
+    "Encodings",
+    "Experts",
+    "Inference",
+    "LatentGroup",
+    "Latents",
+    "MatchedExperts",
+    "State",
+    "Step",
+    "latent_groups",
+]
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -382,39 +392,6 @@ class Replace(nn.Module):
 def latent_groups(modules: nn.ModuleList) -> list[LatentGroup]:
     """Returns latent groups as a list, typed as such."""
     return list(modules)  # pyright: ignore[reportReturnType]
-
-
-def top_down(
-    groups: Sequence[LatentGroup],
-    encodings: Encodings,
-    pairs: Pairs,
-    draws: Sequence[Draw],
-    z: Latents | None = None,
-    experts: Experts = "trained",
-) -> tuple[Tensor, list[Step]]:
-    r"""Walks from the coarsest group to the finest.
-
-    Arguments:
-        groups: The groups, coarse to fine.
-        encodings: The encodings of the batch.
-        pairs: The R pairs to infer.
-        draws: The way in which to draw the latents of each group.
-        z: The latents to pass down in place of samples; each group then holds the posterior and
-            prior given those above.
-        experts: The experts to infer with.
-
-    Returns:
-        The state after the last group, with shape :math:`(R, *)`, and the inference of each group.
-    """
-    h: Tensor | None = None
-    steps: list[Step] = []  # as torch.compile has it, which knows no list[Step]()
-    for level, (group, draw) in enumerate(zip(groups, draws, strict=True)):
-        latents = z if z is None or callable(z) else z[level]
-        step = group(h, level, encodings, pairs, draw, latents, experts)
-        h = group.merge(h, step.z)
-        steps.append(step)
-    assert h is not None  # there is at least one group
-    return h, steps
 
 
 def _fuse_distinct(rule: Posterior, factors: Factors, draw: Draw) -> kernels.PoE:

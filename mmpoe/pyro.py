@@ -25,9 +25,9 @@ from torch import Tensor
 
 from .distributions import DiagNormal
 from .hierarchy import State
-from .likelihoods.scoring import check_scored, prepared
+from .likelihoods._scoring import check_scored, prepared
 from .missing import check_names, check_observed
-from .models.inputs import check_entries, draw_component
+from .models._inputs import check_entries, draw_component
 
 if TYPE_CHECKING:
     from .models import MultimodalVAE
@@ -141,7 +141,8 @@ def _scored(
     p = cast("TorchDistribution", likelihood)
     if valid is not None:
         target = torch.where(valid, target, 0)
-        p = cast("Independent", p).base_dist.mask(valid.expand(target.shape)).to_event(len(p.event_shape))
+        elements = cast("Independent", p).base_dist
+        p = elements.mask(valid.expand(target.shape)).to_event(len(p.event_shape))
     return p, target
 
 

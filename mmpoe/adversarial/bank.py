@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor
 
-from mmpoe.likelihoods.scoring import check_valid
+from mmpoe.likelihoods._scoring import check_valid
 from mmpoe.missing import check_finite, check_modalities, check_names, check_observed
 
 GENERATOR, PREFIX = "generator", "images."

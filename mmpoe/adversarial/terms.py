@@ -11,10 +11,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from mmpoe.likelihoods.scoring import check_valid
+from mmpoe.likelihoods._scoring import check_valid
 from mmpoe.missing import check_finite, check_names, check_observed
 from mmpoe.models import Output
-from mmpoe.models.inputs import absent
+from mmpoe.models._inputs import absent
 from mmpoe.nn import ModalityDict
 
 from .bank import ImageBank

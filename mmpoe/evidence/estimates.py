@@ -19,7 +19,7 @@ from torch import Tensor
 from mmpoe.hierarchy import Encodings, Experts
 from mmpoe.missing import check_observed
 from mmpoe.models import MultimodalVAE
-from mmpoe.models.inputs import subset_mask
+from mmpoe.models._inputs import subset_mask
 
 from .samples import log_ratio, propose
 

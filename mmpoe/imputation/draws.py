@@ -15,7 +15,7 @@ from torch import Tensor
 from mmpoe.evidence import propose
 from mmpoe.missing import check_names
 from mmpoe.models import MultimodalVAE, UncalibratedWarning
-from mmpoe.models.inputs import subset_mask
+from mmpoe.models._inputs import subset_mask
 from mmpoe.nn.modes import evaluation
 
 from .pooling import floating

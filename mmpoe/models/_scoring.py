@@ -13,9 +13,9 @@ from torch import Tensor
 from mmpoe.gaussian import widen
 from mmpoe.hierarchy import State
 from mmpoe.likelihoods import Likelihood
-from mmpoe.likelihoods.scoring import check_scored, log_likelihood
+from mmpoe.likelihoods._scoring import check_scored, log_likelihood
 
-from .inputs import absent
+from ._inputs import absent
 
 if TYPE_CHECKING:
     from .core import MultimodalVAE

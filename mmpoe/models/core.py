@@ -21,8 +21,8 @@ from mmpoe.hierarchy import (
     LatentGroup,
     Latents,
     State,
+    Step,
     latent_groups,
-    top_down,
 )
 from mmpoe.likelihoods import Likelihood
 from mmpoe.missing import Pairs, check_names, check_observed, collate, fill
@@ -30,8 +30,7 @@ from mmpoe.nn import ModalityDict
 from mmpoe.nn.modes import evaluation
 from mmpoe.posteriors import Draw
 
-from ._scoring import score
-from .inputs import (
+from ._inputs import (
     check_entries,
     check_noise,
     check_pairs,
@@ -39,6 +38,7 @@ from .inputs import (
     draw_component,
     given_mask,
 )
+from ._scoring import score
 
 
 class UncalibratedWarning(UserWarning):
@@ -274,9 +274,15 @@ class MultimodalVAE(nn.Module):
             check_noise(z, len(self.groups), shape, argument="z")
             z = [v.flatten(0, len(shape) - 1) for v in z]
 
-        levels = range(len(self.groups))
-        draws = [Draw(None if noise is None else noise[level], temperature) for level in levels]
-        h, steps = top_down(latent_groups(self.groups), encodings, pairs, draws, z, experts)
+        h: Tensor | None = None
+        steps: list[Step] = []  # as torch.compile has it, which knows no list[Step]()
+        for level, group in enumerate(latent_groups(self.groups)):
+            draw = Draw(None if noise is None else noise[level], temperature)
+            latents = z if z is None or callable(z) else z[level]
+            step = group(h, level, encodings, pairs, draw, latents, experts)
+            h = group.merge(h, step.z)
+            steps.append(step)
+        assert h is not None  # there is at least one group
         return Inference(
             kl=[step.kl.unflatten(0, shape) for step in steps],
             z=[step.z.unflatten(0, shape) for step in steps],
@@ -524,6 +530,8 @@ class MultimodalVAE(nn.Module):
 
 
 def _unflatten(q: DiagNormal, shape: tuple[int, ...]) -> DiagNormal:
+    if len(shape) == 1:
+        return q
     return DiagNormal(
         q.loc.unflatten(0, shape), q.log_scale.unflatten(0, shape), len(q.event_shape)
     )

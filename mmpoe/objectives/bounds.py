@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmpoe.likelihoods.scoring import check_scored, log_likelihood
+from mmpoe.likelihoods._scoring import check_scored, log_likelihood
 from mmpoe.missing import check_names, check_observed
 from mmpoe.models import Output
-from mmpoe.models.inputs import absent, check_weight
+from mmpoe.models._inputs import absent, check_weight
 
 Beta = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
 """The cost of divergences: a factor, one factor for each group, or a function that maps the

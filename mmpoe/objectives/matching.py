@@ -19,7 +19,7 @@ from mmpoe.missing import (
     sample_subsets,
 )
 from mmpoe.models import MultimodalVAE
-from mmpoe.models.inputs import subset_mask
+from mmpoe.models._inputs import subset_mask
 from mmpoe.nn.modes import evaluation
 
 TEACHERS = ("complete", "bootstrap", "all")

@@ -24,7 +24,7 @@ from mmpoe.evidence import log_posterior
 from mmpoe.evidence.samples import sum_log_prob
 from mmpoe.hierarchy import Encodings, Inference
 from mmpoe.models import MultimodalVAE
-from mmpoe.models.inputs import check_weight
+from mmpoe.models._inputs import check_weight
 
 from ._pairs import Family, Packed, choose, choose_family, places
 from .bounds import Beta, elbo, penalty

@@ -9,7 +9,7 @@ from mmpoe.hierarchy import LatentGroup
 from mmpoe.likelihoods import Bernoulli, Laplace, Normal
 from mmpoe.missing import Pairs
 from mmpoe.models import Output
-from mmpoe.models.inputs import given_mask
+from mmpoe.models._inputs import given_mask
 from mmpoe.nn import MLP
 from mmpoe.posteriors import CommonNoisePoE, GPoE, MoPoE, PoE
 

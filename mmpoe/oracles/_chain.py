@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .inputs import check_shape
+from ._inputs import check_shape
 
 
 class Step(NamedTuple):

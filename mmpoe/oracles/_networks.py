@@ -14,7 +14,7 @@ from mmpoe import gaussian, kernels
 from mmpoe.likelihoods import Likelihood, Normal
 from mmpoe.posteriors import Draw, Factors, Posterior
 
-from .chain import Step, carry
+from ._chain import Step, carry
 
 
 def affine(weight: Tensor, bias: Tensor) -> nn.Linear:
