@@ -4,7 +4,17 @@ A *backend* is one implementation of the same mathematics: ``"cuda"`` and ``"cpu
 kernels, compiled from one source on first use; ``"eager"`` is plain PyTorch and always there.
 """
 
-__all__ = ["BACKENDS", "PoE", "gaussian_poe", "last_backend", "status", "use_backend", "warmup"]
+__all__ = [
+    "BACKENDS",
+    "Product",
+    "gaussian_poe",
+    "last_backend",
+    "status",
+    "use_backend",
+    "warmup",
+]
 
 from .backends import BACKENDS, last_backend, status, use_backend, warmup
-from .operation import PoE, gaussian_poe
+from .operation import Product, gaussian_poe
+
+PoE = Product  # its name before there was a rule `mmpoe.posteriors.PoE`

@@ -2,7 +2,7 @@ r"""The public operation: checks its arguments, then runs one of the backends.""
 
 from __future__ import annotations
 
-__all__ = ["PoE", "gaussian_poe"]
+__all__ = ["Product", "gaussian_poe"]
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -17,7 +17,7 @@ from . import backends, reference
 from .arguments import Inputs
 
 
-class PoE(NamedTuple):
+class Product(NamedTuple):
     """A fused posterior: a sample, its parameters and its divergence from the prior."""
 
     z: Tensor
@@ -43,9 +43,9 @@ def gaussian_poe(
     power: int = 2,
     clamp: float | None = None,
     common_noise: Tensor | None = None,
-    outputs: Sequence[str] = PoE._fields,
+    outputs: Sequence[str] = Product._fields,
     backend: str | None = None,
-) -> PoE:
+) -> Product:
     r"""Multiplies a Gaussian prior by the given experts, samples, and measures what was learned.
 
     .. math::
@@ -124,7 +124,9 @@ def gaussian_poe(
     )
     if choice == "eager":
         fused = reference.run(inputs)
-        return PoE(*(cast("Tensor", t if w else None) for t, w in zip(fused, want, strict=True)))
+        return Product(
+            *(cast("Tensor", t if w else None) for t, w in zip(fused, want, strict=True))
+        )
     return _run_fused(inputs, want, sample, generator)
 
 
@@ -133,7 +135,7 @@ def _run_fused(
     want: tuple[bool, bool, bool, bool],
     sample: bool,
     generator: Generator | None,
-) -> PoE:
+) -> Product:
     """Gives a kernel what it takes: noise of the dtype of the experts, or a seed."""
     from . import ops  # registers operators: not on import of the library
 
@@ -148,10 +150,10 @@ def _run_fused(
         inputs = inputs._replace(common_noise=inputs.common_noise.float())
 
     if sample:
-        return PoE(*cast("tuple[Tensor, ...]", ops.run(inputs, want)))
+        return Product(*cast("tuple[Tensor, ...]", ops.run(inputs, want)))
     z, loc, log_scale, kl = want
     _, mean, log_scale, kl = ops.run(inputs, (False, z or loc, log_scale, kl))
-    return PoE(
+    return Product(
         *cast("tuple[Tensor, ...]", (mean if z else None, mean if loc else None, log_scale, kl))
     )
 
@@ -167,14 +169,14 @@ def _needs_eager(first: Tensor, noise: Tensor | None) -> bool:
 
 
 def _wanted(outputs: Sequence[str]) -> tuple[bool, bool, bool, bool]:
-    if outputs is PoE._fields:
+    if outputs is Product._fields:
         return (True, True, True, True)
-    if unknown := set(outputs) - set(PoE._fields):
+    if unknown := set(outputs) - set(Product._fields):
         raise ValueError(
-            f"'outputs' should name some of {', '.join(PoE._fields)}, "
+            f"'outputs' should name some of {', '.join(Product._fields)}, "
             f"but names {', '.join(sorted(map(repr, unknown)))}."
         )
-    z, loc, log_scale, kl = (name in outputs for name in PoE._fields)
+    z, loc, log_scale, kl = (name in outputs for name in Product._fields)
     return z, loc, log_scale, kl
 
 
