@@ -219,7 +219,7 @@ class LatentGroup(nn.Module):
                 **options,
             )
             if at_once:
-                q = kernels.PoE(*(v.flatten(0, 1) for v in q))
+                q = kernels.Product(*(v.flatten(0, 1) for v in q))
         p = self.prior_distribution(raw_prior, given.shape[0], encodings.like.to(dtype))
         mean, deviation = q.loc, q.log_scale
         if posterior.clamp is not None and raw_prior is not None:

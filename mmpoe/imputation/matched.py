@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmpoe.gaussian import kl_divergence
 from mmpoe.hierarchy import MatchedExperts, latent_groups
-from mmpoe.kernels import PoE
+from mmpoe.kernels import Product
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn import MLP, ModalityDict
 from mmpoe.posteriors import Posterior
@@ -67,7 +67,7 @@ class WidePrior(Posterior):
         sample: bool = True,
         temperature: float = 1.0,
         squashed: bool = False,
-    ) -> PoE:
+    ) -> Product:
         """Fuses, samples and measures, see :meth:`mmpoe.posteriors.Posterior.forward`."""
         blank = torch.zeros_like(loc[0])
         prior = (blank, blank) if prior is None else prior

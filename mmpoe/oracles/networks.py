@@ -114,7 +114,7 @@ class JointPoE(Posterior):
         sample: bool = True,
         temperature: float = 1.0,
         squashed: bool = False,
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         """Fuses, samples and measures, see :meth:`mmpoe.posteriors.Posterior.forward`."""
         j = h = loc[0].new_zeros(())
         for m in range(len(loc)):
@@ -129,9 +129,9 @@ class JointPoE(Posterior):
         deviation = variance.log() / 2
         kl = gaussian.kl_divergence(mean, deviation, prior_loc, prior_log_scale).sum(dim=-1)
         if not sample:
-            return kernels.PoE(mean, mean, deviation, kl)
+            return kernels.Product(mean, mean, deviation, kl)
         noise = torch.randn_like(mean) if noise is None else noise
-        return kernels.PoE(
+        return kernels.Product(
             gaussian.sample(mean, deviation, noise, temperature), mean, deviation, kl
         )
 

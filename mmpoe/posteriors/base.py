@@ -48,7 +48,7 @@ class Posterior(nn.Module, ABC):
         sample: bool = True,
         temperature: float = 1.0,
         squashed: bool = False,
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         r"""Fuses, samples and measures.
 
         Arguments:
@@ -80,7 +80,7 @@ class Posterior(nn.Module, ABC):
         noise: Tensor | None = None,
         sample: bool = True,
         temperature: float = 1.0,
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         r"""Fuses, samples and measures any pairs of a sample of a batch and a subset.
 
         Arguments:

@@ -100,7 +100,7 @@ class CommonNoisePoE(Posterior):
         sample: bool = True,
         temperature: float = 1.0,
         squashed: bool = False,
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         """Fuses, samples and measures, see :meth:`Posterior.forward`."""
         shape, clamp = given.shape[:-1], None if squashed else self.clamp
         if self.groups is not None:
@@ -118,7 +118,7 @@ class CommonNoisePoE(Posterior):
             clamp=clamp,
             common_noise=self.gamma[0],
         )
-        return q if self.groups is None else kernels.PoE(*(v.unflatten(0, shape) for v in q))
+        return q if self.groups is None else kernels.Product(*(v.unflatten(0, shape) for v in q))
 
     def _messages(
         self,

@@ -61,7 +61,7 @@ class PoE(Posterior):
         sample: bool = True,
         temperature: float = 1.0,
         squashed: bool = False,
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         """Fuses, samples and measures, see :meth:`Posterior.forward`."""
         if self.prior_in == "always":
             return kernels.gaussian_poe(
@@ -100,7 +100,7 @@ class PoE(Posterior):
             noise = torch.randn_like(mean) if noise is None else noise
             z = gaussian.sample(mean, deviation, noise, temperature)
         kl = gaussian.kl_divergence(mean, deviation, *prior).flatten(1).sum(dim=1)
-        return kernels.PoE(*(v.unflatten(0, shape) for v in (z, mean, deviation, kl)))
+        return kernels.Product(*(v.unflatten(0, shape) for v in (z, mean, deviation, kl)))
 
     def pairs(
         self,
@@ -113,7 +113,7 @@ class PoE(Posterior):
         noise: Tensor | None = None,
         sample: bool = True,
         temperature: float = 1.0,
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         """Fuses, samples and measures pairs, see :meth:`Posterior.pairs`.
 
         Precisions add up by one sparse matrix product, so the work is proportional to the number
@@ -169,7 +169,7 @@ class PoE(Posterior):
         if sample:
             noise = torch.randn_like(mean) if noise is None else noise
             z = gaussian.sample(mean, deviation, noise, temperature)
-        return kernels.PoE(z, mean, deviation, kl)
+        return kernels.Product(z, mean, deviation, kl)
 
 
 def _gap(log_precisions: Tensor) -> float:
@@ -285,7 +285,7 @@ class GPoE(Posterior):
         sample: bool = True,
         temperature: float = 1.0,
         squashed: bool = False,
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         """Fuses, samples and measures, see :meth:`Posterior.forward`."""
         if len(loc) != len(self.log_powers):
             raise ValueError(
@@ -308,4 +308,4 @@ class GPoE(Posterior):
         q = kernels.gaussian_poe(
             loc, log_scale, given, prior, noise=noise, sample=sample, temperature=temperature
         )
-        return kernels.PoE(*(v.unflatten(0, shape) for v in q))
+        return kernels.Product(*(v.unflatten(0, shape) for v in q))

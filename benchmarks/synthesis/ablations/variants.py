@@ -106,7 +106,7 @@ class MeanFusion(Posterior):
         sample: bool = True,
         temperature: float = 1.0,
         squashed: bool = False,
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         """Fuses, samples and measures, see :meth:`mmpoe.posteriors.Posterior.forward`."""
         shape = given.shape[:-1]
         loc, log_scale, given, prior, noise = as_rows(loc, log_scale, given, prior, noise)
@@ -121,7 +121,7 @@ class MeanFusion(Posterior):
             temperature=temperature,
             clamp=None if squashed else self.clamp,
         )
-        return kernels.PoE(*(v.unflatten(0, shape) for v in q))
+        return kernels.Product(*(v.unflatten(0, shape) for v in q))
 
 
 Rule = Callable[[LatentGroup, int], Posterior]
