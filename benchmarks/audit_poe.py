@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmpoe.kernels import jit
-from mmpoe.kernels.arguments import Specialisation
-from mmpoe.kernels.cuda import width
+from mmpoe.kernels._arguments import Specialisation
+from mmpoe.kernels._cuda import width
 
 ARCHITECTURES = (80, 90, 100, 120)
 

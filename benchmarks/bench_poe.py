@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmpoe.kernels import cpu, gaussian_poe, jit, launch
-from mmpoe.kernels.arguments import SIZE, Inputs, Needed, Outputs
+from mmpoe.kernels import _cpu, _launch, gaussian_poe, jit
+from mmpoe.kernels._arguments import SIZE, Inputs, Needed, Outputs
 
 EXPERTS = 4
 
@@ -234,13 +234,13 @@ class Repeated:
 
     def __init__(self, rounds: int) -> None:
         self.rounds, self.median = rounds, 0.0
-        self.plan = cpu.plan
+        self.plan = _cpu.plan
 
     def launch(self, direction: str, inputs: Inputs, packed: bytes) -> None:
         """Runs a kernel once to touch its memory, then measures it."""
-        cpu.launch(direction, inputs, packed)
+        _cpu.launch(direction, inputs, packed)
         times = [
-            seconds(lambda: cpu.launch(direction, inputs, packed)) for _ in range(self.rounds)
+            seconds(lambda: _cpu.launch(direction, inputs, packed)) for _ in range(self.rounds)
         ]
         self.median = statistics.median(times)
 
@@ -257,8 +257,8 @@ def alone(case: Case, bandwidth: float, rounds: int, promised: float) -> list[st
     moved = [values, values + 2 * (EXPERTS + 1)]
     moved = [torch.Size(case.shape).numel() * n * tensors[0].element_size() for n in moved]
     forward, backward = Repeated(rounds), Repeated(rounds)
-    launch.forward(inputs, (True, False, False, True), forward)
-    launch.backward(inputs, Outputs(gradients[0], None, None, gradients[1]), needed, backward)
+    _launch.forward(inputs, (True, False, False, True), forward)
+    _launch.backward(inputs, Outputs(gradients[0], None, None, gradients[1]), needed, backward)
     times = [forward.median, backward.median]
     shares = [n / t / bandwidth for n, t in zip(moved, times, strict=True)]
     share = sum(moved) / sum(times) / bandwidth

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import MAX_EXPERTS, MAX_SUBSETS, STORAGE
+from ._arguments import MAX_EXPERTS, MAX_SUBSETS, STORAGE
 
 BACKENDS = ("cuda", "cpu", "eager")
 
@@ -196,9 +196,9 @@ class _Modules(NamedTuple):
 @cache
 def _modules() -> _Modules:
     """Imports what compiles and launches: it loads more of the standard library than PyTorch."""
-    from . import cpu, cuda, jit
+    from . import _cpu, _cuda, jit
 
-    return _Modules(cpu, cuda, jit)
+    return _Modules(_cpu, _cuda, jit)
 
 
 def _check_name(name: str, source: str) -> None:

@@ -36,7 +36,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .arguments import Specialisation
+from ._arguments import Specialisation
 
 log = logging.getLogger("mmpoe.kernels")
 

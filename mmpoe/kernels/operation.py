@@ -13,8 +13,8 @@ from torch import Generator, Tensor
 
 from mmpoe.gaussian import check_power
 
-from . import backends, reference
-from .arguments import Inputs
+from . import _reference, backends
+from ._arguments import Inputs
 
 
 class Product(NamedTuple):
@@ -110,7 +110,7 @@ def gaussian_poe(
 
     choose = backends.choose
     if torch.compiler.is_compiling():
-        from .tracing import choose
+        from ._tracing import choose
     must = _needs_eager(first, noise)
     choice = choose(backend, first.device, first.dtype, len(loc), subsets, must)
 
@@ -123,7 +123,7 @@ def gaussian_poe(
         loc, log_scale, given, prior, noise, None, common_noise, power, clamp or 0.0, temperature
     )
     if choice == "eager":
-        fused = reference.run(inputs)
+        fused = _reference.run(inputs)
         return Product(
             *(cast("Tensor", t if w else None) for t, w in zip(fused, want, strict=True))
         )
@@ -137,7 +137,7 @@ def _run_fused(
     generator: Generator | None,
 ) -> Product:
     """Gives a kernel what it takes: noise of the dtype of the experts, or a seed."""
-    from . import ops  # registers operators: not on import of the library
+    from . import _operators  # registers operators: not on import of the library
 
     first = inputs.loc[0]
     if inputs.noise is not None:
@@ -150,9 +150,9 @@ def _run_fused(
         inputs = inputs._replace(common_noise=inputs.common_noise.float())
 
     if sample:
-        return Product(*cast("tuple[Tensor, ...]", ops.run(inputs, want)))
+        return Product(*cast("tuple[Tensor, ...]", _operators.run(inputs, want)))
     z, loc, log_scale, kl = want
-    _, mean, log_scale, kl = ops.run(inputs, (False, z or loc, log_scale, kl))
+    _, mean, log_scale, kl = _operators.run(inputs, (False, z or loc, log_scale, kl))
     return Product(
         *cast("tuple[Tensor, ...]", (mean if z else None, mean if loc else None, log_scale, kl))
     )

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, jit, launch, reference
-from .arguments import STORAGE, InputGradients, Inputs, Needed, Outputs
+from . import _launch, _reference, backends, jit
+from ._arguments import STORAGE, InputGradients, Inputs, Needed, Outputs
 
 
 class Row(NamedTuple):
@@ -44,7 +44,7 @@ _CASES: dict[str, dict] = {
 _TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-def compare(device: torch.device | str, on: launch.Launcher | None = None) -> Iterator[Row]:
+def compare(device: torch.device | str, on: _launch.Launcher | None = None) -> Iterator[Row]:
     """Compares kernels with the float64 reference, outputs and gradients.
 
     Arguments:
@@ -101,17 +101,17 @@ def _inputs(
     )
 
 
-def _error(inputs: Inputs, on: launch.Launcher | None) -> float:
-    outputs = launch.forward(inputs, (True, True, True, True), on)
+def _error(inputs: Inputs, on: _launch.Launcher | None) -> float:
+    outputs = _launch.forward(inputs, (True, True, True, True), on)
     weights = Outputs(*map(_weights, outputs))
     experts = [True] * len(inputs.loc)
     prior, common_noise = inputs.prior is not None, inputs.common_noise is not None
     needed = Needed(experts, experts, prior, prior, common_noise)
-    gradients = launch.backward(inputs, weights, needed, on)
+    gradients = _launch.backward(inputs, weights, needed, on)
 
     exact = _double(inputs)
-    expected = reference.run(exact)
-    expected_gradients = reference.gradients(exact, Outputs(*map(_wide, weights)), needed)
+    expected = _reference.run(exact)
+    expected_gradients = _reference.gradients(exact, Outputs(*map(_wide, weights)), needed)
     return max(
         _relative(a, b)
         for a, b in zip(

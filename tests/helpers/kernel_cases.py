@@ -3,8 +3,8 @@
 import torch
 from hypothesis import strategies as st
 
-from mmpoe.kernels import launch, reference
-from mmpoe.kernels.arguments import Inputs, Needed, Outputs
+from mmpoe.kernels import _launch, _reference
+from mmpoe.kernels._arguments import Inputs, Needed, Outputs
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -102,12 +102,12 @@ def gradients_for(outputs, seed=1):
 def run(inputs, on=None):
     """Returns all outputs and all gradients of a kernel, as one list."""
     wanted = inputs.noise is not None or inputs.seed is not None
-    outputs = launch.forward(inputs, (wanted, True, True, True), on)
+    outputs = _launch.forward(inputs, (wanted, True, True, True), on)
     outputs = outputs._replace(z=outputs.z if wanted else outputs.loc)
     gradients = gradients_for(outputs)
     if not wanted:
         gradients = gradients._replace(z=None)
-    into = launch.backward(inputs, gradients, needed(inputs), on)
+    into = _launch.backward(inputs, gradients, needed(inputs), on)
     return [*outputs, *into.loc, *into.log_scale, *(t for t in into[2:] if t is not None)]
 
 
@@ -125,13 +125,13 @@ def exact(inputs):
         noise=noise,
         common_noise=wide(inputs.common_noise),
     )
-    outputs = reference.run(double)
+    outputs = _reference.run(double)
     shaped = (torch.empty(t.shape, dtype=inputs.loc[0].dtype) for t in outputs[:3])
     gradients = gradients_for([*shaped, torch.empty(outputs[3].shape)])
     gradients = Outputs(*(t.double() for t in gradients))
     if inputs.noise is None and inputs.seed is None:
         gradients = gradients._replace(z=None)
-    into = reference.gradients(double, gradients, needed(inputs))
+    into = _reference.gradients(double, gradients, needed(inputs))
     found = [*outputs, *into.loc, *into.log_scale, *(t for t in into[2:] if t is not None)]
     return [t.detach() for t in found]
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import audit_poe
 from mmpoe.kernels import jit
-from mmpoe.kernels.arguments import Specialisation
+from mmpoe.kernels._arguments import Specialisation
 
 exhaustive = pytest.mark.skipif(
     not os.environ.get("MMPOE_EXHAUSTIVE"), reason="takes minutes: make test-kernels"

@@ -7,13 +7,13 @@ import torch
 from kernel_cases import make
 
 from mmpoe import kernels
-from mmpoe.kernels import cpu, cuda, gaussian_poe, jit, last_backend, status, use_backend
+from mmpoe.kernels import _cpu, _cuda, gaussian_poe, jit, last_backend, status, use_backend
 
 
 @pytest.fixture
 def no_compiler(monkeypatch):
     """A machine without a compiler, where nothing has been loaded yet."""
-    monkeypatch.setattr(cpu, "_libraries", {})
+    monkeypatch.setattr(_cpu, "_libraries", {})
     monkeypatch.setenv("CXX", "no-such-compiler")
 
 
@@ -96,7 +96,7 @@ def test_a_missing_gpu_is_said():
 
 def test_other_reasons_against_a_gpu_are_said(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert "AMD" in cuda.unavailable()
+    assert "AMD" in _cuda.unavailable()
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
@@ -104,7 +104,7 @@ def test_other_reasons_against_a_gpu_are_said(monkeypatch):
         raise jit.BuildError("no NVRTC: it is not installed")
 
     monkeypatch.setattr(jit, "nvrtc", missing)
-    assert cuda.unavailable() == "no NVRTC: it is not installed"
+    assert _cuda.unavailable() == "no NVRTC: it is not installed"
 
 
 @pytest.mark.fault(53)
@@ -128,7 +128,7 @@ def test_a_compiler_that_fails_is_not_asked_again(monkeypatch, tmp_path, caplog)
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho called >> \"$0.log\"\necho 'error: no luck' >&2\nexit 3\n")
     broken.chmod(0o700)
-    monkeypatch.setattr(cpu, "_libraries", {})
+    monkeypatch.setattr(_cpu, "_libraries", {})
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("MMPOE_CACHE", str(tmp_path))
     for _ in range(3):

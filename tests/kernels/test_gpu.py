@@ -6,7 +6,7 @@ from kernel_cases import DTYPES, distance, make
 from torch.utils.checkpoint import checkpoint
 
 from mmpoe import kernels
-from mmpoe.kernels import gaussian_poe, launch, selftest
+from mmpoe.kernels import _launch, gaussian_poe, selftest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,7 +57,7 @@ def test_outputs_and_gradients_equal_the_float64_reference(dtype, event, experts
 def test_the_same_noise_as_on_the_cpu():
     inputs = make(event=(8, 40), noise="seed", prior=False, share=0.0, filler=0.0)
     want = (True, False, False, False)
-    on_cpu, on_gpu = (launch.forward(i, want).z for i in (inputs, move(inputs)))
+    on_cpu, on_gpu = (_launch.forward(i, want).z for i in (inputs, move(inputs)))
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-3)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmpoe.kernels import cpu, jit
-from mmpoe.kernels.arguments import SIZE
+from mmpoe.kernels import _cpu, jit
+from mmpoe.kernels._arguments import SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -167,11 +167,11 @@ def test_two_processes_at_once_then_a_third_that_finds_it(folder):
 
 def test_a_library_that_cannot_be_loaded_is_said(monkeypatch):
     monkeypatch.setattr(jit, "build", lambda *arguments: b"no library")
-    monkeypatch.setattr(cpu, "_libraries", {})
+    monkeypatch.setattr(_cpu, "_libraries", {})
     with pytest.raises(jit.BuildError, match="cannot be loaded"):
-        cpu.library(torch.float32)
+        _cpu.library(torch.float32)
 
 
 def test_a_layout_that_differs_does_not_compile():
-    with pytest.raises(jit.BuildError, match=r"mmpoe.kernels.arguments differs"):
+    with pytest.raises(jit.BuildError, match=r"mmpoe.kernels._arguments differs"):
         jit.cpu_library("float", SIZE + 8)

@@ -16,7 +16,7 @@
 
 const float FAR = 60.f;
 
-// The arguments of one call, as `mmpoe.kernels.arguments` lays them out: 8 bytes a field. A null
+// The arguments of one call, as `mmpoe.kernels._arguments` lays them out: 8 bytes a field. A null
 // pointer means: not asked for, or a standard normal prior. Strides count elements from one sample
 // to the next; what has no stride is dense. S subsets, B samples, N elements each.
 struct Expert {
@@ -46,7 +46,7 @@ struct Arguments {
   Expert expert[EXPERTS];
 };
 
-static_assert(sizeof(Arguments<1>) == GPOE_ARGUMENTS_SIZE, "mmpoe.kernels.arguments differs");
+static_assert(sizeof(Arguments<1>) == GPOE_ARGUMENTS_SIZE, "mmpoe.kernels._arguments differs");
 
 // A kernel is compiled for a storage type, a largest number of experts, a number of Floats, and
 // with or without what is rarely used.

@@ -6,8 +6,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from mmpoe.kernels import cuda, jit
-from mmpoe.kernels.arguments import Specialisation
+from mmpoe.kernels import _cuda, jit
+from mmpoe.kernels._arguments import Specialisation
 
 HERE = Path(__file__).parent
 FAILURES = {
@@ -50,7 +50,7 @@ class SimulatedDriver:
             raise SimulationError(FAILURES[code])
 
 
-class SimulatedLauncher(cuda.Launcher):
+class SimulatedLauncher(_cuda.Launcher):
     """The launcher of the CUDA backend on a simulated driver: it compiles with g++ instead.
 
     Arguments:

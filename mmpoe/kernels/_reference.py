@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mmpoe.gaussian import exp_minus_tangent, sample, soft_clamp, standardise, widen
 
-from . import philox
-from .arguments import InputGradients, Inputs, Needed, Outputs
+from . import _philox
+from ._arguments import InputGradients, Inputs, Needed, Outputs
 
 
 def gaussian_poe(
@@ -91,7 +91,7 @@ def run(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if noise is None and seed is not None:
         event = loc[0].shape[1:]
         rows = given.shape[:-1].numel()
-        noise = philox.normal(seed, rows, event.numel()).reshape(inputs.shape)
+        noise = _philox.normal(seed, rows, event.numel()).reshape(inputs.shape)
         noise = noise.to(widen(loc[0]).dtype)
     alone = given.dim() == 2
     outputs = gaussian_poe(

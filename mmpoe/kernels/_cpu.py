@@ -9,7 +9,7 @@ import threading
 
 import torch
 
-from . import arguments, jit
+from . import _arguments, jit
 
 _CHUNK = 16384
 """Elements of a sample that one thread works on: a number of its own, so that the order of sums,
@@ -44,7 +44,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 
 def _load(dtype: torch.dtype) -> ctypes.CDLL | jit.BuildError:
     try:
-        found = jit.cpu_library(arguments.STORAGE[dtype], arguments.SIZE)
+        found = jit.cpu_library(_arguments.STORAGE[dtype], _arguments.SIZE)
     except jit.BuildError as error:
         jit.log.warning("No fused kernels on the CPU: %s. PyTorch runs instead.", error)
         return error
@@ -65,14 +65,14 @@ def unavailable() -> str | None:
     return None
 
 
-def plan(direction: str, inputs: arguments.Inputs) -> arguments.Plan:
+def plan(direction: str, inputs: _arguments.Inputs) -> _arguments.Plan:
     """Returns how the elements of a sample are split between threads."""
     first = inputs.loc[0]
     large = first.numel() * inputs.subsets * first.element_size() >= _LARGE
-    return arguments.Plan(_CHUNK, 64 if large else 0)
+    return _arguments.Plan(_CHUNK, 64 if large else 0)
 
 
-def launch(direction: str, inputs: arguments.Inputs, packed: bytes) -> None:
+def launch(direction: str, inputs: _arguments.Inputs, packed: bytes) -> None:
     """Runs ``"forward"`` or ``"backward"`` to its end."""
     first = inputs.loc[0]
     small = first.numel() * inputs.subsets < _SMALL

@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-import mmpoe.kernels.ops as ops
-from mmpoe.kernels import gaussian_poe, last_backend, launch, use_backend
+import mmpoe.kernels._operators as _operators
+from mmpoe.kernels import _launch, gaussian_poe, last_backend, use_backend
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_opcheck(inputs, change, want):
     for requires_grad in (False, True):
         arguments = operator_arguments(inputs, requires_grad)
         torch.library.opcheck(torch.ops.mmpoe.gaussian_poe.default, (*arguments, want))
-    outputs = launch.forward(inputs, (True,) * 4)
+    outputs = _launch.forward(inputs, (True,) * 4)
     gradients = [g if w else None for g, w in zip(gradients_for(outputs), want, strict=True)]
     arguments = operator_arguments(inputs, requires_grad=False)
     operator = torch.ops.mmpoe.gaussian_poe_backward.default
@@ -238,7 +238,7 @@ def test_the_operator_computes_what_the_function_does(inputs):
         found = torch.ops.mmpoe.gaussian_poe(
             *operator_arguments(inputs, requires_grad=False), [True] * 4
         )
-        expected = ops.run(
+        expected = _operators.run(
             inputs._replace(
                 loc=tensors[:3], log_scale=tensors[3:6], common_noise=tensors[8].detach()
             ),

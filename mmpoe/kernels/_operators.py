@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
-from . import backends, launch, reference
-from .arguments import InputGradients, Inputs, Needed, Outputs
+from . import _launch, _reference, backends
+from ._arguments import InputGradients, Inputs, Needed, Outputs
 
 Want = Sequence[bool]
 """For each output, whether it is wanted."""
@@ -34,7 +34,7 @@ def run(inputs: Inputs, want: Want) -> Outputs:
         if not torch.is_grad_enabled() or not any(
             t is not None and t.requires_grad for t in tensors
         ):
-            return launch.forward(inputs, want)
+            return _launch.forward(inputs, want)
         outputs = _Fused.apply(want, inputs[-3:], *tensors)
     return Outputs(*(t if wanted else None for t, wanted in zip(outputs, want, strict=True)))
 
@@ -70,7 +70,7 @@ def _gradients(
     if all(g is None for g in gradients):
         return InputGradients([None] * len(inputs.loc), [None] * len(inputs.loc))
     if torch.is_grad_enabled():  # they will be differentiated again, which PyTorch can do
-        return reference.gradients(inputs, Outputs(*gradients), needed)
+        return _reference.gradients(inputs, Outputs(*gradients), needed)
     return kernel(inputs, Outputs(*gradients), needed)
 
 
@@ -91,7 +91,7 @@ class _Fused(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         ctx.numbers = numbers
-        return tuple(launch.forward(_gather(numbers, tensors[:6], tensors[6:]), want))
+        return tuple(_launch.forward(_gather(numbers, tensors[:6], tensors[6:]), want))
 
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor | None) -> tuple:
@@ -100,7 +100,7 @@ class _Fused(torch.autograd.Function):
         _, _, _, prior_loc, prior_log_scale, _, _, common, *experts = ctx.needs_input_grad
         half = len(inputs.loc)
         needed = Needed(experts[:half], experts[half:], prior_loc, prior_log_scale, common)
-        into = _gradients(inputs, gradients, needed, launch.backward)
+        into = _gradients(inputs, gradients, needed, _launch.backward)
         prior = (into.prior_loc, into.prior_log_scale)
         experts = (*into.loc, *into.log_scale)
         return (None, None, None, *prior, None, None, into.common_noise, *experts)
@@ -140,13 +140,13 @@ def _fill(inputs: Inputs, tensor: Tensor | None) -> Tensor:
 def _forward(*arguments: object) -> tuple[Tensor, ...]:
     inputs = _parse(arguments)
     backends.note(inputs.loc[0].device.type)
-    outputs = launch.forward(inputs, cast("Want", arguments[11]))
+    outputs = _launch.forward(inputs, cast("Want", arguments[11]))
     return tuple(_fill(inputs, t) for t in outputs)
 
 
 def _backward(*arguments: object) -> tuple:
     inputs, gradients, needed = _parse_backward(arguments)
-    return _lists(inputs, launch.backward(inputs, gradients, needed))
+    return _lists(inputs, _launch.backward(inputs, gradients, needed))
 
 
 def _lists(inputs: Inputs, into: InputGradients) -> tuple:
@@ -157,13 +157,13 @@ def _lists(inputs: Inputs, into: InputGradients) -> tuple:
 
 def _forward_shapes(*arguments: object) -> tuple[Tensor, ...]:
     inputs = _parse(arguments)
-    outputs = launch.allocate_outputs(inputs, cast("Want", arguments[11]))
+    outputs = _launch.allocate_outputs(inputs, cast("Want", arguments[11]))
     return tuple(_fill(inputs, t) for t in outputs)
 
 
 def _backward_shapes(*arguments: object) -> tuple:
     inputs, _, needed = _parse_backward(arguments)
-    into = launch.allocate_gradients(inputs, needed)
+    into = _launch.allocate_gradients(inputs, needed)
     if into.common_noise is not None and inputs.common_noise is not None:
         into = into._replace(common_noise=torch.empty_like(inputs.common_noise))
     return _lists(inputs, into)

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 
 from . import jit
-from .arguments import STORAGE, Inputs, Plan, Specialisation
+from ._arguments import STORAGE, Inputs, Plan, Specialisation
 
 _THREADS = 128
 """Threads of a block, at most; the kernels are compiled for no more."""

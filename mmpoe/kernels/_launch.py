@@ -10,15 +10,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import cpu
-from .arguments import InputGradients, Inputs, Needed, Outputs, Plan, chunks, dense, pack
+from . import _cpu
+from ._arguments import InputGradients, Inputs, Needed, Outputs, Plan, chunks, dense, pack
 
 _NOTHING = Outputs(None, None, None, None)
 _NOWHERE = InputGradients([], [])
 
 
 class Launcher(Protocol):
-    """What runs kernels: the module `cpu`, or a `cuda.Launcher`."""
+    """What runs kernels: the module `_cpu`, or a `_cuda.Launcher`."""
 
     def plan(self, direction: str, inputs: Inputs) -> Plan:
         """Returns how the work is split."""
@@ -101,10 +101,10 @@ def allocate_gradients(inputs: Inputs, needed: Needed) -> InputGradients:
 
 def _launcher(inputs: Inputs) -> Launcher:
     if inputs.loc[0].device.type == "cpu":
-        return cpu
-    from . import cuda
+        return _cpu
+    from . import _cuda
 
-    return cuda.launcher()
+    return _cuda.launcher()
 
 
 def _sum_per_channel(rows: Tensor) -> Tensor:
