@@ -6,15 +6,21 @@ kernels, compiled from one source on first use; ``"eager"`` is plain PyTorch and
 
 __all__ = [
     "BACKENDS",
+    "BuildError",
     "Product",
+    "Specialisation",
+    "build",
+    "cuda_binary",
     "gaussian_poe",
     "last_backend",
     "status",
     "use_backend",
-    "warmup",
 ]
 
-from .backends import BACKENDS, last_backend, status, use_backend, warmup
+from .backends import BACKENDS, build, last_backend, status, use_backend
+from .jit import BuildError, Specialisation, cuda_binary
 from .operation import Product, gaussian_poe
 
-PoE = Product  # its name before there was a rule `mmpoe.posteriors.PoE`
+# former names
+PoE = Product
+warmup = build

@@ -2,7 +2,7 @@ r"""Allocates what a kernel writes, packs its arguments and launches it."""
 
 from __future__ import annotations
 
-__all__ = ["allocate_gradients", "allocate_outputs", "backward", "forward"]
+__all__ = ["Launcher", "allocate_gradients", "allocate_outputs", "backward", "dense", "forward"]
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,26 +10,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import _cpu
-from ._arguments import InputGradients, Inputs, Needed, Outputs, Plan, chunks, dense, pack
+from . import _cpu, _cuda
+from ._arguments import Inputs, Outputs, Plan, Want, pack
 
 _NOTHING = Outputs(None, None, None, None)
-_NOWHERE = InputGradients([], [])
 
 
 class Launcher(Protocol):
     """What runs kernels: the module `_cpu`, or a `_cuda.Launcher`."""
 
     def plan(self, direction: str, inputs: Inputs) -> Plan:
-        """Returns how the work is split."""
-        ...
-
-    def launch(self, direction: str, inputs: Inputs, packed: bytes) -> None:
-        """Runs or queues a kernel."""
+        """Returns how ``"forward"`` or ``"backward"`` runs."""
         ...
 
 
-def forward(inputs: Inputs, want: Sequence[bool], on: Launcher | None = None) -> Outputs:
+def forward(inputs: Inputs, want: Want, on: Launcher | None = None) -> Outputs:
     """Computes what is wanted of `z`, `loc`, `log_scale` and `kl`.
 
     Arguments:
@@ -37,74 +32,65 @@ def forward(inputs: Inputs, want: Sequence[bool], on: Launcher | None = None) ->
         want: For each output, whether it is wanted.
         on: What launches the kernel; that of the device of the inputs if None.
     """
-    on = on or _launcher(inputs)
     inputs = _dense(inputs)
-    outputs, plan = allocate_outputs(inputs, want), on.plan("forward", inputs)
-    pieces, kl = chunks(inputs.loc[0], plan.length), outputs.kl
-    if kl is not None and pieces > 1:
-        kl = kl.new_empty((*kl.shape, pieces))
-    partial = Outputs(*outputs[:3], kl)
-    on.launch("forward", inputs, pack(inputs, partial, _NOTHING, _NOWHERE, plan))
-    if kl is not None and pieces > 1:
-        torch.sum(kl, dim=-1, out=outputs.kl)
+    plan = (on or _launcher(inputs)).plan("forward", inputs)
+    outputs = allocate_outputs(inputs, want)
+    if outputs.kl is None or plan.chunks == 1:
+        plan.launch(pack(inputs, outputs, _NOTHING, (), plan))
+        return outputs
+    parts = outputs.kl.new_empty((*outputs.kl.shape, plan.chunks))
+    plan.launch(pack(inputs, outputs._replace(kl=parts), _NOTHING, (), plan))
+    torch.sum(parts, dim=-1, out=outputs.kl)
     return outputs
 
 
 def backward(
-    inputs: Inputs, gradients: Outputs, needed: Needed, on: Launcher | None = None
-) -> InputGradients:
-    """Computes the gradients of the inputs that are needed.
+    inputs: Inputs, gradients: Outputs, needed: Sequence[bool], on: Launcher | None = None
+) -> list[Tensor | None]:
+    """Computes the gradients of `inputs.tensors` that are needed; None for the others.
 
     Arguments:
         inputs: Those of the forward pass.
         gradients: The gradients of the outputs, None for zero.
-        needed: Which gradients to compute.
+        needed: Which gradients to compute, in the order of `inputs.tensors`.
         on: What launches the kernel; that of the device of the inputs if None.
     """
-    on = on or _launcher(inputs)
     inputs = _dense(inputs)
+    plan = (on or _launcher(inputs)).plan("backward", inputs)
     gradients = Outputs(*(None if g is None else g.contiguous() for g in gradients))
     into = allocate_gradients(inputs, needed)
-    packed = pack(inputs, _NOTHING, gradients, into, on.plan("backward", inputs))
-    on.launch("backward", inputs, packed)
-    if into.common_noise is not None:
-        into = into._replace(common_noise=_sum_per_channel(into.common_noise))
+    plan.launch(pack(inputs, _NOTHING, gradients, into, plan))
+    if into[-1] is not None:
+        into[-1] = _sum_per_channel(into[-1])
     return into
 
 
-def allocate_outputs(inputs: Inputs, want: Sequence[bool]) -> Outputs:
+def allocate_outputs(inputs: Inputs, want: Want) -> Outputs:
     """Returns empty tensors for the outputs that are wanted."""
-    first, shape = inputs.loc[0], inputs.shape
-    z, loc, log_scale = (first.new_empty(shape) if wanted else None for wanted in want[:3])
-    rows = inputs.given.shape[:-1]
+    first, rows = inputs.loc[0], inputs.given.shape[:-1]
+    alike = len(rows) == 1 and first.is_contiguous()
+
+    def one(wanted: bool) -> Tensor | None:
+        if not wanted:
+            return None
+        return torch.empty_like(first) if alike else first.new_empty(inputs.shape)  # the slower
+
     kl = first.new_empty(rows, dtype=torch.float32) if want[3] else None
-    return Outputs(z, loc, log_scale, kl)
+    return Outputs(one(want[0]), one(want[1]), one(want[2]), kl)
 
 
-def allocate_gradients(inputs: Inputs, needed: Needed) -> InputGradients:
+def allocate_gradients(inputs: Inputs, needed: Sequence[bool]) -> list[Tensor | None]:
     """Returns empty tensors for the gradients needed; that of the common noise per element."""
     first = inputs.loc[0]
     if not first.is_contiguous():
         first = first.new_empty(first.shape)
-
-    def one(wanted: bool) -> Tensor | None:
-        return torch.empty_like(first) if wanted else None  # half the time of new_empty
-
-    return InputGradients(
-        [one(wanted) for wanted in needed.loc],
-        [one(wanted) for wanted in needed.log_scale],
-        one(needed.prior_loc),
-        one(needed.prior_log_scale),
-        torch.empty_like(first, dtype=torch.float32) if needed.common_noise else None,
-    )
+    into = [torch.empty_like(first) if need else None for need in needed[:-1]]
+    common = torch.empty_like(first, dtype=torch.float32) if needed[-1] else None
+    return [*into, common]
 
 
 def _launcher(inputs: Inputs) -> Launcher:
-    if inputs.loc[0].device.type == "cpu":
-        return _cpu
-    from . import _cuda
-
-    return _cuda.launcher()
+    return _cpu if inputs.loc[0].device.type == "cpu" else _cuda.launcher()
 
 
 def _sum_per_channel(rows: Tensor) -> Tensor:
@@ -114,14 +100,21 @@ def _sum_per_channel(rows: Tensor) -> Tensor:
 
 
 def _dense(inputs: Inputs) -> Inputs:
-    loc, log_scale, given, prior, noise, *_ = inputs
-    tensors = (*loc, *log_scale, given, *(prior or ()))
-    if (noise is None or noise.is_contiguous()) and all(t.is_contiguous() for t in tensors):
+    """Copies what a kernel could not address; in a model, that is nothing."""
+    if all(t is None or t.is_contiguous() for t in inputs.tensors):
         return inputs
     return inputs._replace(
-        loc=[dense(t) for t in loc],
-        log_scale=[dense(t) for t in log_scale],
-        given=given.contiguous(),
-        prior=None if prior is None else (dense(prior[0]), dense(prior[1])),
-        noise=None if noise is None else noise.contiguous(),
+        loc=[dense(t) for t in inputs.loc],
+        log_scale=[dense(t) for t in inputs.log_scale],
+        given=inputs.given.contiguous(),
+        prior_loc=None if inputs.prior_loc is None else dense(inputs.prior_loc),
+        prior_log_scale=None if inputs.prior_log_scale is None else dense(inputs.prior_log_scale),
+        noise=None if inputs.noise is None else inputs.noise.contiguous(),
     )
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Returns the tensor, copied unless the elements of each sample are contiguous."""
+    if tensor.is_contiguous() or (tensor.shape[0] > 0 and tensor[0].is_contiguous()):
+        return tensor
+    return tensor.contiguous()

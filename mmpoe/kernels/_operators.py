@@ -1,4 +1,4 @@
-r"""The kernels as PyTorch operators: shapes without data, gradients of any order, compilation.
+r"""The kernels inside PyTorch: gradients of any order, shapes without data, compilation.
 
 `run` is the fast way in: an autograd function that launches a kernel by itself. While something
 traces (``torch.compile``, fake tensors, any dispatch mode) it calls the registered operators
@@ -11,7 +11,7 @@ from __future__ import annotations
 __all__ = ["run"]
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,24 +19,23 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
 from . import _launch, _reference, backends
-from ._arguments import InputGradients, Inputs, Needed, Outputs
-
-Want = Sequence[bool]
-"""For each output, whether it is wanted."""
+from ._arguments import Inputs, Outputs, Want, gather, group
 
 
 def run(inputs: Inputs, want: Want) -> Outputs:
     """Computes the outputs that are wanted on the fused backend of the device of the inputs."""
+    noise, common_noise = inputs.noise, inputs.common_noise
+    if noise is not None and noise.dtype != inputs.loc[0].dtype:
+        inputs = inputs._replace(noise=noise.to(inputs.loc[0].dtype))
+    if common_noise is not None and common_noise.dtype != torch.float32:
+        inputs = inputs._replace(common_noise=common_noise.float())
     if _is_traced(inputs.loc[0]):
-        outputs = torch.ops.mmpoe.gaussian_poe(*_flatten(inputs), want)
-    else:
-        tensors = (*_others(inputs), *inputs.loc, *inputs.log_scale)
-        if not torch.is_grad_enabled() or not any(
-            t is not None and t.requires_grad for t in tensors
-        ):
-            return _launch.forward(inputs, want)
-        outputs = _Fused.apply(want, inputs[-3:], *tensors)
-    return Outputs(*(t if wanted else None for t, wanted in zip(outputs, want, strict=True)))
+        outputs = torch.ops.mmpoe.gaussian_poe(*inputs, want)
+        return Outputs(*(t if wanted else None for t, wanted in zip(outputs, want, strict=True)))
+    tensors = inputs.tensors
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return Outputs(*_Fused.apply(want, inputs.numbers, *tensors))
+    return _launch.forward(inputs, want)
 
 
 def _is_traced(first: Tensor) -> bool:
@@ -47,30 +46,17 @@ def _is_traced(first: Tensor) -> bool:
     )
 
 
-def _others(inputs: Inputs) -> tuple[Tensor | None, ...]:
-    """Returns the six tensors that are not experts."""
-    prior = inputs.prior or (None, None)
-    return (inputs.given, *prior, inputs.noise, inputs.seed, inputs.common_noise)
+Gradients = Callable[[Inputs, Outputs, Sequence[bool]], Sequence[Tensor | None]]
+"""Computes the gradients needed of `Inputs.tensors` from those of the outputs."""
 
 
-def _gather(numbers: tuple, others: Sequence[Tensor], experts: Sequence[Tensor]) -> Inputs:
-    given, prior_loc, prior_log_scale, noise, seed, common_noise = others
-    half = len(experts) // 2
-    loc, log_scale = [*experts[:half]], [*experts[half:]]
-    prior = None if prior_loc is None else (prior_loc, prior_log_scale)
-    return Inputs(loc, log_scale, given, prior, noise, seed, common_noise, *numbers)
-
-
-def _gradients(
-    inputs: Inputs,
-    gradients: Sequence[Tensor | None],
-    needed: Needed,
-    kernel: Callable[[Inputs, Outputs, Needed], InputGradients],
-) -> InputGradients:
+def _differentiate(
+    inputs: Inputs, gradients: Sequence[Tensor | None], needed: Sequence[bool], kernel: Gradients
+) -> Sequence[Tensor | None]:
     if all(g is None for g in gradients):
-        return InputGradients([None] * len(inputs.loc), [None] * len(inputs.loc))
+        return [None] * len(needed)
     if torch.is_grad_enabled():  # they will be differentiated again, which PyTorch can do
-        return _reference.gradients(inputs, Outputs(*gradients), needed)
+        kernel = _reference.gradients
     return kernel(inputs, Outputs(*gradients), needed)
 
 
@@ -83,30 +69,34 @@ class _Context(FunctionCtx):
     want: Want
 
 
+def _save(ctx: _Context, tensors: Sequence[Any], numbers: tuple[int, float, float]) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+    ctx.numbers = numbers
+
+
 class _Fused(torch.autograd.Function):
     """A kernel and its gradient, without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: _Context, want: Want, numbers: tuple, *tensors: Tensor) -> tuple:
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        ctx.numbers = numbers
-        return tuple(_launch.forward(_gather(numbers, tensors[:6], tensors[6:]), want))
+    def forward(
+        ctx: _Context, want: Want, numbers: tuple[int, float, float], *tensors: Tensor
+    ) -> Outputs:
+        _save(ctx, tensors, numbers)
+        return _launch.forward(gather(tensors, numbers), want)
 
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor | None) -> tuple:
-        tensors = ctx.saved_tensors
-        inputs = _gather(ctx.numbers, tensors[:6], tensors[6:])
-        _, _, _, prior_loc, prior_log_scale, _, _, common, *experts = ctx.needs_input_grad
-        half = len(inputs.loc)
-        needed = Needed(experts[:half], experts[half:], prior_loc, prior_log_scale, common)
-        into = _gradients(inputs, gradients, needed, _launch.backward)
-        prior = (into.prior_loc, into.prior_log_scale)
-        experts = (*into.loc, *into.log_scale)
-        return (None, None, None, *prior, None, None, into.common_noise, *experts)
+        inputs = gather(ctx.saved_tensors, ctx.numbers)
+        needed = ctx.needs_input_grad[2:]
+        return (None, None, *_differentiate(inputs, gradients, needed, _launch.backward))
 
 
 # ---- The operators --------------------------------------------------------------------------
+#
+# Their arguments are the fields of `Inputs`, then what is wanted; or the four gradients of the
+# outputs, then which gradients are needed: of all `loc`, of all `log_scale`, of both of the prior
+# and of the common noise. An operator returns tensors: an empty one stands for what is not wanted.
 
 _ARGUMENTS = (
     "Tensor[] loc, Tensor[] log_scale, Tensor given, Tensor? prior_loc, Tensor? prior_log_scale, "
@@ -115,82 +105,72 @@ _ARGUMENTS = (
 _GRADIENTS = "Tensor? grad_z, Tensor? grad_loc, Tensor? grad_log_scale, Tensor? grad_kl"
 
 
-def _flatten(inputs: Inputs) -> tuple:
-    return (inputs.loc, inputs.log_scale, *_others(inputs), *inputs[-3:])
-
-
-def _parse(arguments: Sequence[object]) -> Inputs:
-    loc, log_scale, *others = cast("Sequence[Any]", arguments[:8])
-    return _gather((*arguments[8:11],), others, [*loc, *log_scale])
-
-
-def _parse_backward(arguments: Sequence[object]) -> tuple[Inputs, Outputs, Needed]:
-    inputs = _parse(arguments)
-    gradients, need = cast("Sequence[Any]", arguments[11:15]), cast("list[bool]", arguments[15])
-    loc, log_scale, *others = need
-    count = len(inputs.loc)
-    return inputs, Outputs(*gradients), Needed([loc] * count, [log_scale] * count, *others)
-
-
-def _fill(inputs: Inputs, tensor: Tensor | None) -> Tensor:
-    """Stands in for what is not wanted: an operator returns tensors."""
-    return inputs.loc[0].new_empty(0) if tensor is None else tensor
-
-
-def _forward(*arguments: object) -> tuple[Tensor, ...]:
-    inputs = _parse(arguments)
+def _forward(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
+    inputs = Inputs(*arguments[:11])
     backends.note(inputs.loc[0].device.type)
-    outputs = _launch.forward(inputs, cast("Want", arguments[11]))
-    return tuple(_fill(inputs, t) for t in outputs)
+    return _fill(inputs, _launch.forward(inputs, arguments[11]))
 
 
-def _backward(*arguments: object) -> tuple:
-    inputs, gradients, needed = _parse_backward(arguments)
-    return _lists(inputs, _launch.backward(inputs, gradients, needed))
+def _forward_shapes(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
+    inputs = Inputs(*arguments[:11])
+    return _fill(inputs, _launch.allocate_outputs(inputs, arguments[11]))
 
 
-def _lists(inputs: Inputs, into: InputGradients) -> tuple:
-    loc, log_scale, *others = into
-    experts = ([_fill(inputs, t) for t in part] for part in (loc, log_scale))
-    return (*experts, *(_fill(inputs, t) for t in others))
+def _backward(*arguments: Any) -> tuple:  # noqa: ANN401
+    inputs, gradients = Inputs(*arguments[:11]), Outputs(*arguments[11:15])
+    return _pick(inputs, _launch.backward(inputs, gradients, _spread(inputs, arguments[15])))
 
 
-def _forward_shapes(*arguments: object) -> tuple[Tensor, ...]:
-    inputs = _parse(arguments)
-    outputs = _launch.allocate_outputs(inputs, cast("Want", arguments[11]))
-    return tuple(_fill(inputs, t) for t in outputs)
+def _backward_shapes(*arguments: Any) -> tuple:  # noqa: ANN401
+    inputs = Inputs(*arguments[:11])
+    into = _launch.allocate_gradients(inputs, _spread(inputs, arguments[15]))
+    if into[-1] is not None and inputs.common_noise is not None:
+        into[-1] = torch.empty_like(inputs.common_noise)
+    return _pick(inputs, into)
 
 
-def _backward_shapes(*arguments: object) -> tuple:
-    inputs, _, needed = _parse_backward(arguments)
-    into = _launch.allocate_gradients(inputs, needed)
-    if into.common_noise is not None and inputs.common_noise is not None:
-        into = into._replace(common_noise=torch.empty_like(inputs.common_noise))
-    return _lists(inputs, into)
+def _fill(inputs: Inputs, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [inputs.loc[0].new_empty(0) if t is None else t for t in tensors]
+
+
+def _spread(inputs: Inputs, need: Sequence[bool]) -> list[bool]:
+    """Turns the five flags of the operator into one for each of `inputs.tensors`."""
+    loc, log_scale, prior_loc, prior_log_scale, common_noise = need
+    experts = len(inputs.loc)
+    others = [False, prior_loc, prior_log_scale, False, False, common_noise]
+    return [loc] * experts + [log_scale] * experts + others
+
+
+def _pick(inputs: Inputs, into: Sequence[Tensor | None]) -> tuple:
+    """Turns gradients of `inputs.tensors` into the five results of the operator."""
+    loc, log_scale, _, prior_loc, prior_log_scale, _, _, common_noise = group(_fill(inputs, into))
+    return loc, log_scale, prior_loc, prior_log_scale, common_noise
 
 
 def _setup_context(ctx: _Context, inputs: tuple, output: tuple) -> None:
-    loc, log_scale, *others = inputs[:8]
-    ctx.save_for_backward(*others, *loc, *log_scale)
-    ctx.set_materialize_grads(False)
-    ctx.numbers, ctx.want = inputs[8:11], inputs[11]
+    arguments = Inputs(*inputs[:11])
+    _save(ctx, arguments.tensors, arguments.numbers)
+    ctx.want = inputs[11]
 
 
-def _differentiate(ctx: _Context, *gradients: Tensor | None) -> tuple:
-    inputs = _gather(ctx.numbers, ctx.saved_tensors[:6], ctx.saved_tensors[6:])
+def _autograd(ctx: _Context, *gradients: Tensor | None) -> tuple:
+    inputs = gather(ctx.saved_tensors, ctx.numbers)
     gradients = tuple(g if want else None for g, want in zip(gradients, ctx.want, strict=True))
-    needs, everyone = ctx.needs_input_grad, [True] * len(inputs.loc)
-    needed = Needed(everyone, everyone, needs[3], needs[4], needs[7])
-    into = _gradients(inputs, gradients, needed, _backward_operator)
-    prior = (into.prior_loc, into.prior_log_scale)
-    return (into.loc, into.log_scale, None, *prior, None, None, into.common_noise, *[None] * 4)
+    needs = ctx.needs_input_grad
+    needed = _spread(inputs, [True, True, needs[3], needs[4], needs[7]])
+    into = _differentiate(inputs, gradients, needed, _call_backward)
+    return (*group(into), None, None, None, None)
 
 
-def _backward_operator(inputs: Inputs, gradients: Outputs, needed: Needed) -> InputGradients:
-    need = [True, True, needed.prior_loc, needed.prior_log_scale, needed.common_noise]
-    into = torch.ops.mmpoe.gaussian_poe_backward(*_flatten(inputs), *gradients, need)
-    others = (g if want else None for g, want in zip(into[2:], need[2:], strict=True))
-    return InputGradients(into[0], into[1], *others)
+def _call_backward(
+    inputs: Inputs, gradients: Outputs, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    need = [True, True, needed[-5], needed[-4], needed[-1]]
+    loc, log_scale, *others = torch.ops.mmpoe.gaussian_poe_backward(*inputs, *gradients, need)
+    prior_loc, prior_log_scale, common = (
+        g if wanted else None for g, wanted in zip(others, need[2:], strict=True)
+    )
+    return [*loc, *log_scale, None, prior_loc, prior_log_scale, None, None, common]
 
 
 _library = torch.library.Library("mmpoe", "DEF")
@@ -205,5 +185,5 @@ for _device in ("CPU", "CUDA"):
 torch.library.register_fake("mmpoe::gaussian_poe", _forward_shapes, lib=_library)
 torch.library.register_fake("mmpoe::gaussian_poe_backward", _backward_shapes, lib=_library)
 torch.library.register_autograd(
-    "mmpoe::gaussian_poe", _differentiate, setup_context=_setup_context, lib=_library
+    "mmpoe::gaussian_poe", _autograd, setup_context=_setup_context, lib=_library
 )

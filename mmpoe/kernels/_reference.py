@@ -2,7 +2,7 @@ r"""The fused operation in plain PyTorch: the oracle of every other backend, and
 
 from __future__ import annotations
 
-__all__ = ["gaussian_poe", "gradients", "run"]
+__all__ = ["forward", "gradients"]
 
 from collections.abc import Sequence
 
@@ -12,21 +12,10 @@ from torch import Tensor
 from mmpoe.gaussian import exp_minus_tangent, sample, soft_clamp, standardise, widen
 
 from . import _philox
-from ._arguments import InputGradients, Inputs, Needed, Outputs
+from ._arguments import Inputs, Outputs, gather
 
 
-def gaussian_poe(
-    loc: Sequence[Tensor],
-    log_scale: Sequence[Tensor],
-    given: Tensor,
-    prior: tuple[Tensor, Tensor] | None,
-    noise: Tensor | None,
-    *,
-    power: int,
-    clamp: float | None,
-    temperature: float,
-    common_noise: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs) -> Outputs:
     r"""Computes prior x experts, one reparameterised sample and the divergence from the prior.
 
     With :math:`x_m = -p \log \sigma_m` for power :math:`p`, everything is relative to the prior:
@@ -39,37 +28,37 @@ def gaussian_poe(
 
     so that an empty product is the prior to the bit, with a divergence of exactly zero. Common
     noise :math:`\gamma` adds :math:`\log k = -\log(1 + \gamma \sum_m r_m e^{x_m - x_p})` to every
-    :math:`x_m`. Arguments are those of :func:`mmpoe.kernels.gaussian_poe`, already validated;
-    `given` has shape (S, B, M).
+    :math:`x_m`.
     """
-    dtype, event_dim = loc[0].dtype, loc[0].dim() - 1
+    given, power, clamp = inputs.given, inputs.power, inputs.clamp
+    dtype, event_dim = inputs.loc[0].dtype, inputs.loc[0].dim() - 1
 
     def squash(value: Tensor) -> Tensor:
         value = widen(value)
-        return value if clamp is None else soft_clamp(value, clamp)
+        return soft_clamp(value, clamp) if clamp else value
 
-    if prior is None:
-        prior_loc = prior_log_scale = widen(loc[0].new_zeros(()))
+    if inputs.prior_loc is None or inputs.prior_log_scale is None:
+        prior_loc = prior_log_scale = widen(inputs.loc[0].new_zeros(()))
     else:
-        prior_loc, prior_log_scale = map(squash, prior)  # (B, *event)
+        prior_loc, prior_log_scale = squash(inputs.prior_loc), squash(inputs.prior_log_scale)
 
     log_ratios, offsets = [], []
-    for m in range(len(loc)):
-        present = given[..., m].reshape(*given.shape[:-1], *(1,) * event_dim)  # (S, B, 1...)
+    for m, (loc, log_scale) in enumerate(zip(inputs.loc, inputs.log_scale, strict=True)):
+        present = given[..., m].reshape(*given.shape[:-1], *(1,) * event_dim)  # ([S,] B, 1...)
         # select before any arithmetic: a NaN that is not given must not reach a gradient either
-        expert_loc = squash(torch.where(present, loc[m], 0))  # (S, B, *event)
-        expert_log_scale = squash(torch.where(present, log_scale[m], 0))
+        expert_loc = squash(torch.where(present, loc, 0))  # ([S,] B, *event)
+        expert_log_scale = squash(torch.where(present, log_scale, 0))
         log_ratio = power * (prior_log_scale - expert_log_scale)
         log_ratios.append(torch.where(present, log_ratio, -torch.inf))
         informative = present & (expert_log_scale != torch.inf)  # else its mean does not matter
         offsets.append(torch.where(informative, expert_loc - prior_loc, 0))
 
-    log_ratios = torch.stack(log_ratios)  # (M, S, B, *event)
-    if common_noise is not None:
-        gamma = widen(common_noise).reshape(-1, *(1,) * (event_dim - 1))  # (C, 1...)
+    log_ratios = torch.stack(log_ratios)  # (M, [S,] B, *event)
+    if inputs.common_noise is not None:
+        gamma = widen(inputs.common_noise).reshape(-1, *(1,) * (event_dim - 1))  # (C, 1...)
         log_ratios = log_ratios + _log_discount(log_ratios, gamma)
     itself = torch.zeros_like(log_ratios[:1])  # the prior, in proportion to itself
-    delta = torch.logsumexp(torch.cat([itself, log_ratios]), dim=0)  # (S, B, *event)
+    delta = torch.logsumexp(torch.cat([itself, log_ratios]), dim=0)  # ([S,] B, *event)
     weights = torch.exp(log_ratios - delta)
 
     shift = (weights * torch.stack(offsets)).sum(dim=0)  # loc - prior_loc
@@ -78,74 +67,53 @@ def gaussian_poe(
 
     distance = standardise(shift, prior_log_scale)
     kl = (exp_minus_tangent(-2 * delta / power) + distance.square()) / 2
-    kl = kl.flatten(2).sum(dim=2) if event_dim else kl  # (S, B)
+    rows = given.dim() - 1
+    kl = kl.flatten(rows).sum(dim=rows) if event_dim else kl  # ([S,] B)
 
-    z = fused_loc if noise is None else sample(fused_loc, fused_log_scale, noise, temperature)
-
-    return z.to(dtype), fused_loc.to(dtype), fused_log_scale.to(dtype), kl
-
-
-def run(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Computes `z`, `loc`, `log_scale` and `kl` of the same inputs as a kernel."""
-    loc, log_scale, given, prior, noise, seed, common_noise, power, clamp, temperature = inputs
-    if noise is None and seed is not None:
-        event = loc[0].shape[1:]
-        rows = given.shape[:-1].numel()
-        noise = _philox.normal(seed, rows, event.numel()).reshape(inputs.shape)
-        noise = noise.to(widen(loc[0]).dtype)
-    alone = given.dim() == 2
-    outputs = gaussian_poe(
-        loc,
-        log_scale,
-        given.unsqueeze(0) if alone else given,
-        prior,
-        noise.unsqueeze(0) if alone and noise is not None else noise,
-        power=power,
-        clamp=clamp or None,
-        temperature=temperature,
-        common_noise=common_noise,
-    )
-    z, loc_, log_scale_, kl = (t.squeeze(0) for t in outputs) if alone else outputs
-    return z, loc_, log_scale_, kl
+    noise = _draw(inputs) if inputs.noise is None else inputs.noise
+    z = fused_loc
+    if noise is not None:
+        z = sample(fused_loc, fused_log_scale, noise, inputs.temperature)
+    return Outputs(z.to(dtype), fused_loc.to(dtype), fused_log_scale.to(dtype), kl)
 
 
-def gradients(inputs: Inputs, gradients: Outputs, needed: Needed) -> InputGradients:
+def _draw(inputs: Inputs) -> Tensor | None:
+    """Returns the noise that a kernel draws from the seed, None without a seed."""
+    if inputs.seed is None:
+        return None
+    rows = inputs.given.shape[:-1].numel()
+    noise = _philox.normal(inputs.seed, rows, inputs.size).reshape(inputs.shape)
+    return noise.to(widen(inputs.loc[0]).dtype)
+
+
+def gradients(inputs: Inputs, gradients: Outputs, needed: Sequence[bool]) -> list[Tensor | None]:
     """Computes the gradients of the inputs so that they can be differentiated again.
 
     Arguments:
         inputs: The inputs.
         gradients: The gradients of the outputs, None for zero.
-        needed: Which gradients to compute.
+        needed: Which gradients to compute, in the order of `inputs.tensors`.
     """
     with torch.enable_grad():
         # views, so that an input that is given twice gets each of its two gradients
-        loc, log_scale = ([t.view_as(t) for t in part] for part in inputs[:2])
-        prior, gamma = inputs.prior, inputs.common_noise
-        if prior is not None:
-            prior = (prior[0].view_as(prior[0]), prior[1].view_as(prior[1]))
-        if gamma is not None:
-            gamma = gamma.view_as(gamma)
-        fused = inputs._replace(loc=loc, log_scale=log_scale, prior=prior, common_noise=gamma)
-        pairs = [(t, g) for t, g in zip(run(fused), gradients, strict=True) if g is not None]
-
-        sources = [*loc, *log_scale, *(prior or (None, None)), gamma]
-        wanted = [*needed.loc, *needed.log_scale, *needed[2:]]
-        targets = [t for t, want in zip(sources, wanted, strict=True) if t is not None and want]
+        views = [None if t is None else t.view_as(t) for t in inputs.tensors]
+        outputs = forward(gather(views, inputs.numbers))
+        pairs = [
+            (t, g)
+            for t, g in zip(outputs, gradients, strict=True)
+            if t is not None and g is not None
+        ]
+        wanted = [t is not None and need for t, need in zip(views, needed, strict=True)]
         found = iter(
             torch.autograd.grad(
                 [t for t, _ in pairs],
-                targets,
+                [t for t, want in zip(views, wanted, strict=True) if t is not None and want],
                 [g for _, g in pairs],
                 create_graph=True,
                 materialize_grads=True,
             )
         )
-    results = [
-        next(found) if t is not None and want else None
-        for t, want in zip(sources, wanted, strict=True)
-    ]
-    half = len(loc)
-    return InputGradients(results[:half], results[half : 2 * half], *results[2 * half :])
+    return [next(found) if want else None for want in wanted]
 
 
 def _log_discount(log_ratios: Tensor, gamma: Tensor) -> Tensor:

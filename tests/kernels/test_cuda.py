@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernel_cases import DTYPES, distance, drawn, exact, make, run
 from simulator import SimulatedLauncher, SimulationError
 
-from mmpoe.kernels import _launch, _philox, jit, selftest
+from mmpoe.kernels import _launch, _philox, jit
 from mmpoe.kernels._arguments import SIZE
 
 FEW = SimulatedLauncher()
@@ -57,12 +57,6 @@ def test_outputs_and_gradients_equal_the_float64_reference(inputs, order):
 def test_many_experts(experts, dtype):
     inputs = make(experts=experts, event=(4, 70), noise="seed", dtype=dtype, subsets=2)
     assert distance(inputs, EXACT) < DTYPES[dtype]
-
-
-@exhaustive
-def test_selftest():
-    for row in selftest.compare("cpu", EXACT):
-        assert row.error < row.tolerance, row
 
 
 def test_the_same_noise_for_any_width_and_on_the_cpu():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import make, run
+from kernel_cases import make, prior_of, run
 from scipy import stats
 
 from mmpoe.kernels import _launch, _philox, gaussian_poe
@@ -68,7 +68,7 @@ def test_each_row_has_noise_of_its_own():
 
 def test_the_callers_generator_decides():
     inputs = make(rows=4)
-    arguments = (inputs.loc, inputs.log_scale, inputs.given[0], inputs.prior)
+    arguments = (inputs.loc, inputs.log_scale, inputs.given[0], prior_of(inputs))
 
     def draw(seed):
         return gaussian_poe(*arguments, generator=torch.Generator().manual_seed(seed)).z
