@@ -53,7 +53,8 @@ def note(name: str) -> None:
 def use_backend(name: str) -> AbstractContextManager[None]:
     """Forces a backend inside a ``with`` block: what it cannot do is an error, not a fallback.
 
-    Inside ``torch.compile`` the backend is chosen when the code is traced.
+    An empty batch, where there is nothing to run, is no error. Derivatives beyond the first are
+    PyTorch's with any backend. Under ``torch.compile`` the choice is made when code is traced.
 
     Arguments:
         name: One of ``"cuda"``, ``"cpu"``, ``"eager"``.

@@ -114,6 +114,18 @@ def test_compiles_without_a_graph_break(inputs, noise):
     assert_near(found, torch.autograd.grad(total(expected), tensors))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_backend_of_what_is_compiled_is_chosen_when_it_is_traced(inputs):
+    tensors = leaves(inputs)
+    compiled = torch.compile(lambda *t: fuse(inputs, t), fullgraph=True, backend="aot_eager")
+    with use_backend("eager"):
+        compiled(*tensors)
+    q, expected = compiled(*tensors), fuse(inputs, tensors, backend="eager")
+    for a, b in zip(q, expected, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(q.z, fuse(inputs, tensors, backend="cpu").z)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_checkpointing_repeats_every_bit(inputs, reentrant):
