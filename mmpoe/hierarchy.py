@@ -394,7 +394,7 @@ def latent_groups(modules: nn.ModuleList) -> list[LatentGroup]:
     return list(modules)  # pyright: ignore[reportReturnType]
 
 
-def _fuse_distinct(rule: Posterior, factors: Factors, draw: Draw) -> kernels.PoE:
+def _fuse_distinct(rule: Posterior, factors: Factors, draw: Draw) -> kernels.Product:
     """Fuses factors of samples: pairs that stand several times are fused once, and sampled apart.
 
     Several samples of the latents of a row are such pairs.
@@ -408,7 +408,7 @@ def _fuse_distinct(rule: Posterior, factors: Factors, draw: Draw) -> kernels.PoE
     one, pair = found  # (n) pairs that differ, and which of them each of the R is
     q = rule.fuse(factors._replace(given=given[one], rows=rows[one]), Draw(temperature=0.0))
     loc, log_scale, kl = (v.index_select(0, pair) for v in (q.loc, q.log_scale, q.kl))
-    return kernels.PoE(draw.sample(loc, log_scale), loc, log_scale, kl)
+    return kernels.Product(draw.sample(loc, log_scale), loc, log_scale, kl)
 
 
 def _rows_to_read(

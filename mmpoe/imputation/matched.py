@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmpoe.gaussian import kl_divergence
 from mmpoe.hierarchy import MatchedExperts, latent_groups
-from mmpoe.kernels import PoE
+from mmpoe.kernels import Product
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn import MLP, ModalityDict
 from mmpoe.posteriors import Draw, Factors, Posterior
@@ -55,7 +55,7 @@ class WidePrior(Posterior):
         self.rule, self.family = rule, rule.family
         self.log_width = nn.Parameter(torch.zeros(channels))
 
-    def fuse(self, factors: Factors, draw: Draw) -> PoE:
+    def fuse(self, factors: Factors, draw: Draw) -> Product:
         """Fuses factors, see :meth:`mmpoe.posteriors.Posterior.fuse`."""
         like = factors.loc[0]
         blank = like.new_zeros((len(factors.given), *like.shape[1:]))

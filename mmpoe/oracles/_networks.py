@@ -103,7 +103,7 @@ class JointPoE(Posterior):
         stacked = torch.stack([torch.stack(step) for step in below]) if below else blank
         self.register_buffer("below", stacked)  # (steps, 3, 1, D)
 
-    def fuse(self, factors: Factors, draw: Draw) -> kernels.PoE:
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
         """Fuses factors, see :meth:`mmpoe.posteriors.Posterior.fuse`."""
         loc, log_scale, given, prior, _ = factors.at_rows()
         j = h = loc[0].new_zeros(())
@@ -118,7 +118,7 @@ class JointPoE(Posterior):
         mean = prior_loc + variance * (h - j * prior_loc)
         deviation = variance.log() / 2
         kl = gaussian.kl_divergence(mean, deviation, prior_loc, prior_log_scale).sum(dim=-1)
-        return kernels.PoE(draw.sample(mean, deviation), mean, deviation, kl)
+        return kernels.Product(draw.sample(mean, deviation), mean, deviation, kl)
 
 
 def likelihood(weight: Tensor, bias: Tensor, covariance: Tensor) -> Likelihood:

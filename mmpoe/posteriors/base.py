@@ -65,7 +65,7 @@ class Draw(NamedTuple):
     temperature: float = 1.0
     """The factor of the standard deviation; the draw is the mean if it is 0."""
 
-    def product(self, factors: Factors, **options: Any) -> kernels.PoE:  # noqa: ANN401
+    def product(self, factors: Factors, **options: Any) -> kernels.Product:  # noqa: ANN401
         """Fuses factors of one row a pair by the product of experts, see `gaussian_poe`.
 
         Arguments:
@@ -116,7 +116,7 @@ class Posterior(nn.Module, ABC):
         ...         mean, deviation = sum(loc) / number, sum(log_scale) / number
         ...         kl = gaussian.kl_divergence(mean, deviation, *(torch.zeros_like(mean),) * 2)
         ...         z = draw.sample(mean, deviation)
-        ...         return kernels.PoE(z, mean, deviation, kl.sum(dim=1))
+        ...         return kernels.Product(z, mean, deviation, kl.sum(dim=1))
         >>> experts = [torch.ones(1, 2), torch.zeros(1, 2)]
         >>> Mean()(experts, experts, torch.tensor([[True, True]])).loc
         tensor([[0.5000, 0.5000]])
@@ -140,7 +140,7 @@ class Posterior(nn.Module, ABC):
         rows: Tensor | None = None,
         noise: Tensor | None = None,
         temperature: float = 1.0,
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         r"""Fuses experts, draws a sample and measures the divergence from the prior.
 
         Arguments:
@@ -172,7 +172,7 @@ class Posterior(nn.Module, ABC):
         return self.fuse(factors, Draw(noise, temperature))
 
     @abstractmethod
-    def fuse(self, factors: Factors, draw: Draw) -> kernels.PoE:
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
         """Fuses factors that :meth:`forward` has checked, and returns what it returns.
 
         Arguments:

@@ -76,6 +76,6 @@ class CommonNoisePoE(Posterior):
         """The common noise, with shape (channels)."""
         return self.log_gamma[0].exp()
 
-    def fuse(self, factors: Factors, draw: Draw) -> kernels.PoE:
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
         """Fuses factors, see :meth:`Posterior.fuse`."""
         return draw.product(factors, clamp=self.clamp, common_noise=self.gamma)

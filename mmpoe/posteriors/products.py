@@ -14,7 +14,7 @@ from .base import Draw, Factors, Posterior, spread
 MAX_GAP = 600.0
 """The largest difference of log precisions whose exponentials float64 can add up."""
 
-Product = tuple[Tensor, Tensor]
+ExpertProduct = tuple[Tensor, Tensor]
 r"""The mean and log precision of a product of experts without the prior, each of shape (R, \*).
 They are 0 and minus infinity for a pair that is given nothing."""
 
@@ -54,7 +54,7 @@ class PoE(Posterior):
             )
         self.power, self.prior_in = power, prior_in
 
-    def fuse(self, factors: Factors, draw: Draw) -> kernels.PoE:
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
         """Fuses factors, see :meth:`Posterior.fuse`."""
         always = self.prior_in == "always"
         product = None if always and factors.rows is None else self._sparse_product(factors)
@@ -64,7 +64,7 @@ class PoE(Posterior):
             product = self._dense_product(factors)
         return self._times_prior(*product, factors, draw)
 
-    def _sparse_product(self, factors: Factors) -> Product | None:
+    def _sparse_product(self, factors: Factors) -> ExpertProduct | None:
         """Adds up the precisions of all pairs by one sparse matrix product, in float64.
 
         The work is proportional to the number of pairs, not to that times the number of experts.
@@ -89,7 +89,7 @@ class PoE(Posterior):
         mean, log_precision = _sum_pairs(means, log_precisions, given, rows)
         return mean.to(wide), log_precision.to(wide)
 
-    def _dense_product(self, factors: Factors) -> Product:
+    def _dense_product(self, factors: Factors) -> ExpertProduct:
         """Multiplies the experts of each pair, all of them in a row."""
         loc, log_scale, given, _, _ = self.squashed(factors.filled())
         some = given.any(dim=1)
@@ -106,7 +106,7 @@ class PoE(Posterior):
 
     def _times_prior(
         self, mean: Tensor, log_precision: Tensor, factors: Factors, draw: Draw
-    ) -> kernels.PoE:
+    ) -> kernels.Product:
         """Multiplies products of experts by the prior where it is a factor, and samples."""
         given, prior, dtype = factors.given, factors.prior, factors.loc[0].dtype
         prior_loc, prior_log_precision = mean.new_zeros(()), mean.new_zeros(())
@@ -139,7 +139,9 @@ class PoE(Posterior):
         distance = (mean - prior_loc) * torch.exp(prior_log_precision / self.power)
         kl = (torch.expm1(log_ratio) - log_ratio + distance.square()) / 2
         mean, deviation = mean.to(dtype), (-log_precision / self.power).to(dtype)
-        return kernels.PoE(draw.sample(mean, deviation), mean, deviation, kl.flatten(1).sum(dim=1))
+        return kernels.Product(
+            draw.sample(mean, deviation), mean, deviation, kl.flatten(1).sum(dim=1)
+        )
 
 
 def _times(
@@ -232,7 +234,7 @@ class GPoE(Posterior):
             raise ValueError(f"'experts' should be at least 1, but is {experts}.")
         self.log_powers = nn.Parameter(torch.zeros(experts))
 
-    def fuse(self, factors: Factors, draw: Draw) -> kernels.PoE:
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
         """Fuses factors, see :meth:`Posterior.fuse`."""
         factors = self.squashed(factors.filled())
         if len(factors.loc) != len(self.log_powers):

@@ -94,7 +94,7 @@ class MeanFusion(Posterior):
         clamp: The limit of the soft clamp, see :class:`mmpoe.posteriors.Posterior`.
     """
 
-    def fuse(self, factors: Factors, draw: Draw) -> kernels.PoE:
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
         """Fuses factors, see :meth:`mmpoe.posteriors.Posterior.fuse`."""
         loc, log_scale, given, prior, _ = factors.filled()  # those that are not given are 0
         number = given.sum(dim=1).clamp(min=1).reshape(-1, *(1,) * (loc[0].dim() - 1))  # (R, 1...)

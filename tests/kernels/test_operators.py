@@ -4,13 +4,12 @@ import warnings
 
 import pytest
 import torch
-from kernel_cases import gradients_for, make, needed
+from kernel_cases import gradients_for, make
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-import mmpoe.kernels.ops as ops
-from mmpoe.kernels import gaussian_poe, last_backend, launch, use_backend
+from mmpoe.kernels import _launch, _operators, gaussian_poe, last_backend, use_backend
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def inputs():
 
 
 def leaves(inputs):
-    tensors = [*inputs.loc, *inputs.log_scale, *inputs.prior, inputs.common_noise]
+    tensors = [*inputs.loc, *inputs.log_scale, *inputs[3:5], inputs.common_noise]
     return [torch.nan_to_num(t).requires_grad_() for t in tensors]
 
 
@@ -113,6 +112,18 @@ def test_compiles_without_a_graph_break(inputs, noise):
         assert torch.equal(a, b)
     found = torch.autograd.grad(total(q), tensors)
     assert_near(found, torch.autograd.grad(total(expected), tensors))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_backend_of_what_is_compiled_is_chosen_when_it_is_traced(inputs):
+    tensors = leaves(inputs)
+    compiled = torch.compile(lambda *t: fuse(inputs, t), fullgraph=True, backend="aot_eager")
+    with use_backend("eager"):
+        compiled(*tensors)
+    q, expected = compiled(*tensors), fuse(inputs, tensors, backend="eager")
+    for a, b in zip(q, expected, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(q.z, fuse(inputs, tensors, backend="cpu").z)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -225,7 +236,7 @@ def test_opcheck(inputs, change, want):
     for requires_grad in (False, True):
         arguments = operator_arguments(inputs, requires_grad)
         torch.library.opcheck(torch.ops.mmpoe.gaussian_poe.default, (*arguments, want))
-    outputs = launch.forward(inputs, (True,) * 4)
+    outputs = _launch.forward(inputs, (True,) * 4)
     gradients = [g if w else None for g, w in zip(gradients_for(outputs), want, strict=True)]
     arguments = operator_arguments(inputs, requires_grad=False)
     operator = torch.ops.mmpoe.gaussian_poe_backward.default
@@ -238,11 +249,11 @@ def test_the_operator_computes_what_the_function_does(inputs):
         found = torch.ops.mmpoe.gaussian_poe(
             *operator_arguments(inputs, requires_grad=False), [True] * 4
         )
-        expected = ops.run(
+        expected = _operators.run(
             inputs._replace(
                 loc=tensors[:3], log_scale=tensors[3:6], common_noise=tensors[8].detach()
             ),
             [True] * 4,
         )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert needed(inputs).common_noise
+    assert inputs.common_noise is not None

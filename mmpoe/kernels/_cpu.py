@@ -2,14 +2,15 @@ r"""The kernels on CPU tensors: g++ compiles them on first use."""
 
 from __future__ import annotations
 
-__all__ = ["launch", "library", "plan", "unavailable"]
+__all__ = ["library", "plan", "unavailable"]
 
 import ctypes
 import threading
 
 import torch
 
-from . import arguments, jit
+from . import jit
+from ._arguments import Inputs, Plan
 
 _CHUNK = 16384
 """Elements of a sample that one thread works on: a number of its own, so that the order of sums,
@@ -25,11 +26,21 @@ _lock = threading.Lock()
 _libraries: dict[torch.dtype, ctypes.CDLL | jit.BuildError] = {}
 
 
+def plan(direction: str, inputs: Inputs) -> Plan:
+    """Returns how ``"forward"`` or ``"backward"`` runs: threads take chunks of samples in turn."""
+    first = inputs.loc[0]
+    elements = first.numel() * inputs.subsets
+    packet = 64 if elements * first.element_size() >= _LARGE else 0
+    threads = 1 if elements < _SMALL else torch.get_num_threads()
+    kernel = getattr(library(first.dtype), direction)
+    return Plan(-(-inputs.size // _CHUNK), _CHUNK, packet, lambda packed: kernel(packed, threads))
+
+
 def library(dtype: torch.dtype) -> ctypes.CDLL:
     """Returns the compiled kernels for a storage type; the first call may compile them.
 
     Raises:
-        mmpoe.kernels.jit.BuildError: If they cannot be built; remembered, not tried again.
+        mmpoe.kernels.BuildError: If they cannot be built; remembered, not tried again.
     """
     found = _libraries.get(dtype)
     if found is None:
@@ -44,7 +55,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 
 def _load(dtype: torch.dtype) -> ctypes.CDLL | jit.BuildError:
     try:
-        found = jit.cpu_library(arguments.STORAGE[dtype], arguments.SIZE)
+        found = jit.cpu_library(dtype)
     except jit.BuildError as error:
         jit.log.warning("No fused kernels on the CPU: %s. PyTorch runs instead.", error)
         return error
@@ -63,18 +74,3 @@ def unavailable() -> str | None:
     except jit.BuildError as error:
         return str(error)
     return None
-
-
-def plan(direction: str, inputs: arguments.Inputs) -> arguments.Plan:
-    """Returns how the elements of a sample are split between threads."""
-    first = inputs.loc[0]
-    large = first.numel() * inputs.subsets * first.element_size() >= _LARGE
-    return arguments.Plan(_CHUNK, 64 if large else 0)
-
-
-def launch(direction: str, inputs: arguments.Inputs, packed: bytes) -> None:
-    """Runs ``"forward"`` or ``"backward"`` to its end."""
-    first = inputs.loc[0]
-    small = first.numel() * inputs.subsets < _SMALL
-    threads = 1 if small else torch.get_num_threads()
-    getattr(library(first.dtype), direction)(packed, threads)

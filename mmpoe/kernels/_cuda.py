@@ -5,16 +5,7 @@ What a GPU does is behind `Driver`, so that the launcher can be tested without o
 
 from __future__ import annotations
 
-__all__ = [
-    "CudaDriver",
-    "Driver",
-    "Launcher",
-    "failure",
-    "launcher",
-    "prepare",
-    "unavailable",
-    "width",
-]
+__all__ = ["CudaDriver", "Driver", "Launcher", "launcher", "unavailable"]
 
 import ctypes
 import importlib
@@ -25,7 +16,8 @@ from typing import Any, Protocol
 import torch
 
 from . import jit
-from .arguments import STORAGE, Inputs, Plan, Specialisation
+from ._arguments import Inputs, Plan
+from .jit import Specialisation
 
 _THREADS = 128
 """Threads of a block, at most; the kernels are compiled for no more."""
@@ -75,32 +67,41 @@ class Launcher:
         self._lock = threading.Lock()
 
     def plan(self, direction: str, inputs: Inputs) -> Plan:
-        """Returns how the elements of a sample are split between blocks and threads."""
-        first = inputs.loc[0]
-        size, samples = first.shape[1:].numel(), first.shape[0]
-        special = specialise(direction, inputs)
-        threads = self._threads(size, special.width)
-        most = max(1, _WAVES * self.driver.processors(first.device) // samples)
-        turns = -(-size // (threads * special.width * most))
-        packet = special.width * first.element_size()
-        return Plan(threads * special.width * turns, packet)
+        """Returns how ``"forward"`` or ``"backward"`` runs.
 
-    def launch(self, direction: str, inputs: Inputs, packed: bytes) -> None:
-        """Queues ``"forward"`` or ``"backward"`` on the current stream."""
-        first = inputs.loc[0]
-        size, samples = first.shape[1:].numel(), first.shape[0]
-        special = specialise(direction, inputs)
+        A block works on one chunk of one sample, for all subsets; block b C + c has chunk c of C
+        of sample b. In a turn each of its threads works on `width` neighbouring elements. A chunk
+        is one turn, or more of them where the GPU would have more than `_WAVES` blocks for each
+        multiprocessor. Shared memory holds a word for each subset, the mask of its experts, and
+        one for each subset and warp, its part of the divergence.
+        """
+        first, size = inputs.loc[0], inputs.size
+        samples, device = first.shape[0], first.device
+        special = Specialisation(
+            direction,
+            first.dtype,
+            len(inputs.loc),
+            inputs.clamp > 0,
+            inputs.common_noise is not None,
+        )
         threads = self._threads(size, special.width)
-        blocks = samples * -(-size // self.plan(direction, inputs).length)
-        words = inputs.subsets * (1 + threads // 32)  # a mask, and a sum for each warp
-        function = self.function(special, first.device)
-        self.driver.launch(function, blocks, threads, 4 * words, packed, first.device)
+        turn = threads * special.width
+        most = max(1, _WAVES * self.driver.processors(device) // samples)
+        length = turn * _divide_up(size, turn * most)
+        chunks = _divide_up(size, length)
+        shared = 4 * inputs.subsets * (1 + threads // 32)
+
+        def launch(packed: bytes) -> None:
+            function = self.function(special, device)
+            self.driver.launch(function, samples * chunks, threads, shared, packed, device)
+
+        return Plan(chunks, length, special.width * first.element_size(), launch)
 
     def function(self, special: Specialisation, device: torch.device) -> Any:  # noqa: ANN401
         """Returns a compiled kernel; the first call compiles it.
 
         Raises:
-            mmpoe.kernels.jit.BuildError: If NVRTC cannot.
+            mmpoe.kernels.BuildError: If NVRTC cannot.
         """
         key = (special, device)
         found = self._functions.get(key)
@@ -114,36 +115,12 @@ class Launcher:
         return found
 
     def _threads(self, size: int, width: int) -> int:
-        return min(_THREADS, -(-size // (32 * width)) * 32)
+        """Returns the threads of a block: whole warps, no more than one sample needs."""
+        return min(_THREADS, 32 * _divide_up(size, 32 * width))
 
 
-def specialise(direction: str, inputs: Inputs) -> Specialisation:
-    """Returns the kernel for the inputs."""
-    clamp, common_noise = inputs.clamp > 0, inputs.common_noise is not None
-    return _special(direction, inputs.loc[0].dtype, len(inputs.loc), clamp, common_noise)
-
-
-def prepare(
-    device: torch.device, dtype: torch.dtype, experts: int, clamp: bool, common_noise: bool
-) -> None:
-    """Compiles and loads the kernels, so that a later call does neither."""
-    for direction in ("forward", "backward"):
-        special = _special(direction, dtype, experts, clamp, common_noise)
-        launcher().function(special, device)
-
-
-def _special(
-    direction: str, dtype: torch.dtype, experts: int, clamp: bool, common_noise: bool
-) -> Specialisation:
-    size = width(direction, experts)
-    return Specialisation(direction, STORAGE[dtype], experts, size, clamp, common_noise)
-
-
-def width(direction: str, experts: int) -> int:
-    """Returns the elements per thread: as many as registers hold without spilling."""
-    if direction == "forward":
-        return 4 if experts <= 8 else 2 if experts <= 16 else 1
-    return 4 if experts <= 4 else 2 if experts <= 16 else 1
+def _divide_up(total: int, part: int) -> int:
+    return -(-total // part)
 
 
 class CudaDriver:
@@ -217,41 +194,4 @@ def unavailable() -> str | None:
         jit.nvrtc()
     except jit.BuildError as error:
         return str(error)
-    return next((reason for reason in _verdicts.values() if reason), None)
-
-
-_verdicts: dict[int, str | None] = {}
-
-
-def failure(device: torch.device) -> str | None:
-    """Says why the kernels are not to be used on a GPU.
-
-    On the first use of an architecture they are compared with PyTorch, and not used if they
-    differ. What was found is remembered in the cache folder.
-    """
-    if reason := unavailable():
-        return reason
-    architecture = launcher().driver.architecture(device)
-    if architecture not in _verdicts:
-        _verdicts[architecture] = _verify(device, architecture)
-    return _verdicts[architecture]
-
-
-def _verify(device: torch.device, architecture: int) -> str | None:
-    from . import selftest
-
-    identity = "\0".join([*jit.sources().values(), str(architecture), torch.__version__])
-
-    def check() -> bytes:
-        try:
-            worst = max(row.error / row.tolerance for row in selftest.compare(device))
-        except (RuntimeError, jit.BuildError) as error:
-            return f"failed: {error}".encode()
-        return b"right" if worst <= 1 else f"differ by {worst:.3g} times what they may".encode()
-
-    verdict = jit.build(f"gpoe-verdict-sm{architecture}", ".txt", identity, check).decode()
-    if verdict == "right":
-        return None
-    reason = f"its kernels, compared with PyTorch on this GPU, {verdict}"
-    jit.log.error("No fused kernels on this GPU: %s. PyTorch runs instead.", reason)
-    return reason
+    return None
