@@ -15,11 +15,11 @@ __all__ = [
     "subsets",
 ]
 
-from .checks import check_finite as check_finite
-from .checks import check_modalities as check_modalities
-from .checks import check_names as check_names
-from .checks import check_observed as check_observed
-from .checks import check_within as check_within
+from ._checks import check_finite as check_finite
+from ._checks import check_modalities as check_modalities
+from ._checks import check_names as check_names
+from ._checks import check_observed as check_observed
+from ._checks import check_within as check_within
 from .collate import collate, from_multivae
 from .masks import as_mask, fill
 from .mechanisms import mar, mcar, mnar, patterns

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_modalities, check_names
+from ._checks import check_modalities, check_names
 
 
 def collate(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_names
+from ._checks import check_names
 
 
 def as_mask(

@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid
 
-from .checks import check_observed
+from ._checks import check_observed
+from ._draws import draw_at
 
 
 def mcar(
@@ -229,9 +230,8 @@ def patterns(
             f"'weight' should hold one number per pattern ({len(observed)}), at least 0 and not "
             f"all 0, but is {weight}."
         )
-    edges = weights.cumsum(dim=0)
-    point = torch.rand(batch_size, generator=generator, dtype=torch.float64) * edges[-1]
-    return observed[torch.searchsorted(edges, point, right=True).to(observed.device)]
+    point = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+    return observed[draw_at(weights, point).to(observed.device)]
 
 
 def _standardised_mean(entries: Tensor) -> Tensor:
