@@ -8,10 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "InvertedResidualCell",
-    "MarkovStep",
     "ProjectionCell",
-    "ResNetHead",
-    "ResidualCell",
     "SqueezeExcite",
     "UpsampleConv",
 ]

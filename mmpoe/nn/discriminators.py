@@ -2,7 +2,7 @@ r"""Discriminators of images: many scores for as many patches, or one for all.""
 
 from __future__ import annotations
 
-__all__ = ["GlobalDiscriminator", "PatchDiscriminator", "receptive_field"]
+__all__ = ["GlobalDiscriminator", "PatchDiscriminator"]
 
 from collections.abc import Sequence
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mmpoe.missing import check_finite, check_names, check_observed
 from mmpoe.models import MultimodalVAE
-from mmpoe.nn.modes import evaluation
+from mmpoe.nn import evaluation
 from mmpoe.training import Adversary
 
 Batch = tuple[dict[str, Tensor], Tensor, Tensor]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from examples.medical_mri_us.data import Mask, Volume
 from mmpoe.hierarchy import latent_groups
 from mmpoe.models import MMHVAE, in_chunks
-from mmpoe.nn.modes import evaluation
+from mmpoe.nn import evaluation
 
 
 class Prediction(NamedTuple):
