@@ -6,19 +6,22 @@ __all__ = ["draw", "draw_images", "draw_ranks"]
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from examples.medical_mri_us.data import Subject, Volume
 from examples.medical_mri_us.modalities import LABELS as MODALITY
 
-from .run import BASELINE, Profile, load, load_trained
-from .scoring import images_of
+from .profiles import Profile, load
+from .results import METRICS, REFERENCE, Metric, Result, ranking
+from .scoring import BASELINE, images_of
 from .systems import LABELS, System
-from .table import METRICS, REFERENCE, Metric, Result, ranking
+from .training import load_trained
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CELLS = (
     (("us",), "t2"),
@@ -135,6 +138,9 @@ def _show(axis: Axes, image: Volume, subject: Subject, k: int, title: str) -> No
 
 
 def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(size, layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)

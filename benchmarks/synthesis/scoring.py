@@ -8,6 +8,7 @@ without latents give the same images for both.
 from __future__ import annotations
 
 __all__ = [
+    "BASELINE",
     "PROTOCOLS",
     "SUBSETS",
     "Cell",
@@ -36,6 +37,8 @@ from mmpoe.models import MultimodalVAE
 
 from .systems import System
 
+BASELINE = "mean image"
+"""The name of what :func:`baseline` scores."""
 STRICT, PUBLISHED = (DEFINITIONS[name] for name in ("strict", "mmhvae-2026"))
 PROTOCOLS = {
     STRICT.name: ("psnr", "ssim", "st_lpips", "lpips"),

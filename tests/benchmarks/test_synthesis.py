@@ -17,9 +17,11 @@ from PIL import Image
 from scipy import stats
 
 from benchmarks import _results, _workers
-from benchmarks.synthesis import costs, figures, run, scoring, statistics, table
-from benchmarks.synthesis.run import BASELINE, Profile, compare
+from benchmarks.synthesis import costs, figures, results, scoring, statistics, table, training
+from benchmarks.synthesis.profiles import Profile
+from benchmarks.synthesis.scoring import BASELINE
 from benchmarks.synthesis.systems import LABELS, build
+from benchmarks.synthesis.training import compare
 from examples.medical_mri_us.data import Subject
 from examples.medical_mri_us.evaluation import PROTOCOLS
 from examples.medical_mri_us.modalities import MODALITIES
@@ -160,9 +162,9 @@ def test_training_goes_on_as_if_it_had_not_stopped(name, tmp_path):
             return original(batch, done)
 
         system.loss = loss
-        keep, watch = tmp_path / folder, run.Stopwatch()
+        keep, watch = tmp_path / folder, training.Stopwatch()
         watches.append(watch)
-        history = run.train(system, TRAIN, steps=4, batch=2, seed=0, keep=keep, watch=watch)
+        history = training.train(system, TRAIN, steps=4, batch=2, seed=0, keep=keep, watch=watch)
         assert len(history.bounds) == (stop or 4)
         return list(system.network.parameters())
 
@@ -174,10 +176,10 @@ def test_training_goes_on_as_if_it_had_not_stopped(name, tmp_path):
 
 def test_stopwatches_go_on(monkeypatch):
     clock = iter([100.0, 103.0, 500.0, 600.0, 604.0])
-    monkeypatch.setattr(run.time, "process_time", lambda: next(clock))
-    state = run.Stopwatch().state_dict()
+    monkeypatch.setattr(training.time, "process_time", lambda: next(clock))
+    state = training.Stopwatch().state_dict()
     assert state == {"seconds": 3.0}
-    later = run.Stopwatch()
+    later = training.Stopwatch()
     later.load_state_dict(state)
     assert later.seconds == 7.0
 
@@ -192,7 +194,7 @@ def test_a_finished_run_is_not_done_again(tmp_path, capsys, monkeypatch):
     assert facts["steps"] == json.loads((tmp_path / "mopoe.plan.json").read_text())["steps"]
     assert len(facts["cells"]) == 8
     assert facts["scoring_seconds"] > 0
-    system = run.load_trained(tmp_path, "mopoe", 0)
+    system = training.load_trained(tmp_path, "mopoe", 0)
     assert not system.network.training
     assert scoring.score_system(system, TEST)[0]["psnr"] == facts["cells"][0]["psnr"]
     assert compare("mopoe", 0, TRAIN, TEST, TINY, tmp_path) == 0
@@ -204,16 +206,16 @@ def test_a_finished_run_is_not_done_again(tmp_path, capsys, monkeypatch):
 
 def test_weights_of_unfinished_runs_are_not_loaded(tmp_path):
     with pytest.raises(ValueError, match=r"'folder' should hold mopoe-0.json and mopoe-0.safe"):
-        run.load_trained(tmp_path, "mopoe", 0)
+        training.load_trained(tmp_path, "mopoe", 0)
 
 
 @pytest.mark.parametrize("name", list(LABELS))
 def test_weights_come_back(name, tmp_path):
     torch.manual_seed(0)
     system = build(name, MODALITIES, 32)
-    run.save_weights(system, tmp_path, name, 3)
+    training.save_weights(system, tmp_path, name, 3)
     (tmp_path / f"{name}-3.json").write_text('{"size": 32}')
-    again = run.load_trained(tmp_path, name, 3).network.state_dict()
+    again = training.load_trained(tmp_path, name, 3).network.state_dict()
     for key, value in system.network.state_dict().items():
         assert torch.equal(again[key], value)
 
@@ -234,9 +236,9 @@ def trial(monkeypatch, start, step, seconds):
         nonlocal now
         now += start + step * steps
 
-    monkeypatch.setattr(run.time, "process_time", lambda: now)
-    monkeypatch.setattr(run, "train", train)
-    return run.affordable_steps("unet", TRAIN, replace(TINY, trial=4, seconds=seconds))
+    monkeypatch.setattr(training.time, "process_time", lambda: now)
+    monkeypatch.setattr(training, "train", train)
+    return training.affordable_steps("unet", TRAIN, replace(TINY, trial=4, seconds=seconds))
 
 
 def fake_run(system, seed, shift, patients=12, places=None):
@@ -271,18 +273,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-PSNR, SSIM, ST_LPIPS = table.METRICS[:3]
+PSNR, SSIM, ST_LPIPS = results.METRICS[:3]
 
 
 def test_seeds_are_averaged_before_patients(folder):
-    results = {r.system: r for r in table.read(folder)}
-    assert list(results) == [BASELINE, "U-Net", "MHVAE", "MMHVAE"]
+    found = {r.system: r for r in results.read(folder)}
+    assert list(found) == [BASELINE, "U-Net", "MHVAE", "MMHVAE"]
     place = (("us",), "t2")
-    found = results["MMHVAE"].score(PSNR, [place])
-    assert found == pytest.approx(np.arange(11, 23), abs=1e-3)
-    by_seed = results["MMHVAE"].by_seed(PSNR, [place])
+    scores = found["MMHVAE"].score(PSNR, [place])
+    assert scores == pytest.approx(np.arange(11, 23), abs=1e-3)
+    by_seed = found["MMHVAE"].by_seed(PSNR, [place])
     assert by_seed.mean(axis=1) == pytest.approx([15.5, 17.5], abs=1e-3)
-    assert results["MHVAE"].score(PSNR, [place, (("us",), "flair")]) is None
+    assert found["MHVAE"].score(PSNR, [place, (("us",), "flair")]) is None
 
 
 def test_tables_put_what_was_missing_first_and_test_whole_systems(folder):
@@ -339,8 +341,7 @@ def test_verdict_counts_cells_that_are_best_or_tied(folder):
             noise = rng.normal(size=12)
             cell["psnr"] = list(ours + noise - noise.mean() + 0.01)
     path.write_text(json.dumps(content))
-    results = table.read(folder)
-    found = table.content(results, {"seeds": [0]})["verdict"]["strict/psnr"]
+    found = results.content(results.read(folder), {"seeds": [0]})["verdict"]["strict/psnr"]
     assert found == {"cells": 28, "best": 10, "tied": 16, "uncorrected": 16, "tested": True}
     text = table.report(folder, "quick")
     assert "PSNR, dB: MMHVAE has the best mean in 10 of 28 cells (36%), and is best" in text
@@ -361,9 +362,9 @@ def test_too_few_patients_are_not_tested(tmp_path):
 def test_runs_of_other_patients_are_not_mixed(folder):
     (folder / "z-9.json").write_text(json.dumps(fake_run("unet", 1, 1, patients=11)))
     with pytest.raises(ValueError, match=r"unet .* other patients"):
-        table.read(folder)
+        results.read(folder)
     with pytest.raises(ValueError, match=r"'folder' should hold scores"):
-        table.read(folder / "nothing")
+        results.read(folder / "nothing")
 
 
 def test_comparisons_are_scipys_with_an_effect():

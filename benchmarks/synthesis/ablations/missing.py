@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.synthesis.run import Profile
+from benchmarks.synthesis.profiles import Profile
 from examples.medical_mri_us.data import Subject, load_subjects, read_index
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import cached_dataset

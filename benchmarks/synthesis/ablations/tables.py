@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.synthesis.run import Profile
+from benchmarks.synthesis.profiles import Profile
 from mmpoe.metrics import paired_table
 
 from .factors import BASE_LABELS, BEFORE, MISSING
