@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmpoe.extras import needs
-from mmpoe.missing import check_modalities
 from mmpoe.training.files import write_file
 
 from .checks import check_choice, check_integer, check_number, check_positive
@@ -72,7 +71,6 @@ class Config:
 
     def check(self) -> None:
         """Raises a ValueError that names the entry, if there is one that cannot be used."""
-        check_modalities(self.modalities)
         check_integer("size", self.size, 4)
         for part in (self.training, self.adversary, self.calibration):
             part.check()

@@ -6,6 +6,7 @@ __all__ = [
     "Batch",
     "System",
     "against",
+    "check_among",
     "mean_by_row",
     "mean_error",
     "paste",
@@ -15,14 +16,14 @@ __all__ = [
     "stack",
 ]
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mmpoe.missing import check_finite, check_names, check_observed
+from mmpoe.missing import as_mask
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn import evaluation
 from mmpoe.training import Adversary
@@ -103,20 +104,33 @@ def stack(
         ValueError: If the mask does not have one boolean column per modality, or what it takes is
             absent or not finite.
     """
-    check_observed(mask, modalities)
-    check_names(list(x), modalities, argument="x")
+    check_among("x", x, modalities)
     like = next(iter(x.values()))
+    mask = as_mask(mask, modalities, len(like)).to(like.device)
     channels = []
     for column, m in enumerate(modalities):
-        chosen = mask[:, column].to(like.device)
+        chosen = mask[:, column]
         if m in x:
-            check_finite(x[m], chosen, m)
-            channels.append(torch.where(chosen[:, None, None, None], x[m], fill))
+            channel = torch.where(chosen[:, None, None, None], x[m], fill)
+            if not bool(channel.isfinite().all()):
+                raise ValueError(
+                    f"'x' should be finite where the mask takes it, but {m!r} is not."
+                )
+            channels.append(channel)
         elif bool(chosen.any()):
             raise ValueError(f"'x' should hold {m!r}, which the mask takes, but it is absent.")
         else:
             channels.append(torch.full_like(like, fill))
     return torch.cat(channels, dim=1)
+
+
+def check_among(argument: str, names: Iterable[str], modalities: Sequence[str]) -> None:
+    """Raises a ValueError that lists the modalities unless all names are among them."""
+    for name in names:
+        if name not in modalities:
+            raise ValueError(
+                f"'{argument}' should be among {', '.join(modalities)}, but holds {name!r}."
+            )
 
 
 def planes(mask: Tensor, like: Tensor) -> Tensor:
@@ -173,7 +187,7 @@ def predict_channels(
         modalities: The names of its output channels.
         targets: The modalities to return.
     """
-    check_names(targets, modalities, argument="targets")
+    check_among("targets", targets, modalities)
     with evaluation(network.modules()):
         out = network(images)
     return {m: out[:, [modalities.index(m)]] for m in targets}
@@ -198,7 +212,7 @@ def predict_means(
         targets: The modalities to decode.
         temperature: The temperature of the sample; 0 is the mean.
     """
-    check_names(targets, model.modalities, argument="targets")
+    check_among("targets", targets, model.modalities)
     wanted = torch.tensor([m in targets for m in model.modalities])
     decode = wanted.expand(given.shape)
     with evaluation(model.modules()):
