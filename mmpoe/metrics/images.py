@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mmpoe.extras import needs
 
-from .each import each_image
+from ._each import each_image
 
 if TYPE_CHECKING:
     import numpy as np

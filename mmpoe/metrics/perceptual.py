@@ -22,7 +22,7 @@ from torch.nn.functional import conv2d, max_pool2d, pad, relu
 
 from mmpoe.extras import needs
 
-from .each import image_pair
+from ._each import image_pair
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,7 +6,7 @@ __all__ = ["gmsd", "ms_ssim"]
 
 from typing import TYPE_CHECKING
 
-from .each import each_image
+from ._each import each_image
 
 if TYPE_CHECKING:
     import numpy as np

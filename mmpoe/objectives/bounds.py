@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from mmpoe.gaussian import widen
-from mmpoe.likelihoods import OptimalScale, check_support, families
+from mmpoe.likelihoods import OptimalScale, _elements, check_support
 from mmpoe.missing import check_finite, check_names, check_observed, fill
 
 Beta = float | Sequence[float] | Tensor | Callable[[Tensor], Tensor]
@@ -222,7 +222,7 @@ def log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
             f"but got {type(p).__name__}."
         )
     elements = p.base_dist if isinstance(p, Independent) else p
-    if valid is None and p.event_shape and type(elements) is families.Normal:
+    if valid is None and p.event_shape and type(elements) is _elements.Normal:
         return elements.total_log_prob(x, range(len(p.batch_shape), len(elements.batch_shape)))
     if valid is None:
         log_p = elements.log_prob(x)
