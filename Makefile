@@ -37,7 +37,7 @@ demo: $(READY)  ## Train on phantom patients, synthesise what is missing, write 
 JOURNEY := runs/journey
 MRI_US := $(BIN)/python -m examples.medical_mri_us
 
-journey: $(READY)  ## Every verb on phantom patients, from data to a report in runs/journey, under 15 minutes
+journey: $(READY)  ## Every subcommand on phantom patients, from data to a report in runs/journey, under 15 minutes
 	rm -rf $(JOURNEY)
 	$(MRI_US) phantom --train 60 --test 6 --missingness paper-87 --out $(JOURNEY)/data
 	$(MRI_US) check $(JOURNEY)/data/index.csv

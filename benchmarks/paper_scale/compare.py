@@ -61,7 +61,7 @@ def read_measured(evaluation: Path) -> tuple[dict[Place, Number], dict[str, Any]
     """Reads an evaluation.
 
     Arguments:
-        evaluation: The folder that the verb `evaluate` wrote.
+        evaluation: The folder that the subcommand `evaluate` wrote.
 
     Returns:
         Its numbers in the units of the quoted ones, and all that ``cells.json`` says.

@@ -17,7 +17,7 @@ from examples.medical_mri_us.report import EvaluationError, make_page, read_eval
 from examples.medical_mri_us.report.charts import coverage_plot, line_plot, missingness_plot
 from examples.medical_mri_us.report.sections import training
 from examples.medical_mri_us.report.sprites import make_sprites
-from examples.medical_mri_us.verbs import report
+from examples.medical_mri_us.subcommands import report
 
 VOID = {"meta", "input", "br", "img"}
 LEFT_OPEN = {"html", "head", "body"}

@@ -34,7 +34,7 @@ from benchmarks.synthesis.profiles import PROFILES, load
 from benchmarks.synthesis.training import compare, load_trained
 from examples.medical_mri_us.data import Subject
 from examples.medical_mri_us.modalities import MODALITIES
-from examples.medical_mri_us.verbs.calibrate import Samples
+from examples.medical_mri_us.subcommands.calibrate import Samples
 from mmpoe.imputation import calibrate
 from mmpoe.models import MMHVAE
 

@@ -1,4 +1,4 @@
-"""Faults of the surroundings, as the verbs tell them: folders, locks, devices, mistypings."""
+"""Faults of the surroundings, as the subcommands tell them: folders, locks, devices, mistypings."""
 
 import errno
 import os
@@ -9,8 +9,8 @@ import torch
 from volumes import make_run, volume, write, write_index
 
 from examples.medical_mri_us import __main__ as cli
-from examples.medical_mri_us.verbs import synthesize as synthesize_module
-from examples.medical_mri_us.verbs import train as train_module
+from examples.medical_mri_us.subcommands import synthesize as synthesize_module
+from examples.medical_mri_us.subcommands import train as train_module
 from mmpoe.training.folder import lock
 
 SET = ["--set", "size=16", "--set", "model.widths=[8]", "--set", "model.latents=[2]"]
@@ -128,7 +128,7 @@ def test_typing_mistakes_in_a_configuration(how, index, tmp_path, answer):
 @pytest.mark.fault(33)
 @pytest.mark.parametrize("what", ["model.safetensors", "model.json"])
 def test_a_damaged_model_is_not_used(what, tmp_path, answer):
-    """Faults 30, 31 and 33, by the verbs: exit code 4."""
+    """Faults 30, 31 and 33, by the subcommands: exit code 4."""
     run = make_run(tmp_path / "run")
     us = write(tmp_path / "p.nii.gz", volume(0))
     file = run / "model" / what

@@ -1,4 +1,4 @@
-"""The verb `phantom`: make a data set of phantom patients, and a picture of it."""
+"""The subcommand `phantom`: make a data set of phantom patients, and a picture of it."""
 
 from __future__ import annotations
 

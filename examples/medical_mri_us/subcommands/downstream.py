@@ -87,7 +87,7 @@ class Downstream:
 
 
 def run(options: Downstream) -> int:
-    """Runs the verb and returns its exit code.
+    """Runs the subcommand and returns its exit code.
 
     Returns:
         0, 1 if the files of some cases cannot be used, or 3 if the network does not find tumours

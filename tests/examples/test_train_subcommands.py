@@ -18,11 +18,11 @@ from examples.medical_mri_us.data import CaseError
 from examples.medical_mri_us.facts import is_phantom
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.models import load_model
-from examples.medical_mri_us.verbs import calibrate, evaluate
-from examples.medical_mri_us.verbs.calibrate import Calibrate
-from examples.medical_mri_us.verbs.synthesize import Synthesize
-from examples.medical_mri_us.verbs.synthesize import run as synthesize
-from examples.medical_mri_us.verbs.train import Train, run
+from examples.medical_mri_us.subcommands import calibrate, evaluate
+from examples.medical_mri_us.subcommands.calibrate import Calibrate
+from examples.medical_mri_us.subcommands.synthesize import Synthesize
+from examples.medical_mri_us.subcommands.synthesize import run as synthesize
+from examples.medical_mri_us.subcommands.train import Train, run
 from mmpoe.training import CheckpointError, load_checkpoint, save_checkpoint
 
 HELD = {"a": MODALITIES, "b": ("us", "t2"), "c": ("us", "cet1"), "d": MODALITIES}

@@ -46,7 +46,7 @@ class Evaluate:
     """Score a trained model on held-out cases, and compare it with others, case by case.
 
     Writes cells.json, cases.csv, statistics.json, coverage.json, tables.md and views/, which the
-    verb `report` makes a page of, and puts the tables into the model card of a training. Cases may
+    subcommand `report` makes a page of, and puts the tables into the model card of a training. Cases may
     lack modalities: a cell counts the cases that have its inputs and its truth.
     """
 
@@ -84,7 +84,7 @@ class Evaluate:
 
 
 def run(options: Evaluate) -> int:
-    """Runs the verb and returns its exit code: 0, 1 if cases were left out, or 3 for bad data.
+    """Runs the subcommand and returns its exit code: 0, 1 if cases were left out, or 3 for bad data.
 
     Raises:
         ValueError: If an option or the index cannot be used.
