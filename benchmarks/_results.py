@@ -1,4 +1,4 @@
-"""What every benchmark keeps: a JSON file that says how it was made, and tables to read."""
+"""Results of benchmarks: a JSON file that says how it was made, and tables to read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from .bench_mmhvae import processor
 
 RESULTS = Path(__file__).parent / "results"
-"""Where results are committed."""
+"""The folder of the results that are committed."""
 
 
 def facts(command: str, profile: str, seeds: Sequence[int]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from examples.medical_mri_us.modalities import LABELS
 from mmpoe.training.files import write_file
 
 QUOTED = Path(__file__).with_name("quoted.csv")
-"""What the paper says."""
+"""The numbers of the paper."""
 
 PROTOCOL = "mmhvae-2026"
 """The protocol whose numbers can stand beside it."""

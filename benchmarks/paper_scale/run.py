@@ -4,7 +4,7 @@ r"""From a folder of ReMIND to results beside the paper's, on a machine with GPU
         --split splits/split_empty_0.csv --processes 4 --out runs/paper
 
 Runs one command after the other, each of which it prints; with --dry-run it prints them alone.
-The same command goes on where it was stopped: the training resumes, and what is done is not done
+The same command resumes where it was stopped: training continues, and what is done is not done
 again.
 """
 

@@ -1,4 +1,4 @@
-"""The figures of the synthesis benchmark: how systems rank, and what they make of two patients."""
+"""The figures of the synthesis benchmark: ranks of the systems, and images of two patients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CELLS = (
     (("t2", "cet1"), "flair"),
     (("t2", "cet1", "flair"), "us"),
 )
-"""What is given and the target, row by row."""
+"""The inputs and the target of each row."""
 PATIENTS = 2
 ACCENT, PLAIN = "#c0392b", "#44546a"
 
@@ -100,7 +100,7 @@ def draw_ranks(ranks: Sequence[tuple[Metric, Mapping[str, np.ndarray]]]) -> Figu
 
 
 def draw_images(systems: Mapping[str, System], subject: Subject) -> Figure:
-    """Draws what systems make of the middle slice of a patient, beside the truth.
+    """Draws the images that systems synthesise of the middle slice of a patient, and the truth.
 
     Arguments:
         systems: Trained systems by label.

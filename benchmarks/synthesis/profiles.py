@@ -23,7 +23,7 @@ class Profile:
     size: int
     slices: int
     seconds: float
-    """The processor time of each training."""
+    """The processor time of each training run."""
     seeds: int
     batch: int = 8
     trial: int = 25

@@ -1,4 +1,4 @@
-"""The scores that the runs of the synthesis benchmark keep, and what follows from them.
+"""The scores that the runs of the synthesis benchmark keep, averaged, ranked and counted.
 
 The unit is the patient: scores are averaged over seeds before anything is tested, and over cells
 where a table says so.
@@ -39,7 +39,7 @@ from .systems import LABELS, SYSTEMS
 
 REFERENCE = LABELS["mmhvae"]
 Place = tuple[tuple[str, ...], str]
-"""What was given, and the target."""
+"""The inputs, and the target."""
 CROSS: list[Place] = [(given, m) for given in SUBSETS for m in MODALITIES if m not in given]
 OWN: list[Place] = [(given, m) for given in SUBSETS for m in MODALITIES if m in given]
 
@@ -80,7 +80,7 @@ class Result:
     system: str
     """As it is written in tables."""
     runs: list[dict[str, Any]]
-    """What each run says of itself."""
+    """The facts of each run."""
     patients: list[str]
     cells: dict[Place, dict[str, np.ndarray]]
     """The scores by the name of the metric, with shape (runs, patients)."""

@@ -3,7 +3,7 @@
 The number of steps of a system is what its budget of processor time pays for, going by a few
 trial steps, so that neither other programs nor a slow disk favour anybody. The same patients,
 patterns of missingness, draws of slices, learning rate, schedule, optimiser and averaging of
-weights hold for all. A run that was stopped goes on where it was, one that is finished is not done
+weights hold for all. A run that was stopped resumes, one that is finished is not done
 again. Each run, of one system with one seed, is a process of its own with one thread, and leaves
 beside its log and its checkpoints
 

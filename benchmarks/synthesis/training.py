@@ -45,7 +45,7 @@ RARE = 0.3
 
 
 class Stopwatch:
-    """Counts the processor time of a training, over all the times that it was gone on with."""
+    """Counts the processor time of a training run, over all the times that it was resumed."""
 
     def __init__(self) -> None:
         self.before, self.start = 0.0, time.process_time()
@@ -60,7 +60,7 @@ class Stopwatch:
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Goes on from a time."""
+        """Resumes from a time."""
         self.before, self.start = state["seconds"], time.process_time()
 
 
@@ -83,9 +83,9 @@ def train(
         steps: The number of steps.
         batch: The number of slices in a batch.
         seed: What slices are drawn from, the same for all systems.
-        keep: Where to keep checkpoints, to go on from if there are any.
-        description: What checkpoints are checked against.
-        watch: What counts its processor time, if it is kept.
+        keep: The folder of checkpoints; training resumes from the last one, if there is any.
+        description: The description that checkpoints are checked against.
+        watch: The stopwatch of its processor time, if checkpoints are kept.
     """
     slices = Slices(subjects, flip=True)
     draws = WeightedRandomSampler(
@@ -121,9 +121,9 @@ def affordable_steps(
 ) -> int:
     """Returns how many steps of a system the budget pays for, by what trial steps cost.
 
-    It is the difference between trainings of one and of more steps: what a training costs before
-    its first step would count in each of a few steps, and hardly does in a thousand. It is no
-    less than half of the mean, which such a difference may be by chance.
+    The cost of a step is the difference between training runs of one and of more steps: the costs
+    before the first step would count in each of a few steps, and hardly do in a thousand. It is
+    taken to be at least half of the mean, since such a difference varies by chance.
     """
     torch.manual_seed(0)
     system = make(name, MODALITIES, profile.size)
@@ -155,17 +155,17 @@ def compare(
         test_on: The held-out patients.
         profile: The size of the comparison.
         folder: Where scores and checkpoints are kept.
-        make: What builds it.
+        make: The function that builds it.
 
     Returns:
-        The exit code: 0, or that of the signal that stopped the training.
+        The exit code: 0, or that of the signal that stopped training.
     """
     result = folder / f"{name}-{seed}.json"
     if is_finished(result, profile):
         print(f"{result} is there already.")
         return 0
     plan = folder / f"{name}.plan.json"
-    if not plan.exists():  # one number of steps for all seeds, and for a run that goes on
+    if not plan.exists():  # one number of steps for all seeds, and for a run that is resumed
         steps = affordable_steps(name, train_on, profile, make)
         _write_once(plan, {"steps": steps, "profile": asdict(profile)})
     is_finished(plan, profile)
@@ -188,7 +188,7 @@ def compare(
         watch=watch,
     )
     if history.interrupted:
-        print("Stopped; the same command goes on from here.")
+        print("Stopped; the same command resumes.")
         return history.exit_code
     save_weights(system, folder, name, seed)
     facts = {

@@ -43,7 +43,7 @@ SUBCOMMANDS: dict[str, Any] = {
     "report": (report.Report, report.run),
     "import-official": (import_official.ImportOfficial, import_official.run),
 }
-"""What may be asked for: its options, and what does it and returns the exit code."""
+"""The options of each subcommand, and the function that runs it and returns the exit code."""
 
 PROGRAM = "python -m examples.medical_mri_us"
 

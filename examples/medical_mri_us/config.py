@@ -1,4 +1,4 @@
-"""The configuration of a training: one tree of dataclasses, read from TOML and written to it."""
+"""The configuration of a training run: a tree of dataclasses, read from TOML and written to it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Matching:
 
 @dataclass(frozen=True)
 class Config:
-    """All that a training depends on, but for the data."""
+    """All that a training run depends on, but for the data."""
 
     modalities: tuple[str, ...] = MODALITIES
     """The names of the modalities: columns of the index."""

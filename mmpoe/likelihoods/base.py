@@ -1,4 +1,4 @@
-r"""What all likelihoods share: a network, and the check that data can come from a distribution."""
+r"""The base of all likelihoods: a network, and the check that data are in the support."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class _LocationScale(_Scaled):
 
 
 class OptimalScale(dist.Independent):
-    r"""What a likelihood of optimal scale returns during training: the scale awaits the data.
+    r"""The distribution of a likelihood of optimal scale in training: the scale awaits the data.
 
     Until :meth:`fit` is called, it has the scale that the likelihood keeps.
 

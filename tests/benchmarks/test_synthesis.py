@@ -1,4 +1,4 @@
-"""The synthesis benchmark trains, goes on, scores and tells the truth in its tables."""
+"""The synthesis benchmark trains, resumes, scores and tells the truth in its tables."""
 
 import importlib.util
 import json
@@ -509,7 +509,7 @@ sys.exit(143)
     thread.join()
     assert (tmp_path / "ended").read_text() == "1"
     assert not (tmp_path / "b.log").exists()
-    assert "Stopped after 0 of 2 runs; the same command goes on" in capsys.readouterr().out
+    assert "Stopped after 0 of 2 runs; the same command resumes" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -146,7 +146,7 @@ def test_a_run_tells_what_it_was_trained_on(evaluated, tmp_path):
 def test_a_short_training_has_no_curve_and_says_so(evaluated):
     facts = read_evaluation(evaluated / "eval").facts
     short = training({**facts, "log": {k: v[:1] for k, v in facts["log"].items()}})
-    assert short.count("The training was too short for a curve.") == 2
+    assert short.count("Training was too short for a curve.") == 2
     assert "too short" not in training(facts)
 
 

@@ -1,4 +1,4 @@
-"""Images and indices with faults: what is said, which exit code, and who goes on."""
+"""Images and indices with faults: messages, exit codes, and what continues."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Faults of the surroundings, as the subcommands tell them: folders, locks, devices, mistypings."""
+"""Faults of the surroundings, as subcommands report them: folders, locks, devices, typos."""
 
 import errno
 import os
@@ -81,7 +81,7 @@ def test_two_runs_in_one_folder(index, tmp_path, answer, monkeypatch):
 @pytest.mark.fault(43)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(index, tmp_path, answer, capsys):
-    """Fault 43: exit code 2 if one is asked for; auto goes on without, and says so."""
+    """Fault 43: exit code 2 if one is asked for; auto does without, and says so."""
     out = tmp_path / "out"
     run = make_run(tmp_path / "run")
     for arguments in (

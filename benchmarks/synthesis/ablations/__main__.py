@@ -8,7 +8,7 @@ learns from the patients who are complete nevertheless, as one does who discards
     python -m benchmarks.synthesis.ablations --profile quick --write
     python -m benchmarks.synthesis.ablations --factors fusion adversary
 
-A run that was stopped goes on where it was, one that is finished is not done again.
+A run that was stopped resumes, one that is finished is not done again.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Scores:
 
     variant: Variant
     runs: list[dict[str, Any]]
-    """What each run says of itself."""
+    """The facts of each run."""
     values: dict[tuple[str, str], np.ndarray]
     """The scores of each patient, averaged over cells and seeds, by kind of cell and metric."""
 

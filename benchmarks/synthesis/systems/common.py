@@ -1,4 +1,4 @@
-"""What systems have in common: their interface, and images of which some are missing."""
+"""The interface of systems, and helpers for images of which some are missing."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ BACKGROUND = -1.0
 
 
 class System(Protocol):
-    """A system that learns from incomplete patients to show what they lack."""
+    """A system that learns from incomplete patients to synthesise missing modalities."""
 
     network: nn.Module
-    """What is trained, and what synthesises."""
+    """The network that is trained, and synthesises."""
     modalities: list[str]
     """The names of all modalities, in the order of the columns of masks."""
     handled: list[str]
@@ -48,14 +48,14 @@ class System(Protocol):
     lr: float
     """The highest learning rate."""
     adversary: Adversary | None
-    """What is trained against the network, if anything."""
+    """The adversary that is trained against the network, if there is one."""
 
     def loss(self, batch: Batch, done: float) -> Tensor:
         """Returns the loss of each row, with shape (B); it draws what is given of each row.
 
         Arguments:
             batch: A batch, in which each row has its own missing modalities.
-            done: The share of the training done so far, from 0 to 1.
+            done: The share of training done so far, from 0 to 1.
         """
         ...
 
@@ -163,7 +163,9 @@ def mean_by_row(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def paste(images: Tensor, real: Tensor, hidden: Tensor, fov: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns fake and real images to judge: equal but for what was hidden, -1 outside the view.
+    """Returns fake and real images for a discriminator: equal but for hidden modalities.
+
+    They are -1 outside the field of view.
 
     Arguments:
         images: What was synthesised, with shape (B, M, H, W).
@@ -179,7 +181,7 @@ def paste(images: Tensor, real: Tensor, hidden: Tensor, fov: Tensor) -> tuple[Te
 def predict_channels(
     network: nn.Module, images: Tensor, modalities: Sequence[str], targets: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Returns some channels of what a network makes of images, each with shape (B, 1, H, W).
+    """Returns some output channels of a network, each with shape (B, 1, H, W).
 
     Arguments:
         network: Maps images (B, C, H, W) to one channel for each modality.
@@ -201,7 +203,7 @@ def predict_means(
     targets: Sequence[str],
     temperature: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Returns what a variational autoencoder says at the mean of its posterior, or at a sample.
+    """Returns the predictions of a VAE at the mean of its posterior, or at a sample.
 
     The posterior of a mixture is the product of all that is given.
 

@@ -53,7 +53,7 @@ class MHVAESystem:
     Arguments:
         modalities: The names of all modalities.
         model: The model, of the first two of them.
-        beta: The weight of the divergence, after a tenth of the training.
+        beta: The weight of the divergence, after a tenth of training.
 
     Raises:
         ValueError: If the model is not of the first two modalities.

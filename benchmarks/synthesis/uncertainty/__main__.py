@@ -72,7 +72,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Condition:
-    """Where draws come from."""
+    """The source of draws."""
 
     name: str
     """How its file is called."""

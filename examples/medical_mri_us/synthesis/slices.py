@@ -19,7 +19,7 @@ from mmpoe.nn import evaluation
 
 
 class Prediction(NamedTuple):
-    """What a model makes of some slices, by target, on its own scale from -1 to 1."""
+    """The predictions of a model for some slices, by target, on its own scale from -1 to 1."""
 
     mean: dict[str, Volume]
     """The images at the mean of the latents, (slices, size, size)."""
