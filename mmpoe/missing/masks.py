@@ -2,7 +2,7 @@ r"""Masks over modalities, and entries without what is missing."""
 
 from __future__ import annotations
 
-__all__ = ["as_mask", "fill"]
+__all__ = ["as_mask"]
 
 from collections.abc import Sequence
 

@@ -25,6 +25,7 @@ __all__ = [
     "evaluation",
 ]
 
+# names imported as themselves are for the library's other packages, and not public
 from .cells import InvertedResidualCell, ProjectionCell, SqueezeExcite, UpsampleConv
 from .cells import MarkovStep as MarkovStep
 from .cells import ResidualCell as ResidualCell

@@ -1,14 +1,9 @@
 """The synthesis benchmark trains, resumes, scores and tells the truth in its tables."""
 
-import importlib.util
 import json
-import os
 import re
 import signal
-import threading
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +11,6 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from benchmarks import _results, _workers
 from benchmarks.synthesis import costs, figures, results, scoring, statistics, table, training
 from benchmarks.synthesis.profiles import Profile
 from benchmarks.synthesis.scoring import BASELINE
@@ -433,103 +427,6 @@ def test_results_are_written_with_what_made_them(folder, tmp_path, monkeypatch):
         with Image.open(to / name) as image:
             assert image.size[0] > 300
     assert (to / "synthesis.json").stat().st_size < 200_000
-
-
-def test_results_hold_json_alone(tmp_path):
-    content = {"a": np.float32(1.5), "b": [np.nan, np.inf, 1], "c": torch.ones(2), 3: (True, None)}
-    _results.write("x", content, "# X\n\n", tmp_path)
-    text = (tmp_path / "x.json").read_text()
-    assert json.loads(text) == {"a": 1.5, "b": [None, None, 1], "c": [1.0, 1.0], "3": [True, None]}
-    assert '"b": [null, null, 1]' in text  # numbers on one line
-    assert (tmp_path / "x.md").read_text() == "# X\n"
-    facts = _results.facts("command", "quick", [0, 1])
-    assert facts["command"] == "command"
-    assert facts["seeds"] == [0, 1]
-    assert set(facts["machine"]) >= {"cpu", "cores", "torch"}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"])
-
-
-def job(name, tmp_path, code):
-    (tmp_path / f"job_{name}.py").write_text(code)
-    return _workers.Job(name, f"job_{name}", (), tmp_path / f"{name}.log")
-
-
-@pytest.fixture
-def jobs(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return lambda name, code: job(name, tmp_path, code)
-
-
-def test_jobs_run_some_at_a_time_with_one_thread(jobs, tmp_path, capsys):
-    code = "import os, pathlib; print(os.environ['OMP_NUM_THREADS'])"
-    assert _workers.run_jobs([jobs(name, code) for name in "abc"], 2) == 0
-    assert [(tmp_path / f"{name}.log").read_text() for name in "abc"] == ["1\n"] * 3
-    out = capsys.readouterr().out.splitlines()
-    assert len(out) == 3
-    assert re.fullmatch(r"3 of 3: . done in \d+ s; running: none; 0 waiting", out[-1])
-    with pytest.raises(ValueError, match=r"'workers' should be at least 1, but is 0"):
-        _workers.run_jobs([], 0)
-
-
-def test_a_job_that_fails_ends_the_others_and_shows_why(jobs, tmp_path, capsys):
-    bad = jobs("bad", "import sys; print('the reason'); sys.exit(5)")
-    slow = jobs("slow", "import time; time.sleep(60)")
-    start = time.monotonic()
-    assert _workers.run_jobs([slow, bad, jobs("never", "")], 2) == 5
-    assert time.monotonic() - start < 30
-    assert "the reason" in capsys.readouterr().out
-    assert not (tmp_path / "never.log").exists()
-
-
-def test_a_signal_ends_jobs_once_and_in_order(jobs, tmp_path, capsys):
-    code = """
-import pathlib, signal, sys, time
-place = pathlib.Path(sys.argv[0]).parent
-def end(*_):
-    signals.append(1)
-signals = []
-signal.signal(signal.SIGTERM, end)
-(place / "ready").touch()
-while not signals:
-    time.sleep(0.01)
-time.sleep(1)
-(place / "ended").write_text(str(len(signals)))
-sys.exit(143)
-"""
-
-    def interrupt():
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    assert _workers.run_jobs([jobs("a", code), jobs("b", "")], 1) == 130
-    thread.join()
-    assert (tmp_path / "ended").read_text() == "1"
-    assert not (tmp_path / "b.log").exists()
-    assert "Stopped after 0 of 2 runs; the same command resumes" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_documentation_includes_what_there_is_and_names_what_is_not(tmp_path):
-    path = Path(__file__).parents[2] / "docs" / "_ext" / "benchmark_results.py"
-    spec = importlib.util.spec_from_file_location("benchmark_results", path)
-    extension = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(extension)
-    assert extension.show("x", "make x", tmp_path) == "*Not measured yet:* `make x`."
-    (tmp_path / "x.md").touch()
-    shown = extension.show("x", "make x", tmp_path)
-    assert shown.startswith("```{include} ../benchmarks/results/x.md\n")
-    page = (path.parents[1] / "benchmarks.md").read_text()
-    names = [name for name, _ in extension.LINE.findall(page)]
-    assert names == ["synthesis", "downstream", "ablations", "uncertainty", "synthesis_costs"]
-    source = [page]
-    extension.fill(None, "another", source)
-    assert source == [page]
-    extension.fill(None, "benchmarks", source)
-    assert "{results}" not in source[0]
 
 
 def test_costs_count_what_layers_do():
