@@ -1,4 +1,4 @@
-r"""How sure a mean is, and which differences between systems are more than chance.
+r"""Means with their standard errors, and paired tests between systems.
 
 The unit is the independent case, such as a patient: scores of slices or elements of one case vary
 together, so they are averaged before anything is tested.

@@ -1,4 +1,4 @@
-r"""Batches of samples that each hold whichever modalities they have."""
+r"""Collation of samples that each hold whichever modalities they have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Masks over modalities, and entries without what is missing."""
+r"""Masks over modalities."""
 
 from __future__ import annotations
 

@@ -306,10 +306,10 @@ def _intercepts_of_kept(drive: Tensor, rate: Tensor) -> Tensor:
 
 
 def _missing_of_kept(log_odds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean (B, M) and covariance (M, M), averaged over rows, of what rows miss if not all.
+    """The mean (B, M) and row-averaged covariance (M, M) of the missing, given that not all are.
 
-    Also returns the log probabilities that some other modality is observed, (B, M). The log odds
-    of missing are larger by these in rows that keep a modality.
+    Also returns the log probabilities that some other modality is observed, (B, M): by so much
+    the log odds of missing are larger in rows that keep a modality.
     """
     log_p = logsigmoid(log_odds)
     log_all = log_p.sum(dim=1, keepdim=True)  # log p(all are missing)

@@ -1,4 +1,4 @@
-r"""Subsets of what each row observed, drawn."""
+r"""Random subsets of what each row observed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Subsets of what each row observed, enumerated."""
+r"""Families of subsets of what each row observed, enumerated."""
 
 from __future__ import annotations
 
