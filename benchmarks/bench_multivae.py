@@ -32,8 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmpoe.evidence import log_marginal, log_predictive
 from mmpoe.missing import pack, sample_subsets, subsets
-from mmpoe.objectives import log_marginal, log_predictive, mixture_elbo, mopoe
+from mmpoe.objectives import mixture_elbo, mopoe
 
 from . import _multivae as peer
 from . import _networks as ours

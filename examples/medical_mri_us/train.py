@@ -63,9 +63,9 @@ def bound(
     """
     _, targets, observed, fov = batch
     valid = dict.fromkeys(targets, fov)
-    hidden = mmpoe.elbo(output, targets, observed & ~given, beta, valid=valid)
-    shown = mmpoe.elbo(output, targets, given, 0.0, valid=valid)
-    return (hidden + reconstruction * shown) / fov.flatten(1).sum(dim=1)
+    weight = torch.where(given, reconstruction, 1.0)
+    value = mmpoe.elbo(output, targets, observed, beta, weight=weight, valid=valid)
+    return value / fov.flatten(1).sum(dim=1)
 
 
 def train(

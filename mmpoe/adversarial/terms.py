@@ -11,9 +11,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
+from mmpoe.likelihoods.scoring import check_valid
 from mmpoe.missing import check_finite, check_names, check_observed
+from mmpoe.models import Output
+from mmpoe.models.inputs import absent
 from mmpoe.nn import ModalityDict
-from mmpoe.objectives.bounds import Outcome, absent, check_valid
 
 from .bank import ImageBank
 from .losses import KINDS, Kind
@@ -24,7 +26,7 @@ Discriminators = Mapping[str, nn.Module] | ModalityDict
 
 
 def adversarial_loss(
-    output: Outcome,
+    output: Output,
     discriminators: Discriminators,
     judged: Tensor,
     *,
@@ -74,7 +76,7 @@ def adversarial_loss(
 
 
 def discriminator_loss(
-    output: Outcome,
+    output: Output,
     discriminators: Discriminators,
     x: Mapping[str, Tensor],
     observed: Tensor,
@@ -158,7 +160,7 @@ def discriminator_loss(
 
 
 def _fakes(
-    output: Outcome, judged: Tensor, modality: str, valid: Mapping[str, Tensor] | None
+    output: Output, judged: Tensor, modality: str, valid: Mapping[str, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """Where what is judged of a modality stands in the flat batch, (N), and its images, (N, *)."""
     p = output.likelihoods[modality]
@@ -213,19 +215,19 @@ def _in_view(
     return torch.where(inside.index_select(0, sample), images, 0)
 
 
-def _zeros(output: Outcome) -> Tensor:
+def _zeros(output: Output) -> Tensor:
     """A zero for each row, flat; a leaf, so that gradients of it exist if nothing is added."""
     kl = output.kl[0]
     options = {"dtype": kl.dtype, "device": kl.device}
     return torch.zeros(kl.numel(), **options, requires_grad=torch.is_grad_enabled())
 
 
-def _column(output: Outcome, modality: str) -> int:
+def _column(output: Output, modality: str) -> int:
     return list(output.likelihoods).index(modality)
 
 
 def _check(
-    output: Outcome,
+    output: Output,
     discriminators: Discriminators,
     judged: Tensor,
     kind: str,
@@ -247,7 +249,7 @@ def _check(
 
 
 def _check_batch(
-    output: Outcome,
+    output: Output,
     discriminators: Discriminators,
     x: Mapping[str, Tensor],
     observed: Tensor,

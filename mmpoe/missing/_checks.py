@@ -40,15 +40,23 @@ def check_modalities(modalities: Sequence[str]) -> None:
         )
 
 
-def check_observed(observed: Tensor, modalities: Sequence[str] | None = None) -> None:
-    """Raises a ValueError unless `observed` is a boolean matrix with one column per modality."""
+def check_observed(
+    observed: Tensor, modalities: Sequence[str] | None = None, argument: str = "observed"
+) -> None:
+    """Raises a ValueError unless a mask is a boolean matrix with one column per modality.
+
+    Arguments:
+        observed: The mask.
+        modalities: The names of the columns; any number if None.
+        argument: The name of the argument that holds the mask, for messages.
+    """
     if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
         kind = observed.dtype if isinstance(observed, Tensor) else type(observed).__name__
-        raise ValueError(f"'observed' should be boolean, but is {kind}.")
+        raise ValueError(f"'{argument}' should be boolean, but is {kind}.")
     columns = "M" if modalities is None else len(modalities)
     if observed.dim() != 2 or (modalities is not None and observed.shape[1] != len(modalities)):
         raise ValueError(
-            f"'observed' should have one column per modality and shape (B, {columns}), "
+            f"'{argument}' should have one column per modality and shape (B, {columns}), "
             f"but has shape {tuple(observed.shape)}."
         )
 

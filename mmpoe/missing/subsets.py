@@ -128,12 +128,15 @@ def pack(given: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, s = (given.any(dim=-1) & (weight > 0)).t().nonzero(as_tuple=True)  # (N)
     given, weight = given[s, rows], weight[s, rows]  # (N, M), (N)
 
-    one, pair = distinct_pairs(rows, given)  # (R), (N)
+    found = distinct_pairs(rows, given)
+    if found is None:
+        return given, rows, weight
+    one, pair = found  # (R), (N)
     merged = weight.new_zeros(len(one)).index_add(0, pair, weight)
     return given[one], rows[one], merged
 
 
-def distinct_pairs(rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+def distinct_pairs(rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor] | None:
     """Finds the distinct pairs among some of a row and a subset, in the order of the rows.
 
     Arguments:
@@ -142,9 +145,13 @@ def distinct_pairs(rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The place of one of those that are equal, for each of the R distinct pairs, with shape (R);
-        and which of them each of the pairs is, with shape (N).
+        and which of them each of the pairs is, with shape (N). None if all are distinct, and in
+        order already.
     """
-    code, pair = _codes(rows, given).unique(return_inverse=True)
+    code = _codes(rows, given)
+    if bool((code[1:] > code[:-1]).all()):
+        return None
+    code, pair = code.unique(return_inverse=True)
     place = torch.arange(len(pair), device=pair.device)
     return torch.empty_like(code).scatter(0, pair, place), pair
 

@@ -2,13 +2,23 @@ r"""Checks of what goes into a model, in terms of the caller's arguments."""
 
 from __future__ import annotations
 
-__all__ = ["check_entries", "check_noise", "draw_component", "given_mask", "given_rows"]
+__all__ = [
+    "absent",
+    "check_entries",
+    "check_noise",
+    "check_pairs",
+    "check_weight",
+    "draw_component",
+    "given_mask",
+    "subset_mask",
+]
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from mmpoe.hierarchy import Encodings
 from mmpoe.missing import as_mask, check_finite, check_names, random_subsets
 
 
@@ -44,56 +54,102 @@ def given_mask(
     return mask & torch.tensor([m in x for m in modalities], device=mask.device)
 
 
-def given_rows(
-    x: Mapping[str, Tensor],
-    given: Tensor | Sequence[str] | None,
-    rows: Tensor,
-    modalities: Sequence[str],
-) -> tuple[Tensor, Tensor]:
-    """Returns what each row is given (R, M), and what that needs of each sample (B, M).
+def subset_mask(
+    given: Tensor | Sequence[str], modalities: Sequence[str], size: int, argument: str = "given"
+) -> Tensor:
+    """Returns a mask of shape (B, M), from a mask or from names.
 
     Arguments:
-        x: The batch.
-        given: A mask of shape (R, M).
-        rows: The sample that each row is about, with shape (R).
+        given: The mask or the names.
         modalities: The names of the modalities.
+        size: The number of rows B.
+        argument: The name of the argument, for messages.
     """
-    if not isinstance(given, Tensor) or given.shape[:-1] != rows.shape or rows.dim() != 1:
-        shown = tuple(given.shape) if isinstance(given, Tensor) else given
+    if hasattr(given, "__array__"):
+        given = torch.as_tensor(given)
+    if not isinstance(given, Tensor):
+        check_names(given, modalities, argument=argument)
+        return as_mask(given, modalities, size)
+    if given.dtype != torch.bool or given.shape != (size, len(modalities)):
         raise ValueError(
-            "'given' should be a mask of shape (R, M) for 'rows' of shape (R), "
-            f"but is {shown} for {tuple(rows.shape)}."
+            f"'{argument}' should be boolean with shape (B, M) = {(size, len(modalities))}, "
+            f"but has dtype {given.dtype} and shape {tuple(given.shape)}."
         )
-    if rows.dtype != torch.long:
-        raise ValueError(f"'rows' should be integers, torch.long, but has dtype {rows.dtype}.")
-    size = _batch_size(x, modalities)
-    if size is None:
-        raise ValueError("'x' should hold at least one modality for 'rows' to point into.")
-    if not torch.compiler.is_compiling() and len(rows):
+    return given
+
+
+def check_pairs(given: Tensor, rows: Tensor | None, encodings: Encodings) -> None:
+    """Raises a ValueError unless some subsets can be inferred from encodings.
+
+    Arguments:
+        given: The subsets, with shape (B, M) or (S, B, M), or (R, M) with rows.
+        rows: The sample of each pair, with shape (R); None without.
+        encodings: The encodings.
+    """
+    size, columns = encodings.given.shape
+    wanted = f"(B, M) or (S, B, M), where (B, M) is {(size, columns)}"
+    fits = given.dim() in (2, 3) and given.shape[-2:] == (size, columns)
+    if rows is not None:
+        wanted = f"(R, M) = {(len(rows), columns)} for 'rows' of shape {tuple(rows.shape)}"
+        fits = rows.dim() == 1 and given.shape == (len(rows), columns)
+        if rows.dtype != torch.long:
+            raise ValueError(f"'rows' should be integers, torch.long, but has dtype {rows.dtype}.")
+    if given.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"'given' should be boolean with shape {wanted}, "
+            f"but has dtype {given.dtype} and shape {tuple(given.shape)}."
+        )
+    if torch.compiler.is_compiling():
+        return
+    if rows is not None and len(rows):
         low, high = rows.aminmax()
         if low < 0 or high >= size:
             raise ValueError(
                 f"'rows' should be positions in a batch of {size}, "
                 f"but ranges from {int(low)} to {int(high)}."
             )
-    device = next(iter(x.values())).device
-    held = torch.tensor([m in x for m in modalities], device=device)
-    mask, rows = as_mask(given, modalities).to(device) & held, rows.to(device)
-    counts = torch.zeros(size, len(modalities), dtype=torch.long, device=device)
-    return mask, counts.index_add(0, rows, mask.long()) > 0
+    encoded = encodings.given if rows is None else encodings.given[rows]
+    if bool((given & ~encoded).any()):
+        raise ValueError(
+            "'given' should hold nothing beyond what was encoded, but in "
+            f"{int((given & ~encoded).sum())} places it does: encode all that a pair is given."
+        )
+
+
+def check_weight(weight: Tensor, scored: Tensor) -> Tensor:
+    """Returns the weights of entries, with the shape of a mask, or raises a ValueError.
+
+    Arguments:
+        weight: The weights, broadcastable.
+        scored: The mask, with shape (R, M).
+    """
+    try:
+        weight = weight.broadcast_to(scored.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"'weight' should broadcast to one number per row and modality, "
+            f"{tuple(scored.shape)}, but has shape {tuple(weight.shape)}."
+        ) from None
+    if not torch.compiler.is_compiling() and not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise ValueError(
+            "'weight' should be finite and at least 0, "
+            f"but goes from {weight.min().item():.4g} to {weight.max().item():.4g}."
+        )
+    return weight
 
 
 def draw_component(given: Tensor, family: str) -> Tensor:
     """Draws one component of a mixture for each row: a member of the family of what it is given.
 
     Arguments:
-        given: What each row is given, boolean, with shape (R, M).
+        given: The entries that each row is given, boolean, with shape (B, M) or (S, B, M).
         family: The family of subsets, ``"full"``, ``"singletons"`` or ``"powerset"``.
     """
     if family == "full":
         return given
     if family == "powerset":
-        return random_subsets(given)[0]
+        flat = given.flatten(0, -2)
+        return random_subsets(flat)[0].view(given.shape)
     keys = torch.where(given, torch.rand(given.shape, device=given.device), -1)
     return given & (keys == keys.amax(dim=-1, keepdim=True))
 
@@ -116,10 +172,7 @@ def check_entries(
         finite: Whether to check for NaN and infinity.
     """
     if modality not in x:
-        raise ValueError(
-            f"'x' should hold {modality!r}, which 'observed' says was observed, "
-            f"but holds {', '.join(x) or 'nothing'}."
-        )
+        raise absent(modality, x)
     entries = x[modality]
     if entries.shape[0] != seen.shape[0]:
         raise ValueError(
@@ -134,6 +187,14 @@ def check_entries(
         )
     if finite:
         check_finite(entries, seen, modality)
+
+
+def absent(modality: str, x: Mapping[str, Tensor]) -> ValueError:
+    """Returns the error to raise where an observed modality is not part of the batch."""
+    return ValueError(
+        f"'x' should hold {modality!r}, which 'observed' says was observed, "
+        f"but holds {', '.join(x) or 'nothing'}."
+    )
 
 
 def check_noise(

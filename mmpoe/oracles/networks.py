@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmpoe import gaussian, kernels
 from mmpoe.likelihoods import Likelihood, Normal
-from mmpoe.posteriors import Posterior
+from mmpoe.posteriors import Draw, Factors, Posterior
 
 from .chain import Step, carry
 
@@ -103,23 +103,13 @@ class JointPoE(Posterior):
         stacked = torch.stack([torch.stack(step) for step in below]) if below else blank
         self.register_buffer("below", stacked)  # (steps, 3, 1, D)
 
-    def forward(
-        self,
-        loc: Sequence[Tensor],
-        log_scale: Sequence[Tensor],
-        given: Tensor,
-        prior: tuple[Tensor, Tensor] | None = None,
-        *,
-        noise: Tensor | None = None,
-        sample: bool = True,
-        temperature: float = 1.0,
-        squashed: bool = False,
-    ) -> kernels.PoE:
-        """Fuses, samples and measures, see :meth:`mmpoe.posteriors.Posterior.forward`."""
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.PoE:
+        """Fuses factors, see :meth:`mmpoe.posteriors.Posterior.fuse`."""
+        loc, log_scale, given, prior, _ = factors.at_rows()
         j = h = loc[0].new_zeros(())
         for m in range(len(loc)):
-            seen = given[..., m, None]
-            precision = torch.where(seen, (-2 * log_scale[m]).exp(), 0)  # ([S,] B, D)
+            seen = given[:, m, None]
+            precision = torch.where(seen, (-2 * log_scale[m]).exp(), 0)  # (R, D)
             j, h = j + precision, h + precision * torch.where(seen, loc[m], 0)
         j, h = carry(j, h, [Step(*step) for step in self.below])[0]
 
@@ -128,12 +118,7 @@ class JointPoE(Posterior):
         mean = prior_loc + variance * (h - j * prior_loc)
         deviation = variance.log() / 2
         kl = gaussian.kl_divergence(mean, deviation, prior_loc, prior_log_scale).sum(dim=-1)
-        if not sample:
-            return kernels.PoE(mean, mean, deviation, kl)
-        noise = torch.randn_like(mean) if noise is None else noise
-        return kernels.PoE(
-            gaussian.sample(mean, deviation, noise, temperature), mean, deviation, kl
-        )
+        return kernels.PoE(draw.sample(mean, deviation), mean, deviation, kl)
 
 
 def likelihood(weight: Tensor, bias: Tensor, covariance: Tensor) -> Likelihood:

@@ -46,3 +46,4 @@ def test_public_names_exist():
             assert hasattr(module, public), f"{name}.{public}"
     assert mmpoe.elbo is mmpoe.objectives.elbo
     assert mmpoe.MVAE is mmpoe.models.MVAE
+    assert mmpoe.objectives.log_marginal is mmpoe.evidence.log_marginal

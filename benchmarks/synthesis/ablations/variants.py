@@ -27,10 +27,9 @@ from examples.medical_mri_us.train import bound
 from mmpoe import kernels
 from mmpoe.hierarchy import LatentGroup, latent_groups
 from mmpoe.missing import random_subsets
-from mmpoe.models import MMHVAE
+from mmpoe.models import MMHVAE, Output
 from mmpoe.nn import BottomUp
-from mmpoe.posteriors import CommonNoisePoE, GPoE, MoE, PoE, Posterior
-from mmpoe.posteriors.base import as_rows
+from mmpoe.posteriors import CommonNoisePoE, Draw, Factors, GPoE, MoE, PoE, Posterior
 from mmpoe.training import Adversary
 
 CRITICS = Critics(weight=0.025 * 2 * 4 / DEFAULT.scale, width=32)
@@ -95,33 +94,18 @@ class MeanFusion(Posterior):
         clamp: The limit of the soft clamp, see :class:`mmpoe.posteriors.Posterior`.
     """
 
-    def forward(
-        self,
-        loc: Sequence[Tensor],
-        log_scale: Sequence[Tensor],
-        given: Tensor,
-        prior: tuple[Tensor, Tensor] | None = None,
-        *,
-        noise: Tensor | None = None,
-        sample: bool = True,
-        temperature: float = 1.0,
-        squashed: bool = False,
-    ) -> kernels.PoE:
-        """Fuses, samples and measures, see :meth:`mmpoe.posteriors.Posterior.forward`."""
-        shape = given.shape[:-1]
-        loc, log_scale, given, prior, noise = as_rows(loc, log_scale, given, prior, noise)
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.PoE:
+        """Fuses factors, see :meth:`mmpoe.posteriors.Posterior.fuse`."""
+        loc, log_scale, given, prior, _ = factors.filled()  # those that are not given are 0
         number = given.sum(dim=1).clamp(min=1).reshape(-1, *(1,) * (loc[0].dim() - 1))  # (R, 1...)
-        q = kernels.gaussian_poe(
-            [torch.stack(loc).sum(dim=0) / number],  # those that are not given are 0
+        mean = Factors(
+            [torch.stack(loc).sum(dim=0) / number],
             [torch.stack(log_scale).sum(dim=0) / number],
             given.any(dim=1, keepdim=True),
             prior,
-            noise=noise,
-            sample=sample,
-            temperature=temperature,
-            clamp=None if squashed else self.clamp,
+            rows=None,
         )
-        return kernels.PoE(*(v.unflatten(0, shape) for v in q))
+        return draw.product(mean, clamp=self.clamp)
 
 
 Rule = Callable[[LatentGroup, int], Posterior]
@@ -171,7 +155,8 @@ def build(variant: Variant, modalities: Sequence[str], size: int) -> System:
             output = model(x, given)
         else:  # encoded once
             rows = torch.arange(len(observed)).repeat(number)
-            output = model(x, given, rows=rows)
+            q = model.infer(model.encode(x, observed), given, rows=rows)
+            output = Output(model.decode(q.state), q.kl, q.z, q.posteriors, q.priors)
             x, observed, fov = {m: v[rows] for m, v in x.items()}, observed[rows], fov[rows]
         beta = variant.beta * min(1.0, 10 * done)
         total = -bound(output, (x, x, observed, fov), given, beta, variant.reconstruction)

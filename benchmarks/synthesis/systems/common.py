@@ -214,9 +214,7 @@ def predict_means(
         targets: The modalities to decode.
         temperature: The temperature of the sample; 0 is the mean.
     """
-    check_among("targets", targets, model.modalities)
-    wanted = torch.tensor([m in targets for m in model.modalities])
-    decode = wanted.expand(given.shape)
     with evaluation(model.modules()):
-        output = model(x, given, component=True, temperature=temperature, decode=decode)
-    return {m: output.likelihoods[m].mean for m in targets}
+        q = model.infer(model.encode(x, given), given, temperature=temperature)
+        decoded = model.decode(q.state, targets)
+    return {m: p.mean for m, p in decoded.items()}

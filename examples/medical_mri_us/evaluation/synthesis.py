@@ -32,7 +32,7 @@ def predict(
     """
     parts: list[dict[str, Tensor]] = []
     for x, _ in _batches(model, subject, given):
-        out = model.predict(x, list(given), temperature=temperature)
+        out = model.predict(x, list(given), temperature=temperature, experts="trained")
         parts.append({m: p.mean[:, 0].cpu() for m, p in out.items()})
     return {m: torch.cat([part[m] for part in parts]).numpy() for m in model.modalities}
 

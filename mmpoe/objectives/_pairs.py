@@ -2,7 +2,7 @@ r"""Pairs of a sample and a subset of what it observed, one after the other."""
 
 from __future__ import annotations
 
-__all__ = ["Family", "Pairs", "choose", "choose_family", "full_and_singletons", "places"]
+__all__ = ["Family", "Packed", "choose", "choose_family", "full_and_singletons", "places"]
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmpoe.missing import (
-    check_names,
+    Pairs,
     check_observed,
     check_within,
     pack,
@@ -25,15 +25,23 @@ Family = str | Tensor | tuple[Tensor, Tensor]
 sample, (S, B, M), and their weights, (S, B)."""
 
 
-class Pairs(NamedTuple):
+class Packed(NamedTuple):
     """Distinct pairs of a sample of a batch and a subset, in the order of the samples."""
 
     given: Tensor
     """The subsets, boolean, with shape (R, M)."""
     rows: Tensor
-    """The sample that each subset belongs to, with shape (R)."""
+    """The sample of each pair, ascending, with shape (R)."""
     weight: Tensor
-    """How much each pair counts, with shape (R)."""
+    """The weight of each pair, with shape (R)."""
+
+    def needed(self, size: int) -> Tensor:
+        """Returns what some pair of each of B samples is given, boolean, with shape (B, M)."""
+        return Pairs(self.given, self.rows).needed(size)
+
+    def sum(self, values: Tensor, size: int) -> Tensor:
+        """Adds up the values of the pairs of each of B samples: from (R) to (B)."""
+        return values.new_zeros(size).index_add(0, self.rows, values)
 
 
 def choose_family(
@@ -41,8 +49,7 @@ def choose_family(
     observed: Tensor,
     modalities: Sequence[str],
     family: Family,
-    special: str | None = None,
-) -> Pairs:
+) -> Packed:
     """Returns the distinct pairs of a batch for a family of subsets.
 
     Arguments:
@@ -50,15 +57,11 @@ def choose_family(
         observed: What was observed, boolean, with shape (B, M).
         modalities: The names of the modalities.
         family: The family.
-        special: The name of the special modality of the family ``"groups"``, the first if None.
     """
     check_observed(observed, modalities)
-    if special is not None:
-        check_names([special], modalities, argument="special")
-    observed = _beside(observed, x)
+    observed = beside(observed, x)
     if not isinstance(family, tuple):
-        column = 0 if special is None else list(modalities).index(special)
-        return _pairs(*subsets(observed, family, special=column, dtype=_dtype(x)))
+        return _pairs(*subsets(observed, family, dtype=weight_dtype(x)))
 
     given, weight = (v.to(observed.device) for v in family)
     if given.shape[1:] != observed.shape or given.dtype != torch.bool:
@@ -73,7 +76,7 @@ def choose_family(
 
 def full_and_singletons(
     x: Mapping[str, Tensor], observed: Tensor, modalities: Sequence[str], samples: int = 0
-) -> Pairs:
+) -> Packed:
     """Returns all that each sample observed, each of its modalities alone, and random subsets.
 
     Each counts once, with weight 1, however often it occurs.
@@ -87,12 +90,12 @@ def full_and_singletons(
     check_observed(observed, modalities)
     if samples < 0:
         raise ValueError(f"'samples' should be at least 0, but is {samples}.")
-    observed = _beside(observed, x)
+    observed = beside(observed, x)
     parts = [observed[None], subsets(observed, "singletons")[0]]
     if samples:
         parts.append(random_subsets(observed, samples=samples))
     given = torch.cat(parts)  # (S, B, M)
-    pairs = Pairs(*pack(given, given.new_ones(given.shape[:2], dtype=_dtype(x))))
+    pairs = Packed(*pack(given, given.new_ones(given.shape[:2], dtype=weight_dtype(x))))
     return pairs._replace(weight=torch.ones_like(pairs.weight))
 
 
@@ -111,7 +114,7 @@ def places(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return samples, row, torch.arange(len(rows), device=rows.device) - start[row]
 
 
-def choose(pairs: Pairs, point: Tensor | None = None) -> Tensor:
+def choose(pairs: Packed, point: Tensor | None = None) -> Tensor:
     r"""Draws one pair of each sample by its weight; it then counts for all of them.
 
     Arguments:
@@ -136,24 +139,24 @@ def choose(pairs: Pairs, point: Tensor | None = None) -> Tensor:
     return torch.zeros_like(pairs.weight).index_put((drawn,), counts)
 
 
-def _pairs(given: Tensor, weight: Tensor) -> Pairs:
+def _pairs(given: Tensor, weight: Tensor) -> Packed:
     """Lists subsets (S, B, M) that weigh (S, B), those that weigh nothing if this is compiled.
 
     The number of the others is data, which the shapes in a compiled graph cannot depend on.
     """
     if not torch.compiler.is_compiling():
-        return Pairs(*pack(given, weight))
+        return Packed(*pack(given, weight))
     number, size = weight.shape
     rows = torch.arange(size, device=given.device).repeat_interleave(number)
-    return Pairs(given.transpose(0, 1).flatten(0, 1), rows, weight.t().flatten())
+    return Packed(given.transpose(0, 1).flatten(0, 1), rows, weight.t().flatten())
 
 
-def _beside(observed: Tensor, x: Mapping[str, Tensor]) -> Tensor:
+def beside(observed: Tensor, x: Mapping[str, Tensor]) -> Tensor:
     """Moves a mask to the device of a batch."""
     return observed.to(next((v.device for v in x.values()), observed.device))
 
 
-def _dtype(x: Mapping[str, Tensor]) -> torch.dtype:
+def weight_dtype(x: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype of weights."""
     floating = [v.dtype for v in x.values() if v.is_floating_point()]
     return reduce(torch.promote_types, floating, torch.float32)
