@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Independent
 from mmpoe.gaussian import widen
 from mmpoe.missing import check_finite, fill
 
-from . import families
+from . import _elements
 from .base import check_support
 from .continuous import OptimalScale
 
@@ -132,7 +132,7 @@ def _log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
             f"but got {type(p).__name__}."
         )
     elements = p.base_dist if isinstance(p, Independent) else p
-    if valid is None and p.event_shape and type(elements) is families.Normal:
+    if valid is None and p.event_shape and type(elements) is _elements.Normal:
         return elements.total_log_prob(x, range(len(p.batch_shape), len(elements.batch_shape)))
     if valid is None:
         log_p = elements.log_prob(x)

@@ -11,7 +11,7 @@ from benchmarks.synthesis.ablations import __main__ as command
 from benchmarks.synthesis.ablations import figure, missing, tables, variants
 from benchmarks.synthesis.ablations.factors import variants as every_variant
 from benchmarks.synthesis.ablations.variants import BASE, FUSIONS, MeanFusion, Variant, build
-from benchmarks.synthesis.run import Profile
+from benchmarks.synthesis.profiles import Profile
 from benchmarks.synthesis.scoring import SUBSETS
 from benchmarks.synthesis.systems import build as build_system
 from benchmarks.synthesis.systems.common import predict_means

@@ -45,12 +45,12 @@ ZEROS = "zero imputation"
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the base."""
+    """A variant: its differences from the base."""
 
     name: str
     """How its files are called."""
     factor: str
-    """What is varied."""
+    """The factor that is varied."""
     label: str
     """How it is called in tables."""
     groups: int | None = None
@@ -59,11 +59,11 @@ class Variant:
     fusion: str = "exact PoE"
     """One of `FUSIONS`."""
     adversary: bool = False
-    """Whether discriminators of patches judge it."""
+    """Whether it is trained against patch discriminators."""
     beta: float = BETA
-    """The weight of the divergence, after a tenth of the training."""
+    """The weight of the divergence, after a tenth of training."""
     reconstruction: float = RECONSTRUCTION
-    """The weight of the score of what was given."""
+    """The weight of the log-likelihood of what was given."""
     proper: bool = True
     """Whether something is hidden from every row that has two modalities or more."""
     network: ImageModel = DEFAULT
@@ -161,7 +161,7 @@ def build(variant: Variant, modalities: Sequence[str], size: int) -> System:
         beta = variant.beta * min(1.0, 10 * done)
         total = -bound(output, (x, x, observed, fov), given, beta, variant.reconstruction)
         if judge is not None and done >= judge.critics.start:
-            total = total + judge.charge(output, given, observed, fov, done)
+            total = total + judge.loss(output, given, observed, fov, done)
         return total.unflatten(0, (number, -1)).mean(dim=0)
 
     kind = {"MoE": MixtureSystem, ZEROS: ZeroSystem}.get(variant.fusion, MMHVAESystem)
@@ -208,7 +208,7 @@ class ZeroSystem(MMHVAESystem):
 
 
 class Descent(nn.Module):
-    """A step down that goes on through resolutions of which none has latents.
+    """A step down through resolutions of which none has latents.
 
     Arguments:
         steps: The steps down of a group and of those below it, coarse to fine.

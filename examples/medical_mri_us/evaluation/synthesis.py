@@ -1,4 +1,4 @@
-"""What a model makes of the slices of a subject: images, and how much they vary."""
+"""Synthesis of the slices of a subject: images, and their spread."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ from examples.medical_mri_us.data import Mask, Volume
 from mmpoe.hierarchy import latent_groups
 from mmpoe.missing import as_mask
 from mmpoe.models import MMHVAE, in_chunks
-from mmpoe.nn.modes import evaluation
+from mmpoe.nn import evaluation
 
 
 class Prediction(NamedTuple):
-    """What a model makes of some slices, by target, on its own scale from -1 to 1."""
+    """The predictions of a model for some slices, by target, on its own scale from -1 to 1."""
 
     mean: dict[str, Volume]
     """The images at the mean of the latents, (slices, size, size)."""

@@ -30,8 +30,8 @@ from mmpoe.training.folder import lock
 class Train:
     """Train an MMHVAE on the cases of an index, each with the modalities that it has.
 
-    Ctrl-C and SIGTERM end the training after a step and keep the model; --resume goes on, to the
-    weights that it would have had, and changes nothing once the training is finished. Started by
+    Ctrl-C and SIGTERM end training after a step and keep the model; --resume continues, to the
+    weights of an uninterrupted run, and changes nothing once training is finished. Started by
     torchrun, each process has its share of a GPU run.
     """
 
@@ -44,23 +44,23 @@ class Train:
     split: str = "train"
     """The split to train on."""
     resume: bool = False
-    """Whether to go on from the last checkpoint of the run."""
+    """Whether to resume from the last checkpoint of the run."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """An entry of the configuration to change, as in training.steps=100; may be given again."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto is a GPU if there is one."""
+    """The device; auto is a GPU if there is one."""
 
 
 def run(options: Train) -> int:
-    """Trains, and returns the exit code: 0, or that of the signal that stopped the training.
+    """Trains, and returns the exit code: 0, or that of the signal that stopped training.
 
-    A training that is finished is not touched by going on: its model may be calibrated by now.
+    Resuming leaves a finished run as it is: its model may be calibrated by now.
 
     Raises:
         ValueError: If an option, the configuration or the index cannot be used, the folder is in
             use, or it holds checkpoints and is not to be resumed.
         CaseError: If there is no case that can be used.
-        CheckpointError: If the last checkpoint cannot be gone on from.
+        CheckpointError: If the last checkpoint cannot be resumed from.
         OSError: If the folder cannot be written to.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -96,7 +96,7 @@ def run(options: Train) -> int:
     data = data_of(index, options.split, config.modalities, cases, subjects, problems)
     if first:
         with lock(folder):
-            if not (steps and (folder / "config.toml").exists()):  # of what is gone on from
+            if not (steps and (folder / "config.toml").exists()):  # of what is resumed
                 write_config(folder / "config.toml", config)
             write_file(folder / "data.json", json.dumps(data, indent=2).encode())
         counts = ", ".join(f"{m} {n}" for m, n in data["missingness"]["observed"].items())
@@ -127,7 +127,7 @@ def run(options: Train) -> int:
         write_card(folder)
         print(f"Model saved in {folder / 'model'}, after {len(history.bounds)} steps.")
         if history.interrupted:
-            print(f"Stopped before the end. To go on: train --out {folder} --resume")
+            print(f"Stopped before the end. To resume: train --out {folder} --resume")
     return history.exit_code
 
 

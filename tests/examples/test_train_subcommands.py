@@ -18,11 +18,11 @@ from examples.medical_mri_us.data import CaseError
 from examples.medical_mri_us.facts import is_phantom
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.models import load_model
-from examples.medical_mri_us.verbs import calibrate, evaluate
-from examples.medical_mri_us.verbs.calibrate import Calibrate
-from examples.medical_mri_us.verbs.synthesize import Synthesize
-from examples.medical_mri_us.verbs.synthesize import run as synthesize
-from examples.medical_mri_us.verbs.train import Train, run
+from examples.medical_mri_us.subcommands import calibrate, evaluate
+from examples.medical_mri_us.subcommands.calibrate import Calibrate
+from examples.medical_mri_us.subcommands.synthesize import Synthesize
+from examples.medical_mri_us.subcommands.synthesize import run as synthesize
+from examples.medical_mri_us.subcommands.train import Train, run
 from mmpoe.training import CheckpointError, load_checkpoint, save_checkpoint
 
 HELD = {"a": MODALITIES, "b": ("us", "t2"), "c": ("us", "cet1"), "d": MODALITIES}
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(index, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "bound", stop)
         assert fit(tmp_path, index) == 143
-    assert f"To go on: train --out {tmp_path / 'run'} --resume" in capsys.readouterr().out
+    assert f"To resume: train --out {tmp_path / 'run'} --resume" in capsys.readouterr().out
     assert load_model(tmp_path / "run" / "model")[1]["interrupted"]
     assert run(Train(tmp_path / "run", resume=True, device="cpu")) == 0  # nothing else is said
     one, two = weights(tmp_path), weights(tmp_path, "whole")
@@ -232,7 +232,7 @@ def test_own_modalities_targets_and_sizes(tmp_path, capsys):
 
 
 def test_cases_that_cannot_be_used(index, tmp_path, capsys):
-    """Faults 2 and 23: the rest go on; but not without any, or without a modality."""
+    """Faults 2 and 23: the rest continue; but not without any, or without a modality."""
     (index.parent / "b" / "us.nii.gz").write_bytes(b"")
     assert fit(tmp_path, index) == 0
     data = json.loads((tmp_path / "run" / "data.json").read_text())

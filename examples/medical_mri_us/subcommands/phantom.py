@@ -1,4 +1,4 @@
-"""The verb `phantom`: make a data set of phantom patients, and a picture of it."""
+"""The subcommand `phantom`: make a data set of phantom patients, and a picture of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from examples.medical_mri_us.phantom import draw_sheet, make_dataset, write_byte
 class Phantom:
     """Make a data set of phantom patients: NIfTI files, labels, landmarks and index.csv.
 
-    The same arguments give the same patients. A run that was stopped goes on where it was.
+    The same arguments give the same patients. A run that was stopped is resumed.
     """
 
     out: Path
@@ -41,7 +41,7 @@ class Phantom:
     misalign_mm: float = 0.0
     """The root mean square of a rigid registration error, from 0 to 20 mm."""
     seed: int = 0
-    """What the patients are drawn from."""
+    """The seed of the patients."""
     workers: int = 2
     """The number of processes."""
     sheet: bool = True

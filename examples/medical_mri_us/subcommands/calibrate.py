@@ -38,7 +38,7 @@ class Calibrate:
     run: tyro.conf.Positional[Path]
     """The folder of a run."""
     data: Path | None = None
-    """The index of the cases; by default, that of the training."""
+    """The index of the cases; by default, that of the training run."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """An entry of the configuration to change, as in calibration.steps=100."""
 

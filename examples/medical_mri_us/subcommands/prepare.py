@@ -1,4 +1,4 @@
-"""Brings genuine data to one grid per case, with an index to train from."""
+"""Brings real data to one grid per case, with an index to train from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from examples.medical_mri_us.prepare.sources import Findings
 
 @dataclass(frozen=True)
 class Prepare:
-    """Bring genuine data to one grid per case: ReMIND, RESECT, or your own images in an index.
+    """Bring real data to one grid per case: ReMIND, RESECT, or your own images in an index.
 
     Give one of --remind, --tcia, --resect and --index. Nothing is downloaded. A case that cannot
     be used does not stop the others: prepare.json says why, and the exit code is 1.
@@ -55,9 +55,9 @@ class Prepare:
     size: int = 192
     """The height and width of slices, in voxels: images are cropped or padded to it."""
     prefer: Literal["sform", "qform"] | None = None
-    """Which to believe where a NIfTI header says twice, and differently, how an image lies."""
+    """The affine to believe where the two of a NIfTI header differ."""
     nonfinite: Literal["error", "zero"] = "error"
-    """What to make of NaN and infinity in your own images."""
+    """The treatment of NaN and infinity in your own images."""
 
 
 def run(options: Prepare) -> int:

@@ -51,13 +51,13 @@ class Downstream:
     """
 
     model: tyro.conf.Positional[Path]
-    """The folder of a training, or of a saved model."""
+    """The folder of a training run, or of a saved model."""
     data: Path
     """The index of the data, a CSV file."""
     out: Path
     """The folder to write."""
     task: tuple[Literal["segmentation", "registration"], ...] = TASKS
-    """What to do."""
+    """The tasks to run."""
     steps: int = 1800
     """The number of training steps of each segmentation network, on the CPU."""
     gate: float = 0.9
@@ -74,7 +74,7 @@ class Downstream:
     seed: int = 0
     """The seed of the segmentation networks."""
     device: str = "auto"
-    """Where the model runs: auto, cpu, cuda or cuda:1."""
+    """The device of the model: auto, cpu, cuda or cuda:1."""
 
     def check(self) -> None:
         """Raises a ValueError that names the option, if there is one that cannot be used."""
@@ -87,7 +87,7 @@ class Downstream:
 
 
 def run(options: Downstream) -> int:
-    """Runs the verb and returns its exit code.
+    """Runs the subcommand and returns its exit code.
 
     Returns:
         0, 1 if the files of some cases cannot be used, or 3 if the network does not find tumours

@@ -22,13 +22,13 @@ class Report:
     """
 
     evaluation: tyro.conf.Positional[Path]
-    """The folder that the verb `evaluate` wrote."""
+    """The folder that the subcommand `evaluate` wrote."""
     out: Path | None = None
     """The HTML file to write; by default, report.html in that folder."""
 
 
 def run(options: Report) -> int:
-    """Runs the verb and returns its exit code: 0, or 3 if there is no evaluation to show.
+    """Runs the subcommand and returns its exit code: 0, or 3 if there is no evaluation to show.
 
     Raises:
         ValueError: If there is a folder where the file should be.

@@ -45,13 +45,13 @@ from examples.medical_mri_us.outputs import open_folder
 class Evaluate:
     """Score a trained model on held-out cases, and compare it with others, case by case.
 
-    Writes cells.json, cases.csv, statistics.json, coverage.json, tables.md and views/, which the
-    verb `report` makes a page of, and puts the tables into the model card of a training. Cases may
-    lack modalities: a cell counts the cases that have its inputs and its truth.
+    Writes cells.json, cases.csv, statistics.json, coverage.json, tables.md and views/, of which
+    `report` makes a page, and adds the tables to the model card of a training run. Cases may lack
+    modalities: a cell counts the cases that have its inputs and its truth.
     """
 
     model: tyro.conf.Positional[Path]
-    """The folder of a training, or of a saved model."""
+    """The folder of a training run, or of a saved model."""
     data: Path
     """The index of the data, a CSV file."""
     out: Path
@@ -70,9 +70,9 @@ class Evaluate:
     perceptual: bool = True
     """Whether to compute LPIPS and ST-LPIPS, which take most of the time."""
     seed: int = 0
-    """What latent samples are drawn from."""
+    """The seed of the latent samples."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda or cuda:1."""
+    """The device: auto, cpu, cuda or cuda:1."""
 
     def check(self) -> None:
         """Raises a ValueError that names the option, if there is one that cannot be used."""
@@ -84,7 +84,7 @@ class Evaluate:
 
 
 def run(options: Evaluate) -> int:
-    """Runs the verb and returns its exit code: 0, 1 if cases were left out, or 3 for bad data.
+    """Runs the subcommand; the exit code is 0, 1 if cases were left out, or 3 for bad data.
 
     Raises:
         ValueError: If an option or the index cannot be used.

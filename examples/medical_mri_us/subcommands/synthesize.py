@@ -50,9 +50,9 @@ class Synthesize:
     input_dir: Path | None = None
     """A folder with a folder of files for each case, such as us.nii.gz; or an index of cases."""
     target: str = ""
-    """What to synthesise, as in t2,cet1; by default, what a case lacks."""
+    """The modalities to synthesise, as in t2,cet1; by default, those that a case lacks."""
     given: str = ""
-    """What to condition on, as in us,t2; by default, all that a case has but the targets."""
+    """The inputs, as in us,t2; by default, all modalities that a case has but the targets."""
     all_subsets: bool = False
     """Whether to condition on every subset of that, each with a folder of its own."""
     samples: int = 8
@@ -60,13 +60,13 @@ class Synthesize:
     temperature: float = 0.5
     """The temperature of samples; at 0, there is the mean alone."""
     seed: int = 0
-    """What samples are drawn from."""
+    """The seed of the samples."""
     resample_to: Literal["us"] | None = None
     """Whether to bring images on another grid to that of the ultrasound, or else the first."""
     batch: int = 8
     """The number of slices at a time; fewer where a GPU runs out of memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto is a GPU if there is one."""
+    """The device; auto is a GPU if there is one."""
 
 
 def run(options: Synthesize) -> int:

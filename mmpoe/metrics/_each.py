@@ -1,4 +1,4 @@
-r"""Scores image by image: what all image metrics check and loop over."""
+r"""Scores image by image: the checks and the loop of all image metrics."""
 
 from __future__ import annotations
 

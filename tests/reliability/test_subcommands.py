@@ -1,4 +1,4 @@
-"""Faults of the surroundings, as the verbs tell them: folders, locks, devices, mistypings."""
+"""Faults of the surroundings, as subcommands report them: folders, locks, devices, typos."""
 
 import errno
 import os
@@ -9,8 +9,8 @@ import torch
 from volumes import make_run, volume, write, write_index
 
 from examples.medical_mri_us import __main__ as cli
-from examples.medical_mri_us.verbs import synthesize as synthesize_module
-from examples.medical_mri_us.verbs import train as train_module
+from examples.medical_mri_us.subcommands import synthesize as synthesize_module
+from examples.medical_mri_us.subcommands import train as train_module
 from mmpoe.training.folder import lock
 
 SET = ["--set", "size=16", "--set", "model.widths=[8]", "--set", "model.latents=[2]"]
@@ -81,7 +81,7 @@ def test_two_runs_in_one_folder(index, tmp_path, answer, monkeypatch):
 @pytest.mark.fault(43)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(index, tmp_path, answer, capsys):
-    """Fault 43: exit code 2 if one is asked for; auto goes on without, and says so."""
+    """Fault 43: exit code 2 if one is asked for; auto does without, and says so."""
     out = tmp_path / "out"
     run = make_run(tmp_path / "run")
     for arguments in (
@@ -128,7 +128,7 @@ def test_typing_mistakes_in_a_configuration(how, index, tmp_path, answer):
 @pytest.mark.fault(33)
 @pytest.mark.parametrize("what", ["model.safetensors", "model.json"])
 def test_a_damaged_model_is_not_used(what, tmp_path, answer):
-    """Faults 30, 31 and 33, by the verbs: exit code 4."""
+    """Faults 30, 31 and 33, by the subcommands: exit code 4."""
     run = make_run(tmp_path / "run")
     us = write(tmp_path / "p.nii.gz", volume(0))
     file = run / "model" / what
