@@ -37,7 +37,7 @@ from benchmarks._workers import Job, run_jobs
 from examples.medical_mri_us.data import Slices, Subject, batch_slices, load_subjects, read_index
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import cached_dataset
-from mmpoe.training import History, Run, fit, load_weights
+from mmpoe.training import History, Optimizer, Run, fit, load_weights
 
 from .scoring import Cell, baseline, score_system
 from .systems import SYSTEMS, Batch, System, build
@@ -149,7 +149,7 @@ def train(
         loader,
         objective,
         steps=steps,
-        lr=system.lr,
+        optimizer=Optimizer(lr=system.lr),
         adversary=system.adversary,
         run=run,
         accelerator="cpu",
