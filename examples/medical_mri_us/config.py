@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mmpoe.extras import needs
 from mmpoe.missing import check_modalities
-from mmpoe.training.files import write_file
+from mmpoe.training import write_file
 
 from .checks import check_choice, check_integer, check_number, check_positive
 from .critics import Critics
