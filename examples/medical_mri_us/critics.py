@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmpoe.adversarial import ImageBank, adversarial_loss, discriminator_loss, judged_targets
+from mmpoe.adversarial import ImageBank, adversarial_loss, discriminator_loss, scored_targets
 from mmpoe.models import Output
 from mmpoe.nn import ModalityDict, PatchDiscriminator
 from mmpoe.training import Adversary
@@ -51,7 +51,7 @@ class Critics:
 class Judge:
     """The discriminators at work: what they charge the model, and what trains them.
 
-    As in the published code, the model is judged in every modality, but not where all that was
+    As in the published code, every modality of the model is scored, but not where all that was
     observed was given, and discriminators learn from what was hidden although it was observed.
     With a bank, they learn from all that was hidden.
 
@@ -90,10 +90,10 @@ class Judge:
         self.shown = (output, given)
         if done < self.critics.charge:
             return 0.0
-        judged = judged_targets(given, observed, "all")
-        judged &= (given != observed).any(dim=-1, keepdim=True)
+        scored = scored_targets(given, observed, "all")
+        scored &= (given != observed).any(dim=-1, keepdim=True)
         valid = dict.fromkeys(output.likelihoods, fov)
-        return self.critics.weight * adversarial_loss(output, self.networks, judged, valid=valid)
+        return self.critics.weight * adversarial_loss(output, self.networks, scored, valid=valid)
 
     def _loss(
         self,
@@ -104,12 +104,12 @@ class Judge:
         _, targets, observed, fov = batch
         assert self.shown is not None
         output, given = self.shown
-        judged = judged_targets(given, observed)
+        scored = scored_targets(given, observed)
         valid = dict.fromkeys(output.likelihoods, fov)
         if self.bank is None:
-            judged &= observed
+            scored &= observed
         else:
             self.bank.push(targets, observed, valid=valid)
         return discriminator_loss(
-            output, networks, targets, observed, judged, bank=self.bank, valid=valid
+            output, networks, targets, observed, scored, bank=self.bank, valid=valid
         )
