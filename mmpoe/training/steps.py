@@ -289,7 +289,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def update(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+    def update(averages: Any, values: Any, count: Any) -> None:  # noqa: ANN401
         rate = min(decay, (1 + int(count)) / (10 + int(count)))
         for average, value in zip(averages, values, strict=True):
             if average.is_floating_point():
