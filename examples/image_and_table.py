@@ -32,7 +32,7 @@ from mmpoe.extras import needs
 from mmpoe.likelihoods import Categorical, Normal
 from mmpoe.missing import mcar, random_subsets
 from mmpoe.models import MMHVAE, vector_mmhvae
-from mmpoe.training import fit
+from mmpoe.training import Optimizer, fit
 
 with needs("examples"):
     import matplotlib.pyplot as plt
@@ -104,7 +104,7 @@ def train_model(x: Data, observed: torch.Tensor, steps: int) -> MMHVAE:
 
     model = build()
     batches = DataLoader(samples, 128, shuffle=True, collate_fn=model.collate)  # pyright: ignore
-    fit(model, batches, bound, steps=steps, lr=3e-3)
+    fit(model, batches, bound, steps=steps, optimizer=Optimizer(lr=3e-3))
     mmpoe.calibrate(model, samples, teacher="all", steps=steps)
     return model.cpu()
 

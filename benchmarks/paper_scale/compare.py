@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from examples.medical_mri_us.modalities import LABELS
-from mmpoe.training.files import write_file
+from mmpoe.training import write_file
 
 QUOTED = Path(__file__).with_name("quoted.csv")
 """The numbers of the paper."""

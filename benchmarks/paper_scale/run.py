@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from examples.medical_mri_us.config import read_config
-from mmpoe.training.files import write_file
+from mmpoe.training import write_file
 
 ALWAYS = {"train", "compare"}
 """The steps that see for themselves what there is left to do."""

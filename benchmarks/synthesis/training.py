@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from benchmarks._results import commit, write_whole
 from examples.medical_mri_us.data import Slices, Subject, batch_slices
 from examples.medical_mri_us.modalities import MODALITIES
-from mmpoe.training import History, Run, fit, load_weights
+from mmpoe.training import History, Optimizer, Run, fit, load_weights
 
 from .profiles import Profile
 from .scoring import Cell, score_system
@@ -108,7 +108,7 @@ def train(
         loader,
         objective,
         steps=steps,
-        lr=system.lr,
+        optimizer=Optimizer(lr=system.lr),
         adversary=system.adversary,
         run=run,
         accelerator="cpu",

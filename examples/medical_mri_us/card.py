@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmpoe.training.files import write_file
+from mmpoe.training import write_file
 
 from .modalities import LABELS
 from .phantom import CREDIT

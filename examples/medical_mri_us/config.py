@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmpoe.extras import needs
-from mmpoe.training.files import write_file
+from mmpoe.training import write_file
 
 from .checks import check_choice, check_integer, check_number, check_positive
 from .critics import Critics

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmpoe.adversarial import ImageBank, adversarial_loss, discriminator_loss, judged_targets
+from mmpoe.adversarial import ImageBank, adversarial_loss, discriminator_loss, scored_targets
 from mmpoe.models import Output
 from mmpoe.nn import ModalityDict, PatchDiscriminator
 from mmpoe.training import Adversary
@@ -90,7 +90,7 @@ class Judge:
         self.shown = (output, given)
         if done < self.critics.charge:
             return 0.0
-        scored = judged_targets(given, observed, "all")
+        scored = scored_targets(given, observed, "all")
         scored &= (given != observed).any(dim=-1, keepdim=True)
         valid = dict.fromkeys(output.likelihoods, fov)
         return self.critics.weight * adversarial_loss(output, self.networks, scored, valid=valid)
@@ -104,7 +104,7 @@ class Judge:
         _, targets, observed, fov = batch
         assert self.shown is not None
         output, given = self.shown
-        scored = judged_targets(given, observed)
+        scored = scored_targets(given, observed)
         valid = dict.fromkeys(output.likelihoods, fov)
         if self.bank is None:
             scored &= observed

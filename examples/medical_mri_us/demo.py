@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import mmpoe
-from mmpoe.training.files import write_file
+from mmpoe.training import write_file
 
 from .card import write_card
 from .checks import check_integer

@@ -21,7 +21,6 @@ from typing import Any, Literal
 from mmpoe.imputation import add_matched_experts
 from mmpoe.models import MMHVAE, image_mmhvae, published_mmhvae
 from mmpoe.training import CheckpointError, load_checkpoint, load_weights
-from mmpoe.training.checkpoint import DESCRIPTION
 
 from .modalities import MODALITIES
 
@@ -102,7 +101,7 @@ def describe(model: MMHVAE, size: int, network: Network = DEFAULT) -> dict[str, 
 
 def model_folder(run: Path) -> Path:
     """Returns where the model of a run is: in ``model``, or in the folder itself."""
-    return run / "model" if (run / "model" / DESCRIPTION).exists() else run
+    return run / "model" if (run / "model" / "model.json").exists() else run
 
 
 def load_model(

@@ -30,9 +30,8 @@ from mmpoe.gaussian import soft_clamp
 from mmpoe.hierarchy import LatentGroup
 from mmpoe.models import MMHVAE, published_mmhvae
 from mmpoe.posteriors import PoE
-from mmpoe.training import CheckpointError
+from mmpoe.training import CheckpointError, write_file
 from mmpoe.training import save_checkpoint as save_folder
-from mmpoe.training.files import write_file
 
 from .official_names import architecture_of, published_state, rename
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 import mmpoe
 from mmpoe.missing import random_subsets
 from mmpoe.models import MMHVAE, Output
-from mmpoe.training import History, Run, fit, save_checkpoint
+from mmpoe.training import Cosine, History, Optimizer, Run, fit, save_checkpoint
 
 from .critics import Critics, Judge
 from .data import Subject, TargetSlices, batch_targets
@@ -150,14 +150,16 @@ def train(
         objective,
         steps=settings.steps,
         minutes=settings.minutes,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        floor=settings.floor,
-        clip=math.inf if settings.clip is None else settings.clip,
-        accumulate=settings.accumulate,
-        average=settings.average,
-        restart=settings.restart,
-        optimizer=OPTIMIZERS[settings.optimizer],
+        optimizer=Optimizer(
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            clip=math.inf if settings.clip is None else settings.clip,
+            accumulate=settings.accumulate,
+            average=settings.average,
+            restart=settings.restart,
+            make=OPTIMIZERS[settings.optimizer],
+        ),
+        schedule=Cosine(floor=settings.floor),
         adversary=None if judge is None else judge.adversary,
         precision=settings.precision,
         accelerator=device,

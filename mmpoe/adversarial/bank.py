@@ -1,4 +1,4 @@
-r"""A memory of real images, for modalities that a batch does not show."""
+"""A memory of real images, for modalities that a batch lacks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ GENERATOR, PREFIX = "generator", "images."
 
 
 class ImageBank:
-    r"""Remembers the last images that were observed of each modality, on the CPU.
+    r"""Remembers the last observed images of each modality, on the CPU.
 
-    A discriminator needs real images of a modality that all rows of a batch may lack. First in,
-    first out: a uniform sample of all that was ever seen would change ever less often, and a
-    discriminator learns by heart what does not change. A rare modality keeps its images until as
-    many new ones are seen.
+    A discriminator needs real images of a modality that all rows of a batch may lack. The oldest
+    images are replaced first: a uniform sample of all past images would change ever more rarely,
+    and a discriminator would memorise it. A rare modality keeps its images until there are as many
+    new ones.
 
-    The bank draws from a generator of its own, so that it takes nothing from PyTorch's, and whose
-    state is part of :meth:`state_dict`: with it, training goes on as if it had not stopped.
+    The bank has a generator of its own and leaves PyTorch's alone. Its state is part of
+    :meth:`state_dict`, so that training can resume bit for bit.
 
     Arguments:
         modalities: The names of the modalities, in the order of the columns of all masks.
         size: The largest number of images to remember of each modality.
-        seed: What its generator starts from.
+        seed: The seed of its generator.
 
     Attributes:
         images: The images of each modality, oldest first, with shape :math:`(n, *)`, where
@@ -65,7 +65,7 @@ class ImageBank:
         *,
         valid: Mapping[str, Tensor] | None = None,
     ) -> None:
-        r"""Remembers what a batch observed, and forgets the oldest images beyond the size.
+        r"""Adds the observed images of a batch, and drops the oldest ones beyond the size.
 
         Arguments:
             x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`. Missing
@@ -132,7 +132,7 @@ class ImageBank:
         return {**images, GENERATOR: self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Puts a bank back into the state that :meth:`state_dict` returned.
+        """Restores a state of :meth:`state_dict`.
 
         Arguments:
             state: The state of a bank with the same modalities and at least as small a size.
@@ -156,7 +156,7 @@ class ImageBank:
         self._generator.set_state(state[GENERATOR].cpu())
 
     def _check_like(self, images: Tensor, modality: str) -> None:
-        """Raises a ValueError unless images are like those that are remembered."""
+        """Raises a ValueError unless images have the shape and dtype of older ones."""
         held = self.images.get(modality, images)
         if held.shape[1:] != images.shape[1:] or held.dtype != images.dtype:
             raise ValueError(

@@ -1,4 +1,4 @@
-r"""Penalties on the slope of a discriminator: one number per sample."""
+r"""Penalties on the gradient of a discriminator: one number per sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from .losses import over_patches
+from ._losses import over_patches
 
 
 def gradient_penalty(
@@ -19,7 +19,7 @@ def gradient_penalty(
     *,
     generator: Generator | None = None,
 ) -> Tensor:
-    r"""Holds the slope of a discriminator near 1 between real and fake samples.
+    r"""Returns the gradient penalty, which holds gradient norms near 1 between real and fake.
 
     .. math::
         \big(\lVert \nabla_x D(x_\varepsilon) \rVert_2 - 1\big)^2, \qquad
@@ -37,7 +37,7 @@ def gradient_penalty(
 
     Returns:
         The penalty of each pair, with shape :math:`(N)`, to be added to the loss of the
-        discriminator; the reference weighs it by 10.
+        discriminator; its weight in the reference is 10.
 
     Raises:
         ValueError: If `real` and `fake` do not have the same shape.
@@ -62,12 +62,12 @@ def gradient_penalty(
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
-    r"""Holds a discriminator flat at real samples.
+    r"""Returns the R1 penalty, which holds gradients near 0 at real samples.
 
     .. math:: \frac{1}{2} \lVert \nabla_x D(x) \rVert_2^2
 
-    where :math:`D` is the mean score over patches. With it, and any loss, training settles where
-    fake samples are like real ones instead of circling around.
+    where :math:`D` is the mean score over patches. With it, and any loss, training converges to
+    fake samples that are like real ones, instead of circling around them.
 
     Arguments:
         discriminator: Maps samples to scores, with shape :math:`(N, *)`.

@@ -1,4 +1,4 @@
-r"""When adversarial terms act, and how much."""
+"""Weights of the divergence and of the adversarial losses over a training run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ __all__ = ["PUBLISHED", "Schedule", "Weights"]
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from mmpoe.objectives.annealing import warmup
+from mmpoe.objectives import warmup
 
 TIMES = ("warmup", "generator", "ramp", "discriminator", "bank", "restart")
 """The fields of a schedule that are times."""
 
 
 class Weights(NamedTuple):
-    """What to do in one step of training."""
+    """The weights and switches of one step."""
 
     beta: float
     """The weight of the divergence."""
@@ -25,16 +25,16 @@ class Weights(NamedTuple):
     bank: bool
     """Whether to remember real images."""
     restart: bool
-    """Whether to start the optimiser of the model afresh, before this step. In a loop of
-    :func:`mmpoe.training.fit`, its `restart` does that."""
+    """Whether to make the optimiser of the model anew before this step. In
+    :func:`mmpoe.training.fit`, ``Optimizer(restart=...)`` does that."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    r"""The weights of each step, all times in one unit: steps, epochs, or shares of a training.
+    r"""Weights over a training run; all times are in one unit: steps, epochs or shares of the run.
 
-    Reconstruction comes first: a discriminator has nothing to say about images that are not yet
-    recognisable. Once it is, discriminators get a head start, and then a say.
+    Reconstruction comes first, as any discriminator can tell blurred images from real ones. Then
+    discriminators are trained alone, and only then have they a weight in the loss of the model.
 
     Example:
         >>> schedule = Schedule(warmup=10, discriminator=20, generator=30, ramp=10, weight=0.1)
@@ -47,19 +47,19 @@ class Schedule:
     beta: float = 1.0
     """The last weight of the divergence."""
     warmup: float = 0
-    """How long that rises linearly from 0."""
+    """How long that weight rises linearly from 0."""
     weight: float = 1.0
     """The last weight of the adversarial loss of the model."""
     generator: float = 0
-    """When that loss sets in."""
+    """When that loss begins."""
     ramp: float = 0
     """How long its weight then rises linearly from 0."""
     discriminator: float = 0
-    """When discriminators begin to be trained."""
+    """When the training of discriminators begins."""
     bank: float | None = None
-    """When real images begin to be remembered; along with the discriminators if None."""
+    """When real images begin to be remembered; with `discriminator` if None."""
     restart: float | None = None
-    """When the optimiser of the model starts afresh; never if None."""
+    """When the optimiser of the model is made anew; never if None."""
 
     def __post_init__(self) -> None:
         for name in TIMES:
@@ -76,10 +76,10 @@ class Schedule:
             )
 
     def over(self, length: float) -> Schedule:
-        """Returns the same schedule in shares of a training.
+        """Returns the same schedule in shares of a training run.
 
         Arguments:
-            length: The length of the training, in the unit of this schedule.
+            length: The length of the run, in the unit of this schedule.
 
         Raises:
             ValueError: If `length` is not positive.
@@ -97,7 +97,7 @@ class Schedule:
         """Returns the weights of a step, from 0.
 
         Arguments:
-            step: The step, the epoch, or the share of the training done so far.
+            step: The step, the epoch, or the share of the run done so far.
 
         Raises:
             ValueError: If `step` is negative.

@@ -1,8 +1,8 @@
-r"""Which modalities of which rows a discriminator judges."""
+"""Masks of the modalities that discriminators score."""
 
 from __future__ import annotations
 
-__all__ = ["Rule", "judged_targets"]
+__all__ = ["Rule", "scored_targets"]
 
 from typing import Literal
 
@@ -15,19 +15,19 @@ Rule = Literal["hidden", "unobserved", "all"]
 RULES = ("hidden", "unobserved", "all")
 
 
-def judged_targets(given: Tensor, observed: Tensor, rule: Rule = "hidden") -> Tensor:
-    r"""Says which modalities to judge of what is decoded from each subset of each row.
+def scored_targets(given: Tensor, observed: Tensor, rule: Rule = "hidden") -> Tensor:
+    r"""Returns a mask of the modalities to score, by a rule.
 
     The rules, for a row that observed :math:`r` and a subset :math:`s \subseteq r` of it:
 
-    - ``"hidden"``: what it was not given, :math:`m \notin s`, whether observed or not;
-    - ``"unobserved"``: what it never observed, :math:`m \notin r`, of which nothing else can tell
-      whether it is right;
+    - ``"hidden"``: the modalities that were not given, :math:`m \notin s`, observed or not;
+    - ``"unobserved"``: the modalities that were never observed, :math:`m \notin r`, which no
+      likelihood can score;
     - ``"all"``: every modality, reconstructions included.
 
-    Nothing is judged of an empty subset, which is how :func:`mmpoe.missing.subsets` marks one that
-    does not count. Rules are masks and combine as such: ``judged_targets(given, observed) &
-    observed`` holds the targets that were hidden although they were observed.
+    Nothing is scored for an empty subset, which is how :func:`mmpoe.missing.subsets` marks one
+    that does not count. Masks can be combined: ``scored_targets(given, observed) & observed``
+    holds the observed targets that were hidden.
 
     Arguments:
         given: The subsets, boolean, with shape :math:`(S, B, M)`, :math:`(B, M)`, or
@@ -36,7 +36,7 @@ def judged_targets(given: Tensor, observed: Tensor, rule: Rule = "hidden") -> Te
         rule: The rule.
 
     Returns:
-        What is judged, boolean, with the shape of `given`.
+        The mask, boolean, with the shape of `given`.
 
     Raises:
         ValueError: If the rule is unknown, a mask is not boolean or has another shape, or a subset
@@ -45,9 +45,9 @@ def judged_targets(given: Tensor, observed: Tensor, rule: Rule = "hidden") -> Te
     Example:
         >>> given = torch.tensor([[True, False, False]])
         >>> observed = torch.tensor([[True, True, False]])
-        >>> judged_targets(given, observed, "hidden")
+        >>> scored_targets(given, observed, "hidden")
         tensor([[False,  True,  True]])
-        >>> judged_targets(given, observed, "unobserved")
+        >>> scored_targets(given, observed, "unobserved")
         tensor([[False, False,  True]])
     """
     check_observed(observed)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mmpoe.imputation import calibrate
 from mmpoe.models import MMHVAE
 from mmpoe.objectives import elbo, log_marginal
-from mmpoe.training import fit
+from mmpoe.training import Optimizer, fit
 
 from .network import Modality, build
 from .tables import KINDS, Column, Source, read, write
@@ -140,8 +140,14 @@ class MultimodalImputer:
         with _seeded(self._seed):
             self.model_ = build(self.modalities_, self.hidden, self.latents)
             batches = DataLoader(TensorDataset(table), self.batch_size, shuffle=True)
+            optimizer = Optimizer(lr=self.lr)
             self.history_ = fit(
-                self.model_, batches, self._bound, steps=self.steps, lr=self.lr, progress=False
+                self.model_,
+                batches,
+                self._bound,
+                steps=self.steps,
+                optimizer=optimizer,
+                progress=False,
             )
             if self.calibrated:
                 calibrate(

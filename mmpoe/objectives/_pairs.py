@@ -19,6 +19,7 @@ from mmpoe.missing import (
     random_subsets,
     subsets,
 )
+from mmpoe.missing._draws import draw_at
 
 Family = str | Tensor | tuple[Tensor, Tensor]
 """The name of a family or its patterns, see :func:`mmpoe.missing.subsets`; or subsets of each
@@ -128,15 +129,11 @@ def choose(pairs: Packed, point: Tensor | None = None) -> Tensor:
     samples, row, column = places(pairs.rows)
     if point is None:
         point = torch.rand(len(samples), dtype=torch.float64, device=row.device)
-    edges = pairs.weight.double().cumsum(dim=0)  # (R)
-    total = torch.zeros_like(point).index_add(0, row, pairs.weight.double())  # (N)
-    first = (column == 0).nonzero()[:, 0]  # (N)
-    last = torch.cat([first[1:], first.new_tensor([len(row)])]) - 1
-    before = edges[first] - pairs.weight.double()[first]
-    drawn = torch.searchsorted(edges, before + point * total, right=True)
-    drawn = torch.minimum(torch.maximum(drawn, first), last)
-    counts = total.to(pairs.weight.dtype)
-    return torch.zeros_like(pairs.weight).index_put((drawn,), counts)
+    table = point.new_zeros((int(column.max()) + 1 if len(row) else 1, len(samples)))
+    table[column, row] = pairs.weight.double()  # (S, N)
+    drawn = draw_at(table, point[None])[0]  # (N)
+    counts = table.sum(dim=0).to(pairs.weight.dtype)
+    return torch.where(column == drawn[row], counts[row], 0)
 
 
 def _pairs(given: Tensor, weight: Tensor) -> Packed:

@@ -1,22 +1,26 @@
-"""Training on Lightning Fabric: a loop, and checkpoints to go on from (extra ``mmpoe[train]``)."""
+"""A training loop on Lightning Fabric, with checkpoints and a log (extra ``mmpoe[train]``)."""
 
 __all__ = [
     "Adversary",
     "CheckpointError",
     "Checkpoints",
     "CollapseWarning",
+    "Cosine",
     "DeviceMemoryError",
     "History",
     "NonFiniteError",
+    "Optimizer",
     "Run",
     "WorkerError",
     "fit",
     "load_checkpoint",
     "load_state",
     "load_weights",
+    "lock",
     "save_checkpoint",
     "save_state",
     "shard",
+    "write_file",
 ]
 
 from .batches import shard
@@ -28,9 +32,10 @@ from .checkpoint import (
     save_checkpoint,
     save_state,
 )
-from .faults import DeviceMemoryError, WorkerError
+from .files import lock, write_file
 from .folder import Checkpoints
 from .log import CollapseWarning
 from .loop import fit
-from .run import History, Run
-from .steps import Adversary, NonFiniteError
+from .processes import DeviceMemoryError, WorkerError
+from .run import Adversary, Cosine, History, Optimizer, Run
+from .steps import NonFiniteError

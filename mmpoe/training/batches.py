@@ -1,175 +1,27 @@
-"""Batches again and again: from a position that can be saved, and shared among processes."""
+"""An endless stream of batches whose position and random state can be saved and restored."""
 
 from __future__ import annotations
 
-__all__ = ["Stream", "generators_of", "shard", "split"]
+__all__ = ["shard"]
 
 import os
+import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeGuard, TypeVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .randomness import Randomness
-
 T = TypeVar("T")
 
 
-class Stream:
-    """An endless iterator over batches that knows where it is.
-
-    To find a place again, it puts the generators back to where the pass began and draws the
-    batches of that pass anew, so that a sampler makes the same order, and workers the same
-    augmentations.
-
-    Arguments:
-        batches: The batches, iterated again and again.
-        randomness: What their order is drawn from.
-    """
-
-    def __init__(self, batches: Iterable[Any], randomness: Randomness) -> None:
-        self.batches, self.randomness = batches, randomness
-        self.passes, self.position = -1, 0
-        self.start: dict[str, Tensor] = {}
-        self._iterator: Iterator[Any] = iter(())
-
-    def __iter__(self) -> Stream:
-        """Returns the stream itself."""
-        return self
-
-    def __next__(self) -> Any:  # noqa: ANN401
-        """Returns the next batch.
-
-        Raises:
-            ValueError: If there is none, or no second pass.
-        """
-        try:
-            return self._next()
-        except (ConnectionError, EOFError):
-            if self.has_workers:
-                # one may have died: PyTorch raises an error when the signal of that is here, in
-                # whatever is done at that moment, which had better be this
-                time.sleep(1)
-            raise
-
-    def _next(self) -> Any:  # noqa: ANN401
-        for batch in self._iterator:
-            self.position += 1
-            return batch
-        self._begin(self.passes + 1)
-        for batch in self._iterator:
-            self.position += 1
-            return batch
-        if self.passes == 0:
-            raise ValueError("'batches' should hold at least one batch, but is empty.")
-        raise ValueError(
-            "'batches' should be iterable again and again, as a list or a DataLoader is, "
-            f"but is a {type(self.batches).__name__} that has nothing left."
-        )
-
-    def seek(self, passes: int, position: int, start: dict[str, Tensor]) -> None:
-        """Goes to a place; the generators are then where the batches before it have left them.
-
-        Arguments:
-            passes: The number of passes before.
-            position: The number of batches of the pass that were drawn.
-            start: The state of the generators when the pass began.
-
-        Raises:
-            ValueError: If the pass has fewer batches.
-        """
-        if passes < 0:  # nothing was drawn yet
-            return
-        self.randomness.load_state_dict(start)
-        self._begin(passes)
-        self.position = sum(1 for _ in islice(self._iterator, position))
-        if self.position < position:
-            raise ValueError(
-                f"'batches' should hold at least {position} batches, as many as were drawn before "
-                f"the training was stopped, but holds {self.position}."
-            )
-
-    @property
-    def has_workers(self) -> bool:
-        """Whether other processes load the batches."""
-        return isinstance(self.batches, DataLoader) and self.batches.num_workers > 0
-
-    def under_way(self) -> list[list[Any]]:
-        """The samples of each batch that is not here yet, but may be loading, if they are known.
-
-        A DataLoader that has a sampler draws them again as it did when the pass began.
-        """
-        loader = self.batches
-        if not _has_places(loader):
-            return []
-        again = DataLoader(
-            _Places(),
-            batch_sampler=loader.batch_sampler,
-            collate_fn=list,
-            generator=loader.generator,
-        )
-        number = loader.num_workers * (loader.prefetch_factor or 0)
-        with self.randomness.kept():
-            self.randomness.load_state_dict(self.start)
-            return list(islice(again, self.position, self.position + number))
-
-    def _begin(self, passes: int) -> None:
-        self.start = self.randomness.state_dict()
-        self.passes, self.position = passes, 0
-        if getattr(self.batches, "_iterator", None) is not None:
-            # a DataLoader draws a seed for new workers, but none for those that persist; so that
-            # a pass has the same order with either, it is drawn in any case
-            generator = getattr(self.batches, "generator", None)
-            torch.empty((), dtype=torch.int64).random_(generator=generator)
-        self._iterator = iter(self.batches)
-
-
-def generators_of(batches: object) -> list[Generator]:
-    """Returns the generators of a DataLoader and of its samplers."""
-    found = {}
-    for owner in (batches, *_samplers(batches)):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, Generator):
-            found[id(generator)] = generator
-    return list(found.values())
-
-
-def split(batches: Iterable[Any], rank: int, world: int, seed: int) -> Iterable[Any]:
-    """Returns the share of one of several processes: every `world`-th batch, from the `rank`-th.
-
-    Those at the end that do not go round are left out. A DataLoader loads its share alone; the
-    order of its sampler is the same in all processes. One of an IterableDataset, which has no
-    sampler, loads all in each process, and should do so in the same order.
-
-    Arguments:
-        batches: The batches of all.
-        rank: The number of the process, from 0.
-        world: The number of processes.
-        seed: What the order is drawn from, the same in all processes.
-    """
-    if _has_places(batches):
-        return DataLoader(
-            batches.dataset,
-            batch_sampler=_Share(batches.batch_sampler, rank, world, seed),
-            num_workers=batches.num_workers,
-            collate_fn=batches.collate_fn,
-            pin_memory=batches.pin_memory,
-            timeout=batches.timeout,
-            worker_init_fn=batches.worker_init_fn,
-            multiprocessing_context=batches.multiprocessing_context,
-            generator=batches.generator,
-            prefetch_factor=batches.prefetch_factor,
-            persistent_workers=batches.persistent_workers,
-        )
-    return _EveryNth(batches, rank, world)
-
-
 def shard(cases: Sequence[T], rank: int | None = None, world: int | None = None) -> list[T]:
-    """Returns the cases that are one process's, when several synthesise what others do not.
+    """Returns this process's share of the cases: every `world`-th, from the `rank`-th.
 
     Arguments:
         cases: All cases, in the same order in all processes.
@@ -190,20 +42,207 @@ def shard(cases: Sequence[T], rank: int | None = None, world: int | None = None)
     return list(cases[rank::world])
 
 
-def _has_places(batches: object) -> TypeGuard[DataLoader[Any]]:
-    """Whether batches are drawn by a sampler; that of an IterableDataset is none, without end."""
-    return (
-        isinstance(batches, DataLoader)
-        and batches.batch_sampler is not None
-        and not isinstance(batches.dataset, IterableDataset)
-    )
+class Randomness:
+    """The generators of Python, NumPy, PyTorch and the device, and some of the caller's.
+
+    Their states are tensors whose shapes never change, so that processes can exchange them.
+
+    Arguments:
+        device: The device of the run.
+        generators: More generators, such as that of a sampler.
+    """
+
+    def __init__(self, device: torch.device, generators: Sequence[Generator] = ()) -> None:
+        self.device, self.generators = device, list(generators)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the states of all generators, tensors by name."""
+        _, words, cached = random.getstate()
+        _, keys, place, has_normal, normal = np.random.get_state()  # noqa: NPY002
+        state = {
+            "python": torch.tensor(words, dtype=torch.int64),
+            "python.normal": torch.tensor(
+                [cached is not None, cached or 0.0], dtype=torch.float64
+            ),
+            "numpy": torch.tensor([*map(int, keys), place], dtype=torch.int64),  # pyright: ignore
+            "numpy.normal": torch.tensor([has_normal, normal], dtype=torch.float64),
+            "torch": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        for i, generator in enumerate(self.generators):
+            state[f"generator.{i}"] = generator.get_state()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores the states of all generators that have one in `state`."""
+        has, normal = state["python.normal"].tolist()
+        random.setstate((3, tuple(state["python"].tolist()), normal if has else None))
+        *keys, place = state["numpy"].tolist()
+        has, normal = state["numpy.normal"].tolist()
+        legacy = ("MT19937", np.array(keys, dtype=np.uint32), place, int(has), normal)
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.set_rng_state(state["torch"].cpu())
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+        for i, generator in enumerate(self.generators):
+            if f"generator.{i}" in state:
+                generator.set_state(state[f"generator.{i}"].cpu())
+
+    def seed(self, seed: int) -> None:
+        """Seeds the generators of Python, NumPy, PyTorch and the device."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Restores all generators at the end of a ``with`` block."""
+        state = self.state_dict()
+        try:
+            yield
+        finally:
+            self.load_state_dict(state)
 
 
-class _Places(Dataset[Any]):
-    """The place of each sample in a data set, in the place of the sample."""
+class Stream:
+    """An endless iterator over batches that knows its position.
 
-    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401
-        return place
+    To return to a position, it restores the generators to their state at the start of the pass
+    and draws the batches of that pass again, so that a sampler makes the same order, and workers
+    the same augmentations.
+
+    Arguments:
+        batches: The batches, iterated again and again.
+        device: The device of the run, whose generator is part of the random state.
+    """
+
+    def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
+        self.batches = batches
+        self.randomness = Randomness(device, _generators(batches))
+        self.passes, self.position = -1, 0
+        self.start: dict[str, Tensor] = {}
+        self._iterator: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Stream:
+        """Returns the stream itself."""
+        return self
+
+    def __next__(self) -> Any:  # noqa: ANN401
+        """Returns the next batch.
+
+        Raises:
+            ValueError: If there is none, or no second pass.
+        """
+        try:
+            return self._next()
+        except (ConnectionError, EOFError):
+            if self.has_workers:
+                # a worker may have died: PyTorch raises its error when the signal arrives, in
+                # whatever code runs then, which had better be this
+                time.sleep(1)
+            raise
+
+    def _next(self) -> Any:  # noqa: ANN401
+        for batch in self._iterator:
+            self.position += 1
+            return batch
+        self._begin(self.passes + 1)
+        for batch in self._iterator:
+            self.position += 1
+            return batch
+        if self.passes == 0:
+            raise ValueError("'batches' should hold at least one batch, but is empty.")
+        raise ValueError(
+            "'batches' should be iterable again and again, as a list or a DataLoader is, "
+            f"but is a {type(self.batches).__name__} that has nothing left."
+        )
+
+    def seek(self, passes: int, position: int, start: dict[str, Tensor]) -> None:
+        """Returns to a position; the generators are then as the batches before it left them.
+
+        Arguments:
+            passes: The number of passes before this one.
+            position: The number of batches of this pass that were drawn.
+            start: The state of the generators at the start of this pass.
+
+        Raises:
+            ValueError: If the pass has fewer batches.
+        """
+        if passes < 0:  # nothing was drawn yet
+            return
+        self.randomness.load_state_dict(start)
+        self._begin(passes)
+        self.position = sum(1 for _ in islice(self._iterator, position))
+        if self.position < position:
+            raise ValueError(
+                f"'batches' should hold at least {position} batches, as many as were drawn before "
+                f"the run was stopped, but holds {self.position}."
+            )
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether other processes load the batches."""
+        return isinstance(self.batches, DataLoader) and self.batches.num_workers > 0
+
+    def loading(self) -> list[list[Any]]:
+        """Returns the indices of the samples that workers may be loading, by batch, if known.
+
+        The sampler of the DataLoader draws them again as it did at the start of the pass.
+        """
+        loader = self.batches
+        if not _is_indexed(loader):
+            return []
+        again = DataLoader(
+            _Indices(),
+            batch_sampler=loader.batch_sampler,
+            collate_fn=list,
+            generator=loader.generator,
+        )
+        number = loader.num_workers * (loader.prefetch_factor or 0)
+        with self.randomness.kept():
+            self.randomness.load_state_dict(self.start)
+            return list(islice(again, self.position, self.position + number))
+
+    def _begin(self, passes: int) -> None:
+        self.start = self.randomness.state_dict()
+        self.passes, self.position = passes, 0
+        if getattr(self.batches, "_iterator", None) is not None:
+            # a DataLoader draws a seed for new workers, but none for those that persist; drawing
+            # one here gives a pass the same order with either
+            generator = getattr(self.batches, "generator", None)
+            torch.empty((), dtype=torch.int64).random_(generator=generator)
+        self._iterator = iter(self.batches)
+
+
+def split(batches: Iterable[Any], rank: int, world: int, seed: int) -> Iterable[Any]:
+    """Returns one process's share of the batches: every `world`-th, from the `rank`-th.
+
+    Leftover batches that cannot be split evenly are skipped. A DataLoader loads only its share;
+    the order of its sampler is the same in all processes. With an IterableDataset, which has no
+    sampler, each process loads everything, and should do so in the same order.
+
+    Arguments:
+        batches: The batches of all processes.
+        rank: The number of the process, from 0.
+        world: The number of processes.
+        seed: The seed of the sampler, the same in all processes.
+    """
+    if _is_indexed(batches):
+        return DataLoader(
+            batches.dataset,
+            batch_sampler=_Share(batches.batch_sampler, rank, world, seed),
+            num_workers=batches.num_workers,
+            collate_fn=batches.collate_fn,
+            pin_memory=batches.pin_memory,
+            timeout=batches.timeout,
+            worker_init_fn=batches.worker_init_fn,
+            multiprocessing_context=batches.multiprocessing_context,
+            generator=batches.generator,
+            prefetch_factor=batches.prefetch_factor,
+            persistent_workers=batches.persistent_workers,
+        )
+    return _EveryNth(batches, rank, world)
 
 
 class _EveryNth:
@@ -217,14 +256,14 @@ class _EveryNth:
 
 
 class _Share:
-    """A batch sampler: the share of a process of the batches of another one."""
+    """A batch sampler: one process's share of the batches of another one."""
 
     def __init__(self, batches: Any, rank: int, world: int, seed: int) -> None:  # noqa: ANN401
         self.batches, self.rank, self.world = batches, rank, world
         self.generator = Generator().manual_seed(seed)
 
     def __iter__(self) -> Iterator[Any]:
-        # samplers draw from the generator of the process, which is another one in each
+        # samplers draw from the process's own generator, which differs among processes
         own = torch.get_rng_state()
         torch.set_rng_state(self.generator.get_state())
         try:
@@ -236,6 +275,32 @@ class _Share:
 
     def __len__(self) -> int:
         return len(self.batches) // self.world
+
+
+class _Indices(Dataset[Any]):
+    """A data set whose samples are their own indices."""
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401
+        return index
+
+
+def _is_indexed(batches: object) -> TypeGuard[DataLoader[Any]]:
+    """Whether a sampler draws the batches; that of an IterableDataset is a placeholder."""
+    return (
+        isinstance(batches, DataLoader)
+        and batches.batch_sampler is not None
+        and not isinstance(batches.dataset, IterableDataset)
+    )
+
+
+def _generators(batches: object) -> list[Generator]:
+    """The generators of a DataLoader and of its samplers."""
+    found = {}
+    for owner in (batches, *_samplers(batches)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, Generator):
+            found[id(generator)] = generator
+    return list(found.values())
 
 
 def _samplers(owner: object) -> Iterator[object]:

@@ -1,11 +1,9 @@
-r"""Checkpoints: tensors in safetensors, the rest in JSON, checked when read. No pickle, ever."""
+"""Checkpoints: tensors in safetensors, the rest in JSON, checked when read; never a pickle."""
 
 from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
-    "check_description",
-    "digest",
     "load_checkpoint",
     "load_state",
     "load_weights",
@@ -25,39 +23,39 @@ from torch import Tensor, nn
 
 from mmpoe.extras import needs
 
+from ._nested import flatten, unflatten
 from .files import check_space, write_file
-from .nested import flatten, unflatten
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 SEAL = "description_sha256"
-"""The key of a description under which its own digest stands."""
+"""The key of a description that holds its own digest."""
 
 FORMAT = 1
-"""The version of what :func:`save_state` writes."""
+"""The version of the files of :func:`save_state`."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: the message says which file, and what is wrong with it."""
+    """A checkpoint cannot be used; the message names the file and what is wrong with it."""
 
 
 def save_checkpoint(
     folder: str | os.PathLike[str], state: Mapping[str, Tensor], description: Mapping[str, Any]
 ) -> None:
-    """Writes weights and their description, over an older checkpoint if there is one.
+    """Writes weights and their description; an older checkpoint in the folder is replaced.
 
-    A process that is stopped at any point leaves the older checkpoint or the new one, whole: each
-    file is replaced at once, and until the weights are, the new description carries the older one
-    as ``previous``. The digest of the weights says which of the two is theirs; that of the rest of
-    the description, ``description_sha256``, that nothing of it was altered. To change a
-    description by hand, take that key out of it.
+    A process that is stopped at any point leaves the older checkpoint or the new one, complete:
+    each file is replaced in one step, and until the weights are, the new description carries the
+    older one as ``previous``. The digest of the weights tells which of the two is theirs, and
+    ``description_sha256`` is that of the rest of the description. To change a description by hand,
+    delete that key.
 
     Arguments:
         folder: Where to write ``model.safetensors`` and ``model.json``; made if need be.
         state: The weights by name, as of :meth:`torch.nn.Module.state_dict`.
-        description: What is needed to build the model again, and whatever else JSON can hold. The
-            keys ``sha256``, ``aliases``, ``description_sha256`` and ``previous`` are the
-            checkpoint's own.
+        description: How to build the model again, and whatever else JSON can hold. The keys
+            ``sha256``, ``aliases``, ``description_sha256`` and ``previous`` are the checkpoint's
+            own.
 
     Raises:
         ValueError: If `description` holds ``previous``.
@@ -78,7 +76,7 @@ def save_checkpoint(
 
     try:
         previous = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError):  # there is none, or it is of no use
+    except (OSError, ValueError):  # absent or useless
         pass
     else:
         both = json.dumps({**new, "previous": previous}, indent=2)
@@ -90,7 +88,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: str | os.PathLike[str],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what :func:`save_checkpoint` wrote.
+    """Reads a checkpoint of :func:`save_checkpoint`.
 
     Arguments:
         folder: The folder of the checkpoint.
@@ -124,16 +122,16 @@ def load_checkpoint(
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Puts weights into a module, all or none.
+    """Loads weights into a module, all or none.
 
     Arguments:
         module: The module.
         state: The weights by name.
-        source: Where they come from, for the message.
+        source: Their source, which an error names.
 
     Raises:
-        CheckpointError: If they are those of another architecture; the message names the first
-            difference.
+        CheckpointError: If their names or shapes are not those of the module; the message names
+            the first difference.
     """
     own = module.state_dict()
     for name, value in own.items():
@@ -157,14 +155,14 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: object)
 
 
 def check_description(found: Mapping[str, Any], wanted: Mapping[str, Any], source: object) -> None:
-    """Raises a CheckpointError at the first entry in which a description is not as it should be.
+    """Raises a CheckpointError at the first entry of a description that differs.
 
     Arguments:
         found: The description of a checkpoint.
-        wanted: What it should hold; more is fine.
-        source: Where the description comes from, for the message.
+        wanted: The entries that it should hold; others are not compared.
+        source: Its source, which an error names.
     """
-    for key, value in json.loads(json.dumps(wanted)).items():  # as JSON has it: no tuples
+    for key, value in json.loads(json.dumps(wanted)).items():  # JSON has no tuples
         if isinstance(value, dict) and isinstance(found.get(key), dict):
             check_description(found[key], value, f"{source}, '{key}',")
         elif key not in found or found[key] != value:
@@ -179,7 +177,7 @@ def save_state(path: str | os.PathLike[str], state: object) -> None:
 
     Arguments:
         path: Where to write, without a suffix: ``<path>.safetensors`` and ``<path>.json``.
-        state: The state, see :func:`mmpoe.training.nested.flatten`.
+        state: The state; keys are strings, numbers or booleans.
 
     Raises:
         TypeError: If the state holds anything else.
@@ -203,7 +201,7 @@ def save_state(path: str | os.PathLike[str], state: object) -> None:
 
 
 def load_state(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
-    """Reads what :func:`save_state` wrote.
+    """Reads a state of :func:`save_state`.
 
     Arguments:
         path: The path that was given to it.
@@ -229,7 +227,7 @@ def load_state(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
 
 
 def digest(content: bytes) -> str:
-    """Returns the SHA-256 of some bytes, in hexadecimal digits."""
+    """Returns the SHA-256 of some bytes as hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -238,7 +236,7 @@ def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
     with needs("train"):
         from safetensors.torch import save
 
-    # modules that share parameters have several names for one tensor; it is stored once
+    # modules that share parameters have several names for one tensor, which is stored once
     names: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, value in state.items():
@@ -246,7 +244,7 @@ def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
         if first != name and torch.equal(value, state[first]):  # not a transposed view, or a part
             aliases[name] = first
 
-    # cloned, as parts of one tensor that differ are stored one by one
+    # cloned, as safetensors refuses tensors that share memory
     stored = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
@@ -271,9 +269,9 @@ def _decode(content: bytes, aliases: Mapping[str, Any], source: Path) -> dict[st
 
 
 def _read(binary: Path, text: Path, argument: str) -> tuple[bytes, Any]:
-    """The content of the two files of a checkpoint, the second one parsed."""
+    """The bytes of one file of a checkpoint, and the parsed JSON of the other."""
     with needs("train"):
-        import safetensors.torch  # noqa: F401  # before an error about files
+        import safetensors.torch  # noqa: F401  # its absence comes before errors about files
 
     try:
         return binary.read_bytes(), json.loads(text.read_text())
@@ -294,9 +292,9 @@ def _altered(path: Path, manifest: str, wanted: str, found: str) -> CheckpointEr
 
 
 def _seal(entry: Mapping[str, Any]) -> str:
-    """The digest of what a description says, however it is set out."""
+    """The digest of the entries of a description, whatever the layout of the file."""
     said = {key: value for key, value in entry.items() if key not in (SEAL, "previous")}
-    # read back, as JSON has no tuples and names everything by strings
+    # a round trip, as JSON has no tuples and only strings as keys
     return digest(json.dumps(json.loads(json.dumps(said)), sort_keys=True).encode())
 
 

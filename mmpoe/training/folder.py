@@ -1,16 +1,14 @@
-"""The folder of a training: its checkpoints, of which the last ones and the best are kept."""
+"""The checkpoints of a run, of which the last two and the best are kept."""
 
 from __future__ import annotations
 
-__all__ = ["Checkpoints", "lock"]
+__all__ = ["Checkpoints"]
 
 import json
 import os
 import re
 import shutil
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,33 +28,33 @@ MANIFEST, TRAINING = "manifest.json", "training"
 
 
 class Saved(NamedTuple):
-    """What a checkpoint of a training holds."""
+    """The content of a checkpoint."""
 
     weights: dict[str, Tensor]
     """The averaged weights, those that a model is used with."""
     description: dict[str, Any]
-    """What the caller said about the model."""
+    """What the caller wrote about the model."""
     state: dict[str, Any]
-    """All that is needed to go on."""
+    """The rest of the state of the run, for resuming it."""
 
 
 class Checkpoints:
-    """The checkpoints of a training, each in a folder ``step-<number>`` of its own.
+    """The checkpoints of a run, each in a folder ``step-<number>`` of its own.
 
-    A checkpoint gets its name when all of it is on the disk, and loses it before any of it goes.
-    Next to the files of a model (:func:`load_checkpoint` reads them) it holds the state of the
-    training and a manifest with the size and the SHA-256 of each file.
+    A checkpoint is written under a temporary name and renamed once it is on the disk, and loses
+    its name before any of it is removed. Beside the files of a model (:func:`load_checkpoint`
+    reads them) it holds the state of the run and a manifest with the size and the SHA-256 of each
+    file.
 
     Arguments:
         folder: The folder of them all.
-        keep: The number of the last checkpoints to keep, beside the best.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
 
     def steps(self) -> list[int]:
-        """Returns the steps that there are checkpoints of, ascending."""
+        """Returns the steps of all checkpoints, ascending."""
         names = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
         found = (re.fullmatch(r"step-(\d+)", name) for name in names)
         return sorted(int(match[1]) for match in found if match)
@@ -73,20 +71,20 @@ class Checkpoints:
         state: object,
         best: int | None = None,
     ) -> Path:
-        """Writes a checkpoint, and removes those that need not be kept.
+        """Writes a checkpoint, and removes all others but the one before it and the best.
 
         Arguments:
-            step: The step that it is of.
-            weights: The weights that the model is to be used with.
-            description: What to say about the model.
-            state: All that is needed to go on.
-            best: The step of the best checkpoint, which is kept.
+            step: Its step.
+            weights: The weights for using the model.
+            description: What to write about the model.
+            state: The rest of the state of the run, for resuming it.
+            best: The step of the best checkpoint.
 
         Returns:
             The folder of the checkpoint.
 
         Raises:
-            OSError: If it cannot be written, or the disk is full; others are as they were.
+            OSError: If it cannot be written, or the disk is full; others are unchanged.
         """
         final = self.path(step)
         temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
@@ -100,7 +98,7 @@ class Checkpoints:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         steps = self.steps()
-        for old in set(steps) - {*steps[-self.keep :], step, best}:
+        for old in set(steps) - {*steps[-2:], step, best}:
             remove(self.path(old))
         return final
 
@@ -109,21 +107,22 @@ class Checkpoints:
 
         Raises:
             CheckpointError: If a file of it is missing, incomplete, altered, or of another format.
-                The message names the last checkpoint that is in order.
+                The message names the last intact checkpoint.
         """
         try:
             return self._load(self.path(step))
         except CheckpointError as error:
-            good = next((s for s in reversed(self.steps()) if s != step and self._good(s)), None)
+            others = (s for s in reversed(self.steps()) if s != step)
+            good = next((s for s in others if self._is_intact(s)), None)
             advice = (
-                "There is no other checkpoint that is in order."
+                "No other checkpoint is intact."
                 if good is None
-                else f"{self.path(good)} is in order; to go on from it, remove {self.path(step)}."
+                else f"{self.path(good)} is intact; to resume from it, remove {self.path(step)}."
             )
             raise CheckpointError(f"{error} {advice}") from error
 
     def clean(self) -> None:
-        """Removes what processes that were killed have left of checkpoints without a name."""
+        """Removes incomplete checkpoints that killed processes have left."""
         for path in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -132,7 +131,7 @@ class Checkpoints:
         weights, description = load_checkpoint(path)
         return Saved(weights, description, load_state(path / TRAINING))
 
-    def _good(self, step: int) -> bool:
+    def _is_intact(self, step: int) -> bool:
         try:
             _verify(self.path(step))
         except CheckpointError:
@@ -140,36 +139,8 @@ class Checkpoints:
         return True
 
 
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder, as long as this one lives.
-
-    Raises:
-        ValueError: If another process is at work there.
-    """
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # a system without such locks
-        yield
-        return
-    path = folder / ".lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise ValueError(
-                f"'folder' should be used by one training at a time, but {folder} is in use by "
-                f"process {file.read().strip()}."
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
 def _verify(path: Path) -> None:
-    """Raises a CheckpointError unless all files are as they were written."""
+    """Raises a CheckpointError unless all files match the manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         entries = {str(name): (int(e["bytes"]), str(e["sha256"])) for name, e in manifest.items()}

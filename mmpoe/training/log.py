@@ -1,40 +1,42 @@
-"""What a training tells: rows of numbers, and whether latent groups are in use."""
+"""The log of a run: rows of numbers, images, and whether latent groups are in use."""
 
 from __future__ import annotations
 
-__all__ = ["CollapseWarning", "Log", "Watch"]
+__all__ = ["CollapseWarning"]
 
 import csv
 import io
+import math
+import struct
 import warnings
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
+import torch
 from torch import Tensor, nn
 
 from mmpoe.extras import needs
 from mmpoe.objectives import collapsed, group_kl
 
 from .files import write_file
-from .pictures import check_images, png
 
 
 class CollapseWarning(UserWarning):
-    """A latent group holds next to nothing, so that the model does without it."""
+    """Posterior collapse: the divergence of a latent group is near zero."""
 
 
 class Log:
-    """Rows of numbers by step, in a CSV file, and images; for TensorBoard if that is asked for.
+    """Rows of numbers by step in a CSV file, and images; for TensorBoard too, if asked for.
 
-    The first row says what the columns are. Rows after `step`, of a training that now goes on from
-    there, are dropped.
+    The first row names the columns. When a run resumes from `step`, later rows are dropped.
 
     Arguments:
         folder: Where to write ``log.csv`` and the folder ``tensorboard`` or ``images``.
-        step: The step that the training goes on from.
+        step: The step from which the run resumes.
         tensorboard: Whether to write for TensorBoard too (extra ``mmpoe[tensorboard]``).
     """
 
@@ -76,54 +78,53 @@ class Log:
             ValueError: If they have another shape, or are not floating-point.
         """
         for name, several in images.items():
-            check_images(name, several)
+            holds = several.is_floating_point() and several.dim() == 4 and several.numel() > 0
+            if not (holds and several.shape[1] in (1, 3)):
+                raise ValueError(
+                    f"'images' should return floating-point images of shape (N, C, H, W), where C "
+                    f"is 1 or 3, but {name!r} has dtype {several.dtype} and shape "
+                    f"{tuple(several.shape)}."
+                )
+            shown = several.detach().float().nan_to_num(0).clamp(0, 1).cpu()
             if self.writer is not None:
-                shown = several.detach().float().nan_to_num(0).clamp(0, 1).cpu()
                 self.writer.add_images(name, shown, step)
             else:
                 self.folder.mkdir(exist_ok=True)
-                # names may hold anything, and different ones must not meet in one file
+                # quoted, so that different names never share a file
                 path = self.folder / f"{quote(name, safe=' ')}-{step:08d}.png"
-                write_file(path, png(several.detach()))
+                write_file(path, png(shown))
 
     def close(self) -> None:
-        """Closes what is open."""
+        """Closes the writer of TensorBoard."""
         if self.writer is not None:
             self.writer.close()
 
 
 class Watch:
-    """Looks at the outputs of a model in a ``with`` block: how much each latent group holds.
+    """The divergences of the latent groups in the last output of a model.
 
     Attributes:
-        kl: The mean divergence of each group in the last output, in nats, by name, coarse to fine:
-            ``kl_1``, ``kl_2``, ... It is empty if nothing of the kind was seen.
-        collapsed: The names of those groups that hold next to nothing, see
+        kl: The mean divergence of each group, in nats, by name, coarse to fine: ``kl_1``,
+            ``kl_2``, ... Empty if there was no output with latent groups.
+        collapsed: The names of the groups that have collapsed, see
             :func:`mmpoe.objectives.collapsed`.
-
-    Arguments:
-        model: The model.
-        active: Whether to look at all.
     """
 
-    def __init__(self, model: nn.Module, *, active: bool = True) -> None:
-        self.model, self.active = model, active
+    def __init__(self) -> None:
         self.kl: dict[str, float] = {}
         self.collapsed: list[str] = []
 
-    def __enter__(self) -> Watch:
-        if self.active:
-            self._handle = self.model.register_forward_hook(self._look)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.active:
-            self._handle.remove()
+    @contextmanager
+    def over(self, model: nn.Module, *, active: bool = True) -> Iterator[None]:
+        """Watches the outputs of a model in a ``with`` block, if `active`."""
+        if not active:
+            yield
+            return
+        handle = model.register_forward_hook(self._look)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def warn(self, known: set[str]) -> None:
         """Warns of collapsed groups that are not known yet."""
@@ -132,9 +133,9 @@ class Watch:
         if new:
             values = ", ".join(f"{name} = {self.kl[name]:.2g} nats" for name in new)
             warnings.warn(
-                f"{len(new)} of {len(self.kl)} latent groups, counted from the coarsest, hold "
-                f"next to nothing: {values}. A slower warm-up of the divergence, or free bits "
-                "(see mmpoe.objectives), may bring them into use.",
+                f"{len(new)} of {len(self.kl)} latent groups, counted from the coarsest, have "
+                f"collapsed: {values}. A slower warm-up of the divergence, or free bits (see "
+                "mmpoe.objectives), may bring them into use.",
                 CollapseWarning,
                 stacklevel=4,
             )
@@ -145,6 +146,38 @@ class Watch:
             names = [f"kl_{i + 1}" for i in range(len(values))]
             self.kl = dict(zip(names, values, strict=True))
             self.collapsed = [n for n, flag in zip(names, flags, strict=True) if flag]
+
+
+def recent(values: Sequence[float], number: int) -> float:
+    """Returns the mean of the last values, leaving out those that are not finite."""
+    finite = [value for value in values[-number:] if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def png(images: Tensor) -> bytes:
+    r"""Returns images side by side, as a PNG file.
+
+    Arguments:
+        images: The images, from 0 (black) to 1, with shape :math:`(N, C, H, W)`, where :math:`C`
+            is 1 or 3.
+
+    Example:
+        >>> png(torch.zeros(2, 1, 8, 8))[:4]
+        b'\x89PNG'
+    """
+    row = torch.cat(list(images), dim=-1).permute(1, 2, 0)  # (H, N W, C)
+    row = (255 * row).round().to(torch.uint8)
+    height, width, channels = row.shape
+    unfiltered = torch.zeros(height, 1, dtype=torch.uint8)  # a byte in front of each line
+    lines = torch.cat([unfiltered, row.reshape(height, -1)], dim=1)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(lines.numpy().tobytes())), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    check = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
 
 def _text(rows: list[list[Any]]) -> str:

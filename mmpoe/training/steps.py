@@ -2,79 +2,52 @@
 
 from __future__ import annotations
 
-__all__ = ["Adversary", "Learner", "NonFiniteError", "Report", "Steps", "adamw"]
+__all__ = ["NonFiniteError"]
 
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import CheckpointError, load_weights, save_state
-from .distributed import mean
+from .processes import mean
+from .run import Optimizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Loss = Callable[[Any, Any, float], Tensor]
-"""Called with a network, a batch and the share of the training done so far."""
-
-adamw = partial(torch.optim.AdamW, betas=(0.9, 0.99))
-"""The optimiser of :func:`mmpoe.training.fit`, unless it is given another."""
+Loss = Callable[[Any, float], Tensor]
+"""Called with a batch and the share of the run done so far."""
 
 
 class NonFiniteError(RuntimeError):
-    """Steps were skipped again and again because a loss or a gradient was not finite."""
-
-
-@dataclass
-class Adversary:
-    """Networks that are trained against a model, by an optimiser of their own.
-
-    In each step, `loss` is called right after the objective, with the same batch. An objective
-    that stores its output somewhere saves it from computing that again; it should use it detached.
-    While the gradient of the objective is taken, the network is frozen.
-    """
-
-    network: nn.Module
-    """The networks, such as a ModuleDict of discriminators."""
-    loss: Loss
-    """Called with the network, a batch and the share of the training done so far (0 to 1); returns
-    numbers whose mean is minimised."""
-    lr: float = 2e-4
-    """The learning rate, which does not change."""
-    start: float = 0.0
-    """The share of the training from which on they are trained."""
-    optimizer: Callable[..., Optimizer] = torch.optim.Adam
-    """Makes the optimiser: called with the parameters and `lr`."""
+    """Too many steps in a row were skipped because a loss or a gradient was not finite."""
 
 
 class Report(NamedTuple):
-    """What happened in a step."""
+    """The numbers of a step."""
 
     losses: list[float]
     """The loss of each learner that took part, the mean over all batches of the step."""
     norms: list[float]
     """The norm of the gradient of each, before it was clipped."""
-    taken: bool
-    """Whether all of these numbers were finite, so that weights changed."""
 
 
 class Learner:
-    """A network, what it minimises, and its optimiser.
+    """A network, its loss, and its optimiser.
 
     Arguments:
         fabric: What runs the training; it moves the network to its device.
         network: The network.
-        loss: What to minimise; the mean of what it returns.
-        optimizer: Called with the parameters; returns the optimiser.
+        loss: The loss; the mean of what it returns is minimised.
+        build: Called with the parameters; returns the optimiser.
+        start: The share of the run at which the training of the network begins.
     """
 
     def __init__(
@@ -82,45 +55,34 @@ class Learner:
         fabric: Fabric,
         network: nn.Module,
         loss: Loss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        build: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        start: float = 0.0,
     ) -> None:
-        self.fabric, self.network = fabric, network
-        # all that is done with the network is one forward pass, for gradients to be exchanged
+        self.fabric, self.network, self.start = fabric, network, start
+        # gradients are exchanged among processes around the forward pass of one module
         self.forward = fabric.setup_module(_Mean(network, loss))
-        self._make = optimizer
+        self._build = build
         self.restart()
 
     def restart(self) -> None:
-        """Starts the optimiser afresh: what it remembers of gradients is gone."""
-        self.optimizer = self._make(self.network.parameters())
+        """Makes the optimiser anew, without the gradients that it remembers."""
+        self.optimizer = self._build(self.network.parameters())
 
     def backward(self, batch: object, done: float, share: float, *, last: bool) -> Tensor:
         """Adds the gradient of a batch, times a factor; exchanges gradients after the last one."""
         with self.fabric.no_backward_sync(self.forward, enabled=not last):  # pyright: ignore
-            # handed over as a function, so that data are not rounded to half precision
+            # in a function, so that data are not rounded to half precision
             loss: Tensor = self.forward(lambda: batch, done)
             self.fabric.backward(loss * share)
         return loss.detach()
 
     def clip(self, limit: float) -> float:
-        """Scales the gradient down to a norm, and returns the norm that it had."""
+        """Scales the gradient down to a norm, and returns its norm from before."""
         norm = self.fabric.clip_gradients(
             self.network, self.optimizer, max_norm=limit, error_if_nonfinite=False
         )
         assert norm is not None
         return norm.item()
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Takes no gradient of the network in a ``with`` block."""
-        free = [p for p in self.network.parameters() if p.requires_grad]
-        for p in free:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in free:
-                p.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the states of the network and the optimiser."""
@@ -131,13 +93,13 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source: object) -> None:
-        """Puts both back into a state, from a source that an error names.
+        """Restores both, from a source that an error names.
 
         Raises:
-            CheckpointError: If it is that of another architecture or optimiser.
+            CheckpointError: If the state is that of another architecture or optimiser.
         """
         made, own = state.get("made"), type(self.optimizer).__name__
-        if made not in (None, own):  # which would go on from numbers of another meaning
+        if made not in (None, own):  # its numbers have another meaning
             raise CheckpointError(
                 f"{source} should hold the state of the optimiser {own}, as this run has, but "
                 f"holds that of {made}."
@@ -147,43 +109,32 @@ class Learner:
 
 
 class Steps:
-    """Takes steps, each whole or not at all.
+    """Takes steps, each of which changes all weights or none, and averages the weights.
 
     Arguments:
         fabric: What runs the training.
-        learners: Who learns, the model first.
-        starts: The share of the training from which on each does.
-        restart: The share of the training at which the optimiser of the model starts afresh.
-        accumulate: The number of batches of a step.
-        clip: The largest norm of a gradient.
-        patience: The number of skipped steps in a row after which to give up.
-        folder: Where to write the batches of the last of them; a temporary folder if None.
+        learners: The learners, the model first.
+        options: The options of the model's optimiser.
+        folder: Where to write the last batches of too many skipped steps; a temporary folder if
+            None.
 
     Attributes:
-        skipped: The number of steps that were skipped.
-        row: The number of them in a row.
-        restarted: Whether the optimiser of the model has started afresh.
+        averaged: The moving average of the model.
+        skipped: The number of skipped steps.
+        row: The number of skipped steps in a row.
+        restarted: Whether the optimiser of the model was made anew.
     """
 
     def __init__(
-        self,
-        fabric: Fabric,
-        learners: list[Learner],
-        starts: list[float],
-        *,
-        restart: float = math.inf,
-        accumulate: int,
-        clip: float,
-        patience: int,
-        folder: Path | None,
+        self, fabric: Fabric, learners: list[Learner], options: Optimizer, folder: Path | None
     ) -> None:
-        self.fabric, self.learners, self.starts = fabric, learners, starts
-        self.restart, self.restarted = restart, False
-        self.accumulate, self.clip = accumulate, clip
-        self.patience, self.folder = patience, folder
+        self.fabric, self.learners, self.options, self.folder = fabric, learners, options, folder
+        self.model = learners[0]
+        self.averaged = moving_average(self.model.network, options.average).eval()
         self.scaler: torch.amp.GradScaler | None = getattr(
             fabric.strategy.precision, "scaler", None
         )
+        self.restarted = False
         self.skipped = self.row = 0
 
     def take(self, batches: Iterator[Any], done: float, lr: float) -> Report:
@@ -191,53 +142,88 @@ class Steps:
 
         Arguments:
             batches: Where to take batches from.
-            done: The share of the training done so far.
+            done: The share of the run done so far.
             lr: The learning rate of the model.
 
         Raises:
-            NonFiniteError: If this is one skipped step too many in a row.
+            NonFiniteError: If too many steps in a row were skipped.
         """
-        learners = [
-            n for n, start in zip(self.learners, self.starts, strict=True) if done >= start
-        ]
-        model, others = learners[0], self.learners[1:]
-        if done >= self.restart and not self.restarted:
-            model.restart()
+        restart = self.options.restart
+        if restart is not None and done >= restart and not self.restarted:
+            self.model.restart()
             self.restarted = True
-        for group in model.optimizer.param_groups:
+        for group in self.model.optimizer.param_groups:
             group["lr"] = lr
-        totals = [torch.zeros((), device=self.fabric.device)] * len(learners)
-        used = []
-        for k in range(self.accumulate):
-            used.append(self.fabric.to_device(next(batches)))
-            for i, learner in enumerate(learners):
-                with _all_frozen(others if learner is model else []):
-                    totals[i] = totals[i] + learner.backward(
-                        used[-1], done, 1 / self.accumulate, last=k + 1 == self.accumulate
-                    )
-        losses = mean(self.fabric, [total.item() / self.accumulate for total in totals])
-        norms = [learner.clip(self.clip) for learner in learners]
-        taken = all(map(math.isfinite, [*losses, *norms]))
-        self._apply(learners, losses, taken=taken)
+
+        learners = [learner for learner in self.learners if done >= learner.start]
+        used, losses = self._backward(learners, batches, done)
+        norms = [learner.clip(self.options.clip) for learner in learners]
+        self._apply(learners, losses, norms)
         for learner in self.learners:
             learner.optimizer.zero_grad()
-        if self.row >= self.patience:
+        if self.row >= self.options.max_skipped:
             raise self._give_up(used, losses, norms)
-        return Report(losses, norms, taken)
+        return Report(losses, norms)
 
-    def _apply(self, learners: list[Learner], losses: list[float], *, taken: bool) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of all learners, but for the averaged weights."""
+        return {
+            "learners": [learner.state_dict() for learner in self.learners],
+            "averaged": int(self.averaged.n_averaged),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "row": self.row,
+            "restarted": self.restarted,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], source: object) -> None:
+        """Restores the learners, from a source that an error names.
+
+        Raises:
+            CheckpointError: If the state is that of other networks or optimisers.
+        """
+        if len(state["learners"]) != len(self.learners):
+            raise CheckpointError(
+                f"{source} should be of a run with{'out' * (len(self.learners) == 1)} an "
+                "adversary, as this one is, but is not."
+            )
+        for learner, entry in zip(self.learners, state["learners"], strict=True):
+            learner.load_state_dict(entry, source)
+        self.averaged.n_averaged.fill_(state["averaged"])
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.skipped, self.row = state["skipped"], state["row"]
+        self.restarted = state["restarted"]
+
+    def _backward(
+        self, learners: list[Learner], batches: Iterator[Any], done: float
+    ) -> tuple[list[Any], list[float]]:
+        """Adds the gradients of all batches of a step; returns the batches and the mean losses."""
+        number, used = self.options.accumulate, []
+        totals = [torch.zeros((), device=self.fabric.device)] * len(learners)
+        for k in range(number):
+            used.append(self.fabric.to_device(next(batches)))
+            for i, learner in enumerate(learners):
+                with _frozen(self.learners[1:] if learner is self.model else []):
+                    loss = learner.backward(used[-1], done, 1 / number, last=k + 1 == number)
+                totals[i] = totals[i] + loss
+        return used, mean(self.fabric, [total.item() / number for total in totals])
+
+    def _apply(self, learners: list[Learner], losses: list[float], norms: list[float]) -> None:
+        """Steps all optimisers and averages the weights, or counts a skipped step."""
         # half precision tries large scales, and lowers them when a gradient overflows
         searching = (
             self.scaler is not None
             and all(map(math.isfinite, losses))
             and self.scaler.get_scale() > 1
         )
-        if taken:
+        if all(map(math.isfinite, [*losses, *norms])):
             for learner in learners:
                 if self.scaler is None:
                     learner.optimizer.step()
                 else:
                     self.scaler.step(learner.optimizer)
+            self.averaged.update_parameters(self.model.network)
             self.row = 0
         else:
             self.skipped += 1
@@ -267,22 +253,48 @@ class Steps:
 
 
 class _Mean(nn.Module):
-    """The mean of a loss, as a module whose forward pass is all of it."""
+    """The mean of a loss, as the forward pass of a module that holds the network."""
 
     def __init__(self, network: nn.Module, loss: Loss) -> None:
         super().__init__()
-        self.network = network
-        self.loss = partial(loss)  # no submodule, should it be one
+        self.network, self.loss = network, loss
 
     def forward(self, batch: Callable[[], Any], done: float) -> Tensor:
-        return self.loss(self.network, batch(), done).mean()
+        return self.loss(batch(), done).mean()
 
 
 @contextmanager
-def _all_frozen(learners: list[Learner]) -> Iterator[None]:
-    if not learners:
+def _frozen(learners: list[Learner]) -> Iterator[None]:
+    """Takes no gradient of some networks in a ``with`` block."""
+    free = [p for n in learners for p in n.network.parameters() if p.requires_grad]
+    for p in free:
+        p.requires_grad_(False)
+    try:
         yield
-        return
-    first, *others = learners
-    with first.frozen(), _all_frozen(others):
-        yield
+    finally:
+        for p in free:
+            p.requires_grad_(True)
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    r"""Returns a copy of a model that averages its weights, with ``update_parameters(model)``.
+
+    .. math:: \bar w_t = d_t \, \bar w_{t-1} + (1 - d_t) \, w_t, \qquad
+        d_t = \min\Big(d, \frac{1 + t}{10 + t}\Big), \quad \bar w_0 = w_0
+
+    Arguments:
+        model: The model.
+        decay: The decay :math:`d`, in [0, 1), smaller during the first steps; 0 keeps the last
+            weights.
+    """
+
+    @torch.no_grad()
+    def update(averages: Any, values: Any, count: Any) -> None:  # noqa: ANN401
+        rate = min(decay, (1 + int(count)) / (10 + int(count)))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - rate)
+            else:
+                average.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

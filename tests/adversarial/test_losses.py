@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from adversaries import by_hand, every_kind
+from adversaries import by_hand, every_kind, losses
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from torch import nn
 
 from mmpoe.adversarial import gradient_penalty, r1_penalty
-from mmpoe.adversarial.losses import KINDS
 from mmpoe.nn import MLP, PatchDiscriminator
 
 
@@ -19,24 +18,23 @@ def test_losses_by_hand(kind):
     scores = [-2.5, -1.0, -0.3, 0.0, 0.5, 1.0, 1.7]
     expected = torch.tensor([by_hand(kind, s) for s in scores], dtype=torch.float64)  # (N, 3)
     x = torch.tensor(scores, dtype=torch.float64)
-    real, fake = KINDS[kind].discriminator(x, x)
-    torch.testing.assert_close(torch.stack([real, fake, KINDS[kind].generator(x)], 1), expected)
+    torch.testing.assert_close(torch.stack(losses(kind, x, x), 1), expected)
 
     patches = torch.stack([x, x.flip(0)]).reshape(2, 1, 7)  # averaged in a sample, not over them
-    real, fake = KINDS[kind].discriminator(patches, patches[:1])
+    real, fake, _ = losses(kind, patches, patches[:1])
     torch.testing.assert_close(real, expected[:, 0].mean().expand(2))
     torch.testing.assert_close(fake, expected[:, 1].mean().expand(1))
-    torch.testing.assert_close(KINDS[kind].generator(patches), expected[:, 2].mean().expand(2))
-    assert KINDS[kind].generator(x[:0]).shape == (0,)
-    assert KINDS[kind].generator(torch.zeros(0, 1, 3, 3)).shape == (0,)
+    *_, of_model = losses(kind, patches, patches)
+    torch.testing.assert_close(of_model, expected[:, 2].mean().expand(2))
+    for none in (x[:0], torch.zeros(0, 1, 3, 3)):
+        assert all(loss.shape == (0,) for loss in losses(kind, none, none))
 
 
 @every_kind
 def test_signs(kind):
     """Reals are pushed up and fakes down by a discriminator, and fakes up by a model."""
     x = torch.full((3,), 0.25, requires_grad=True)
-    real, fake = KINDS[kind].discriminator(x, x)
-    for loss, sign in ((real, -1), (fake, 1), (KINDS[kind].generator(x), -1)):
+    for loss, sign in zip(losses(kind, x, x), (-1, 1, -1), strict=True):
         (slope,) = torch.autograd.grad(loss.sum(), x)
         assert torch.equal(slope.sign(), torch.full((3,), float(sign)))
 
@@ -53,21 +51,22 @@ def test_signs(kind):
 def test_equilibrium(kind, score, both, model):
     """Where reals and fakes are alike, the best score and what is lost are known."""
     x = torch.tensor([score], dtype=torch.float64, requires_grad=True)
-    loss = sum(KINDS[kind].discriminator(x, x))
+    real, fake, of_model = losses(kind, x, x)
+    loss = real + fake
     assert loss.item() == pytest.approx(both)
-    assert KINDS[kind].generator(x).item() == pytest.approx(model)
+    assert of_model.item() == pytest.approx(model)
     (slope,) = torch.autograd.grad(loss, x)
     assert slope.item() == pytest.approx(0)
     others = x.detach() + torch.linspace(-3, 3, 25, dtype=torch.float64)
-    assert (sum(KINDS[kind].discriminator(others, others)) >= both - 1e-12).all()
+    assert (sum(losses(kind, others, others)[:2]) >= both - 1e-12).all()
 
 
 @every_kind
 def test_large_scores_are_finite(kind):
     x = torch.tensor([-1e9, -1e4, 1e4, 1e9], requires_grad=True)
-    parts = [*KINDS[kind].discriminator(x, x), KINDS[kind].generator(x)]
-    (slope,) = torch.autograd.grad(torch.stack(parts).sum(), x)
-    assert torch.stack(parts).isfinite().all()
+    parts = torch.stack(losses(kind, x, x))
+    (slope,) = torch.autograd.grad(parts.sum(), x)
+    assert parts.isfinite().all()
     assert slope.isfinite().all()
     assert slope.abs().sum() > 0
 
@@ -80,7 +79,7 @@ def linear(weight):
 
 
 @hypothesis_given(st.integers(0, 5), st.integers(1, 4), st.integers(0, 1000))
-def test_penalties_of_linear_critics(rows, features, seed):
+def test_penalties_of_linear_discriminators(rows, features, seed):
     generator = torch.Generator().manual_seed(seed)
     options = {"generator": generator, "dtype": torch.float64}
     weight = torch.randn(features, 3, **options)
@@ -97,7 +96,7 @@ def test_penalties_of_linear_critics(rows, features, seed):
     )
 
 
-def test_penalties_of_quadratic_critics():
+def test_penalties_of_quadratic_discriminators():
     """D(x) = |x|^2 / 2 has the slope |x|, wherever that is taken."""
     torch.manual_seed(0)
     real, fake = torch.randn(2, 6, 5, dtype=torch.float64)
@@ -116,16 +115,19 @@ def test_penalties_of_quadratic_critics():
 
 def test_penalties_agree_with_finite_differences():
     torch.manual_seed(0)
-    critic = PatchDiscriminator(1, 9, 3).double().eval()
+    discriminator = PatchDiscriminator(1, 9, 3).double().eval()
     real, fake = torch.randn(2, 2, 1, 9, 9, dtype=torch.float64)
     step = 1e-5
     slope = torch.zeros(2, 81, dtype=torch.float64)
     for pixel in range(81):
         shift = torch.zeros(81, dtype=torch.float64).index_fill(0, torch.tensor(pixel), step)
-        up, down = critic(real + shift.reshape(9, 9)), critic(real - shift.reshape(9, 9))
+        up, down = (
+            discriminator(real + shift.reshape(9, 9)),
+            discriminator(real - shift.reshape(9, 9)),
+        )
         slope[:, pixel] = (up - down).mean(dim=(1, 2, 3)) / (2 * step)
-    torch.testing.assert_close(r1_penalty(critic, real), slope.square().sum(dim=1) / 2)
-    found = gradient_penalty(critic, real, real)
+    torch.testing.assert_close(r1_penalty(discriminator, real), slope.square().sum(dim=1) / 2)
+    found = gradient_penalty(discriminator, real, real)
     torch.testing.assert_close(found, (slope.norm(dim=1) - 1).square())
 
     # and so do their gradients
@@ -134,9 +136,11 @@ def test_penalties_agree_with_finite_differences():
 
     def penalties(bias):
         state = {**dict(smooth.named_parameters()), "1.0.bias": bias}
-        critic = lambda x: torch.func.functional_call(smooth, state, (x,))
-        of_slope = gradient_penalty(critic, real, fake, generator=torch.Generator().manual_seed(0))
-        return of_slope, r1_penalty(critic, real)
+        discriminator = lambda x: torch.func.functional_call(smooth, state, (x,))
+        of_slope = gradient_penalty(
+            discriminator, real, fake, generator=torch.Generator().manual_seed(0)
+        )
+        return of_slope, r1_penalty(discriminator, real)
 
     assert torch.autograd.gradcheck(penalties, (parameter.detach().requires_grad_(),))
 

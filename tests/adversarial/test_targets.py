@@ -1,11 +1,11 @@
-"""What is judged, target by target."""
+"""What is scored, target by target."""
 
 import pytest
 import torch
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 
-from mmpoe.adversarial import judged_targets
+from mmpoe.adversarial import scored_targets
 
 
 @hypothesis_given(st.data())
@@ -21,19 +21,19 @@ def test_rules_target_by_target(data):
         "unobserved": lambda g, r: not r,
         "all": lambda g, r: True,
     }.items():
-        found = judged_targets(given, observed, rule)
+        found = scored_targets(given, observed, rule)
         assert found.shape == given.shape
         for s in range(number):
             for b in range(rows):
                 for m in range(size):
                     g, r = given[s, b, m], observed[b, m]
                     assert found[s, b, m] == (bool(given[s, b].any()) and expected(g, r))
-        assert torch.equal(judged_targets(given[0], observed, rule), found[0])
+        assert torch.equal(scored_targets(given[0], observed, rule), found[0])
         order = torch.randperm(size)
         assert torch.equal(
-            judged_targets(given[..., order], observed[:, order], rule), found[..., order]
+            scored_targets(given[..., order], observed[:, order], rule), found[..., order]
         )
-    assert torch.equal(judged_targets(given, observed), judged_targets(given, observed, "hidden"))
+    assert torch.equal(scored_targets(given, observed), scored_targets(given, observed, "hidden"))
 
 
 def test_bad_targets_are_named():
@@ -41,12 +41,12 @@ def test_bad_targets_are_named():
     with pytest.raises(
         ValueError, match=r"'rule' should be one of hidden, unobserved, all, but i"
     ):
-        judged_targets(observed, observed, "missing")
+        scored_targets(observed, observed, "missing")
     with pytest.raises(ValueError, match=r"'given' .* \(B, M\) is \(1, 2\), .* shape \(1, 3\)"):
-        judged_targets(torch.ones(1, 3, dtype=torch.bool), observed)
+        scored_targets(torch.ones(1, 3, dtype=torch.bool), observed)
     with pytest.raises(ValueError, match=r"'given' should be boolean .* dtype torch.float32"):
-        judged_targets(torch.ones(1, 2), observed)
+        scored_targets(torch.ones(1, 2), observed)
     with pytest.raises(ValueError, match=r"'given' should hold subsets of .* but holds 1 that"):
-        judged_targets(~observed, observed)
+        scored_targets(~observed, observed)
     with pytest.raises(ValueError, match=r"'observed' should be boolean"):
-        judged_targets(observed, observed.float())
+        scored_targets(observed, observed.float())

@@ -283,18 +283,18 @@ def test_discriminators_learn_from_a_bank_what_was_never_observed(tmp_path, monk
     monkeypatch.setattr(train_module, "WeightedRandomSampler", sampler)
     shown = []
 
-    def watched(output, networks, targets, observed, judged, **options):
-        shown.append((observed[:, 1].any().item(), judged[:, 1].any().item(), options["bank"]))
-        return discriminator_loss(output, networks, targets, observed, judged, **options)
+    def watched(output, networks, targets, observed, scored, **options):
+        shown.append((observed[:, 1].any().item(), scored[:, 1].any().item(), options["bank"]))
+        return discriminator_loss(output, networks, targets, observed, scored, **options)
 
     monkeypatch.setattr(critics_module, "discriminator_loss", watched)
     two = MODALITIES[:2]
     critics = Critics(weight=1.0, width=4, start=0.0, charge=0.0, bank=3)
     options = {"network": SMALL, "critics": critics, "progress": False}
     train(subjects, settings, modalities=two, keep=tmp_path, **options)
-    seen, judged, banks = zip(*shown, strict=True)
+    seen, scored, banks = zip(*shown, strict=True)
     assert seen == (True, True, False, False, False, False)
-    assert all(judged[2:])
+    assert all(scored[2:])
     assert len(banks[0].images[two[1]]) == 3
     state = load_state(tmp_path / "checkpoints" / "step-00000006" / "training")["also"]["bank"]
     assert torch.equal(state[f"images.{two[1]}"], banks[0].images[two[1]])

@@ -6,14 +6,14 @@ import pytest
 import torch
 from example_models import NAMES, SIZES, noise_for
 
-from mmpoe.adversarial.losses import KINDS
+from mmpoe.adversarial._losses import KINDS, over_patches
 from mmpoe.nn import MLP
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def by_hand(kind, score):
-    """The losses of one score, of a real sample, a fake one, and for the generator."""
+    """The losses of one score: of a real sample, of a fake one, and of the model."""
     sigmoid = 1 / (1 + math.exp(-score))
     return {
         "lsgan": ((score - 1) ** 2, score**2, (score - 1) ** 2),
@@ -23,7 +23,14 @@ def by_hand(kind, score):
     }[kind]
 
 
-def critics(names=NAMES):
+def losses(kind, real, fake):
+    """The losses of scores: of real samples, of fake ones, and of the model."""
+    of = KINDS[kind]
+    parts = of.real(real), of.fake(fake), of.model(fake)
+    return tuple(map(over_patches, parts))
+
+
+def discriminators(names=NAMES):
     torch.manual_seed(4)
     return {m: MLP(SIZES[m], 2, hidden=[6]) for m in names}
 

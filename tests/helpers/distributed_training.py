@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 import mmpoe
-from mmpoe.training import Checkpoints, Run, fit, shard
+from mmpoe.training import Checkpoints, Cosine, Optimizer, Run, fit, shard
 
 # rows by batch: of two processes, the first has the even ones and the second the odd ones;
 # "us" is observed in odd rows alone
@@ -53,12 +53,8 @@ def learn(batches, accumulate):
         [torch.tensor(rows) for rows in batches],
         objective,
         steps=2,
-        optimizer=sgd,
-        lr=0.05,
-        clip=torch.inf,
-        average=0,
-        warmup=0,
-        accumulate=accumulate,
+        optimizer=Optimizer(make=sgd, lr=0.05, clip=torch.inf, average=0, accumulate=accumulate),
+        schedule=Cosine(warmup=0),
         accelerator="cpu",
         progress=False,
     )

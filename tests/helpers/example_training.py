@@ -1,4 +1,4 @@
-"""Small models, objectives and trainings."""
+"""Small models, objectives and training runs."""
 
 from contextlib import contextmanager
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import mmpoe
-from mmpoe.training import fit
+from mmpoe.training import Optimizer, fit
 
 
 def objective(model, data, progress):
@@ -17,7 +17,7 @@ def objective(model, data, progress):
 
 
 def train(model, **options):
-    options = {"steps": 40, "lr": 1e-2, "progress": False, **options}
+    options = {"steps": 40, "optimizer": Optimizer(lr=1e-2), "progress": False, **options}
     return fit(model, [(batch(), OBSERVED)], options.pop("objective", objective), **options)
 
 

@@ -1,4 +1,4 @@
-"""A small training with everything in it that has a state, also as a program."""
+"""A small training run with everything in it that has a state, also as a program."""
 
 import random
 import sys
@@ -13,7 +13,7 @@ import mmpoe
 from mmpoe.likelihoods import Normal
 from mmpoe.missing import random_subsets
 from mmpoe.nn import MLP
-from mmpoe.training import Adversary, Run, fit
+from mmpoe.training import Adversary, Cosine, Optimizer, Run, fit
 
 NAMES = ["a", "b"]
 
@@ -100,10 +100,8 @@ class Training:
             self.loader,
             self.objective,
             steps=steps,
-            lr=1e-2,
-            warmup=3,
-            accumulate=2,
-            restart=0.4,
+            optimizer=Optimizer(lr=1e-2, accumulate=2, restart=0.4),
+            schedule=Cosine(warmup=3),
             adversary=Adversary(self.critics, self.adversarial, lr=1e-3, start=0.2),
             accelerator="cpu",
             run=None if folder is None else Run(folder, **run),

@@ -387,7 +387,13 @@ def test_clipping_acts_on_the_gradient_of_the_step():
     handle = register_optimizer_step_pre_hook(record)
     try:
         mmpoe.training.fit(
-            model, [(x, OBSERVED)], objective, steps=3, clip=0.5, warmup=0, progress=False
+            model,
+            [(x, OBSERVED)],
+            objective,
+            steps=3,
+            optimizer=mmpoe.training.Optimizer(clip=0.5),
+            schedule=mmpoe.training.Cosine(warmup=0),
+            progress=False,
         )
     finally:
         handle.remove()

@@ -17,6 +17,7 @@ from torch import nn
 from mmpoe.training import (
     CheckpointError,
     Checkpoints,
+    Optimizer,
     Run,
     fit,
     load_checkpoint,
@@ -46,23 +47,33 @@ def objective(model, batch, done):
     return -model(batch).square().flatten()
 
 
-def train(folder, model=None, steps=6, optimizer=torch.optim.AdamW, **options):
+def train(folder, model=None, steps=6, make=torch.optim.AdamW, **options):
     torch.manual_seed(0)
     model = Line() if model is None else model
     batches = [torch.ones(2, model.in_features)] * 2
     run = Run(folder, **{"save_every": 2, "resume": True, **options})
-    how = {"optimizer": optimizer, "accelerator": "cpu", "progress": False}
+    how = {"optimizer": Optimizer(make=make), "accelerator": "cpu", "progress": False}
     return fit(model, batches, objective, steps=steps, run=run, **how)
 
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    """The checkpoints of a training of six steps, of which 4 and 6 are left."""
+    """The checkpoints of a run of six steps, of which 4 and 6 are left."""
     train(tmp_path)
     found = Checkpoints(tmp_path / "checkpoints")
     assert found.steps() == [4, 6]
     assert sorted(p.name for p in found.path(6).iterdir()) == FILES
     return found
+
+
+def test_the_entries_of_a_checkpoint_are_fixed(checkpoints):
+    """Those of older versions load, and older versions load those of this one."""
+    state = checkpoints.load(6).state
+    parts = ["learners", "averaged", "scaler", "also", "passes", "position", "start", "random"]
+    numbers = ["bounds", "skipped", "row", "restarted", "seconds", "best", "known"]
+    assert sorted(state) == sorted([*parts, *numbers])
+    assert [sorted(learner) for learner in state["learners"]] == [["made", "network", "optimizer"]]
+    assert json.loads((checkpoints.path(6) / "training.json").read_text())["format"] == 1
 
 
 @pytest.mark.fault(31)
@@ -77,7 +88,7 @@ def test_every_flipped_bit_is_noticed(name, checkpoints):
         file.write_bytes(flipped)
         with pytest.raises(CheckpointError, match=r"altered|damaged|incomplete") as caught:
             checkpoints.load(6)
-        assert f"{checkpoints.path(4)} is in order; to go on" in str(caught.value)
+        assert f"{checkpoints.path(4)} is intact; to resume" in str(caught.value)
     file.write_bytes(content)
     assert checkpoints.load(6).description["modalities"] == ["us", "t2"]
 
@@ -102,10 +113,10 @@ def test_incomplete_files_are_named(name, part, checkpoints, tmp_path):
     assert len(train(tmp_path).bounds) == 6
 
 
-def test_it_is_said_if_no_checkpoint_is_in_order(checkpoints):
+def test_it_is_said_if_no_checkpoint_is_intact(checkpoints):
     for step in (4, 6):
         (checkpoints.path(step) / "training.json").unlink()
-    with pytest.raises(CheckpointError, match=r"There is no other checkpoint that is in order"):
+    with pytest.raises(CheckpointError, match=r"No other checkpoint is intact"):
         checkpoints.load(6)
 
 
@@ -166,10 +177,10 @@ def test_what_was_not_kept_is_named(checkpoints, tmp_path):
         train(tmp_path, also={"bank": nn.Linear(1, 1)})
 
 
-def test_another_optimiser_does_not_go_on(checkpoints, tmp_path):
+def test_another_optimiser_does_not_resume(checkpoints, tmp_path):
     """Its state would be of another meaning, or an error that says nothing."""
     with pytest.raises(CheckpointError, match=r"of the optimiser Adamax, .* that of AdamW"):
-        train(tmp_path, optimizer=torch.optim.Adamax)
+        train(tmp_path, make=torch.optim.Adamax)
 
 
 @pytest.mark.fault(32)
@@ -282,12 +293,12 @@ def test_a_checkpoint_is_also_one_of_the_model(checkpoints):
 
 
 @pytest.mark.fault(42)
-def test_one_training_at_a_time(tmp_path):
+def test_one_run_at_a_time(tmp_path):
     """Two runs in one folder."""
 
     def evaluate(model, step):
         code = (
-            "from pathlib import Path; from mmpoe.training.folder import lock\n"
+            "from pathlib import Path; from mmpoe.training import lock\n"
             f"with lock(Path({str(tmp_path)!r})): pass"
         )
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What ends a training from outside: said at once, with what to do about it."""
+"""Failures outside the model: named at once, with a remedy."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ class Deadly(Dataset):
 
     def __getitem__(self, place):
         if place == 7 and get_worker_info() is not None:
-            time.sleep(0.5)  # until the batches before are with the training
+            time.sleep(0.5)  # until the batches before have arrived
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.tensor([float(place)])
 
@@ -54,7 +54,7 @@ def learn(loader, folder, steps=12):
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("generator", [None, torch.Generator()])
 def test_what_was_loading_is_named_if_its_process_is_killed(persistent, generator, tmp_path):
-    """At once, and with the place to go on from."""
+    """At once, and with the checkpoint to resume from."""
 
     def load(**options):
         if generator is not None:
@@ -77,7 +77,7 @@ def test_what_was_loading_is_named_if_its_process_is_killed(persistent, generato
     under_way = "; ".join(", ".join(map(str, batch)) for batch in passed[position : position + 2])
     assert f"by batch: {under_way}. Too little memory" in said
     checkpoint = tmp_path / "cut" / "checkpoints" / f"step-{position:08d}"
-    assert f"With resume=True, training goes on from {checkpoint}." in said
+    assert f"With resume=True, the run resumes from {checkpoint}." in said
 
 
 @pytest.mark.fault(38)
@@ -134,8 +134,8 @@ def test_errors_in_a_loader_are_their_own(tmp_path):
 
 
 @pytest.mark.fault(40)
-def test_a_device_without_memory_ends_the_training_with_advice(tmp_path):
-    """Training goes on from the last checkpoint to the same bits when there is enough."""
+def test_a_device_without_memory_ends_the_run_with_advice(tmp_path):
+    """With enough of it, training resumes from the last checkpoint to the same bits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
         whole = Training()
@@ -156,7 +156,7 @@ def test_a_device_without_memory_ends_the_training_with_advice(tmp_path):
         said = str(caught.value)
         assert "ran out of memory in step 8: CUDA out of memory. A batch of half the size" in said
         assert "'accumulate'" in said
-        assert f"training goes on from {tmp_path / 'checkpoints' / 'step-00000005'}." in said
+        assert f"the run resumes from {tmp_path / 'checkpoints' / 'step-00000005'}." in said
         assert isinstance(caught.value, MemoryError)
 
         again = Training(seed=3)

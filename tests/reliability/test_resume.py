@@ -1,4 +1,4 @@
-"""A training goes on from its checkpoint to the same bits, whatever stopped it."""
+"""A run resumes from its checkpoint to the same bits, whatever stopped it."""
 
 import os
 import random
@@ -31,7 +31,7 @@ def _collapse():
 
 @pytest.fixture(scope="module")
 def whole():
-    """A training that nothing stopped: its tensors, and its bounds."""
+    """A run that nothing stopped: its tensors, and its bounds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
         training = Training()
@@ -40,7 +40,7 @@ def whole():
 
 
 def stopped(training, after, number=signal.SIGTERM):
-    """Makes a training send a signal to itself, in the step after so many."""
+    """Makes a run send a signal to itself, in the step after so many."""
     objective, calls = training.objective, []
 
     def stop(model, batch, done):
@@ -101,7 +101,7 @@ def test_keeping_and_evaluating_change_no_bit(whole, tmp_path):
     assert history.checkpoint == tmp_path / "checkpoints" / "step-00000024"
 
 
-def test_a_finished_training_is_read_back(whole, tmp_path):
+def test_a_finished_run_is_read_back(whole, tmp_path):
     Training().fit(STEPS, tmp_path)
     again = Training(seed=1)
     history = again.fit(STEPS, tmp_path, resume=True)
@@ -159,7 +159,7 @@ def test_workers_repeat_their_augmentations(tmp_path):
 @pytest.mark.fault(36)
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 4, 5])  # 3 steps are a pass over the data
-def test_workers_that_persist_go_on_in_the_same_order(after, tmp_path):
+def test_workers_that_persist_resume_in_the_same_order(after, tmp_path):
     """New ones draw a seed, which those that are used again do not."""
 
     def learn(seed, stop=None, **options):
@@ -219,7 +219,7 @@ def wait_for_step(folder, step):
 
 @pytest.mark.fault(34)
 @pytest.mark.slow
-def test_a_killed_training_always_leaves_a_checkpoint_and_ends_at_the_same_bits(tmp_path):
+def test_a_killed_run_always_leaves_a_checkpoint_and_ends_at_the_same_bits(tmp_path):
     """Kill -9 at any moment, most of which are spent saving."""
     steps, moments, last = 150, random.Random(0), 0
     for _ in range(3):

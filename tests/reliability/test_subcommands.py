@@ -11,7 +11,7 @@ from volumes import make_run, volume, write, write_index
 from examples.medical_mri_us import __main__ as cli
 from examples.medical_mri_us.subcommands import synthesize as synthesize_module
 from examples.medical_mri_us.subcommands import train as train_module
-from mmpoe.training.folder import lock
+from mmpoe.training import lock
 
 SET = ["--set", "size=16", "--set", "model.widths=[8]", "--set", "model.latents=[2]"]
 

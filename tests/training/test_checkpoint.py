@@ -20,7 +20,7 @@ from mmpoe.training import (
     save_checkpoint,
     save_state,
 )
-from mmpoe.training.nested import flatten, unflatten
+from mmpoe.training._nested import flatten, unflatten
 
 
 def test_checkpoint_round_trip(tmp_path):

@@ -1,4 +1,4 @@
-"""What a training tells, in numbers and warnings."""
+"""The log of a run: numbers, images and warnings."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from example_training import objective, train
 from torch import nn
 
 import mmpoe
-from mmpoe.training import Adversary, CollapseWarning, Run
+from mmpoe.training import Adversary, CollapseWarning, Optimizer, Run
 
 
 def numbers(path):
@@ -51,15 +51,16 @@ def test_the_log_has_a_row_per_interval(tmp_path):
     assert history.best == history.checkpoint
 
 
-def test_collapsed_groups_are_told_once(tmp_path):
+def test_collapsed_groups_are_reported_once(tmp_path):
     def ignoring(model, data, progress):  # the divergence costs so much that latents are useless
         x, observed = data
         return mmpoe.elbo(model(x, given=observed), x, observed, beta=1000.0)
 
     run = Run(tmp_path, log_every=2)
     torch.manual_seed(0)
+    optimizer = Optimizer(lr=3e-2)
     with pytest.warns(CollapseWarning, match=r"of 2 latent groups, .* kl_1 = .* nats") as caught:
-        train(make(hierarchical), objective=ignoring, steps=300, lr=3e-2, run=run)
+        train(make(hierarchical), objective=ignoring, steps=300, optimizer=optimizer, run=run)
     told = [name for w in caught for name in ("kl_1 =", "kl_2 =") if name in str(w.message)]
     assert len(told) == len(set(told))
 
@@ -71,7 +72,7 @@ SHOWN = {
 
 
 def test_images_are_written_as_files(tmp_path):
-    """With each checkpoint, from the averaged model, and without a trace in the training."""
+    """With each checkpoint, from the averaged model, and without a trace in the run."""
     plain, model = make(flat), make(flat)
     torch.manual_seed(1)
     train(plain, steps=5)
@@ -108,7 +109,7 @@ def test_bad_images_are_named(tmp_path):
 
 
 def test_tensorboard_reads_what_was_logged(tmp_path):
-    """Numbers and images, also of a training that was stopped and goes on."""
+    """Numbers and images, also of a run that was stopped and resumes."""
     reason = "needs tensorboard, the extra of that name"
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason=reason

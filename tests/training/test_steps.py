@@ -12,7 +12,16 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import mmpoe
-from mmpoe.training import Adversary, NonFiniteError, Run, fit, load_state, loop
+from mmpoe.training import (
+    Adversary,
+    Cosine,
+    NonFiniteError,
+    Optimizer,
+    Run,
+    fit,
+    load_state,
+    loop,
+)
 
 
 @pytest.mark.fault(39)
@@ -35,8 +44,8 @@ def test_a_skipped_step_changes_no_bit_of_weights_and_optimiser(bad):
         model = Steep()
         states.clear()
         handle = register_optimizer_step_pre_hook(watch)
-        options = {"lr": 0.1, "floor": 1.0, "warmup": 0, "progress": False}
-        history = fit(model, batches, product, steps=len(batches), **options)
+        options = {"optimizer": Optimizer(lr=0.1), "schedule": Cosine(warmup=0, floor=1.0)}
+        history = fit(model, batches, product, steps=len(batches), progress=False, **options)
         handle.remove()
         assert history.skipped == len(batches) - 2
         results.append([model.weight.detach(), *states[-1]])
@@ -73,9 +82,9 @@ def test_training_stops_after_skipped_steps_in_a_row_and_keeps_the_batch(tmp_pat
     def objective(model, batch, done):
         return model(batch["x"][0]) * (1 if done < 0.4 else math.nan)
 
-    run = Run(tmp_path, save_every=2, log_every=1)
+    run, optimizer = Run(tmp_path, save_every=2, log_every=1), Optimizer(max_skipped=3)
     with pytest.raises(NonFiniteError, match=r"^3 steps in a row were skipped") as caught:
-        fit(Steep(), batches, objective, steps=10, patience=3, run=run, progress=False)
+        fit(Steep(), batches, objective, steps=10, optimizer=optimizer, run=run, progress=False)
     path = tmp_path / "bad-batch"
     assert f"load_state({str(path)!r})" in str(caught.value)
     (found,) = load_state(path)
@@ -107,8 +116,9 @@ def test_accumulated_gradients_are_those_of_the_joined_batch():
         copy = make(flat)
         copy.load_state_dict(model.state_dict())
         with recorded_steps() as (_, gradients):
-            options = {"accumulate": 8 // size, "clip": math.inf, "progress": False}
-            history = fit(copy, torch.arange(8).split(size), objective, steps=1, **options)
+            options = {"optimizer": Optimizer(accumulate=8 // size, clip=math.inf)}
+            rows = torch.arange(8).split(size)
+            history = fit(copy, rows, objective, steps=1, progress=False, **options)
         found.append((gradients, history.bounds))
     for gradients, bounds in found[1:]:
         assert bounds == pytest.approx(found[0][1], rel=1e-5)
@@ -119,11 +129,8 @@ def test_accumulated_gradients_are_those_of_the_joined_batch():
 def test_optimisers_and_the_last_rate_can_be_chosen():
     # the published schedule: from 2e-3 to 1e-4
     options = {
-        "optimizer": torch.optim.Adamax,
-        "lr": 2e-3,
-        "floor": 0.05,
-        "warmup": 0,
-        "weight_decay": 0,
+        "optimizer": Optimizer(make=torch.optim.Adamax, lr=2e-3, weight_decay=0),
+        "schedule": Cosine(warmup=0, floor=0.05),
     }
     with recorded_steps() as (rates, _):
         fit(Steep(), [GOOD], product, steps=4, progress=False, **options)
@@ -141,10 +148,11 @@ def test_an_optimiser_starts_afresh_once_with_the_rate_that_it_had(share, at):
             self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
 
     slopes = [1.0, -3.0, 2.0, 5.0, -1.0, 0.5, 4.0, -2.0]
-    options = {"lr": 0.1, "warmup": 3, "weight_decay": 0.1, "clip": math.inf, "average": 0}
+    own = {"lr": 0.1, "weight_decay": 0.1, "clip": math.inf, "average": 0, "restart": share}
+    options = {"optimizer": Optimizer(**own), "schedule": Cosine(warmup=3)}
     model, product = Slopes(), lambda model, slope, done: model.value * slope
     with recorded_steps() as (rates, _):
-        fit(model, slopes, product, steps=8, restart=share, progress=False, **options)
+        fit(model, slopes, product, steps=8, progress=False, **options)
 
     by_hand = Slopes()
     make = lambda: torch.optim.AdamW(by_hand.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
@@ -173,9 +181,10 @@ def test_restarts_leave_an_adversary_alone():
 
     critic = Steep()
     loss = lambda network, x, done: network(x)
-    adversary = Adversary(critic, loss, optimizer=making("critic"))
-    fit(Steep(), [GOOD], product, steps=6, restart=0.5, optimizer=making("model"),
-        adversary=adversary, progress=False)  # fmt: skip
+    adversary = Adversary(critic, loss, make=making("critic"))
+    optimizer = Optimizer(restart=0.5, make=making("model"))
+    fit(Steep(), [GOOD], product, steps=6, optimizer=optimizer, adversary=adversary,
+        progress=False)  # fmt: skip
     assert made == {"model": 2, "critic": 1}
 
 
@@ -198,11 +207,14 @@ def test_an_adversary_learns_against_the_model():
         assert torch.equal(seen[-1], model.value)  # before the model's step
         return network.value * x
 
-    sgd = {"optimizer": lambda parameters, lr, weight_decay=0: torch.optim.SGD(parameters, lr)}
+    sgd = {"make": lambda parameters, lr, weight_decay=0: torch.optim.SGD(parameters, lr)}
     adversary = Adversary(critic, loss, lr=0.5, start=0.5, **sgd)
-    options = {"lr": 0.1, "warmup": 0, "floor": 1.0, "clip": math.inf, "average": 0}
+    options = {
+        "optimizer": Optimizer(lr=0.1, clip=math.inf, average=0, **sgd),
+        "schedule": Cosine(warmup=0, floor=1.0),
+    }
     data = [torch.ones(2)]
-    fit(model, data, objective, steps=4, adversary=adversary, **options, **sgd, progress=False)
+    fit(model, data, objective, steps=4, adversary=adversary, **options, progress=False)
     # the critic is 2, 2, 2, 1.5 in the four steps, and then 1
     assert model.value.item() == pytest.approx(1 - 0.1 * (2 + 2 + 2 + 1.5))
     assert critic.value.item() == pytest.approx(1.0)
@@ -251,15 +263,16 @@ def scaled(monkeypatch):
 
 
 @pytest.mark.fault(39)
-def test_scales_that_overflow_are_not_held_against_a_training(scaled, tmp_path):
+def test_scales_that_overflow_are_not_held_against_a_run(scaled, tmp_path):
     model, whole = Steep(), Steep()
-    options = {"precision": "16-mixed", "patience": 2, "lr": 0.1, "progress": False}
+    options = {"precision": "16-mixed", "optimizer": Optimizer(lr=0.1, max_skipped=2)}
+    options["progress"] = False
     history = fit(whole, [1000 * GOOD], product, steps=60, **options)
     scale = scaled[0].get_scale()
     assert 30 > history.skipped > 20  # until the scale fits
     assert not torch.equal(whole.weight, Steep().weight)
 
-    def stop(model, batch, done):  # the scale goes on from where it was
+    def stop(model, batch, done):  # the scale is restored
         if done > 0.6 and not stopped:
             stopped.append(done)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -281,9 +294,6 @@ def test_bad_choices_are_named():
         train(make(flat), precision="8-bit")
     with pytest.raises(ValueError, match=r"'precision' should be '32-true' or .* on a CPU"):
         train(make(flat), precision="16-mixed", accelerator="cpu")
-    for name in ("save_every", "log_every"):
-        with pytest.raises(ValueError, match=rf"'{name}' should be an integer of at least 1"):
-            train(make(flat), run=Run("unused", **{name: 0}))
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"'accelerator' should be .* without a GPU"):
             train(make(flat), accelerator="cuda")

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from examples.medical_mri_us.data import Subject, Volume
 from examples.medical_mri_us.phantom import TUMOUR_LABELS
 from mmpoe.extras import needs
-from mmpoe.training import fit
+from mmpoe.training import Optimizer, fit
 
 TUMOUR = tuple(label for name, label in TUMOUR_LABELS.items() if name != "background")
 """The labels that count as tumour: oedema too, which ultrasound hardly tells apart."""
@@ -152,7 +152,7 @@ def train(examples: Examples, *, steps: int, seed: int) -> nn.Module:
         DataLoader(examples, BATCH, sampler=draws),
         objective,
         steps=steps,
-        lr=LR,
+        optimizer=Optimizer(lr=LR),
         accelerator="cpu",
     )
     return network

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmpoe.training.files import write_file
+from mmpoe.training import write_file
 
 from .scores import Scores
 

@@ -21,8 +21,7 @@ from examples.medical_mri_us.models import load_model
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.windows import fit_subjects
 from mmpoe.imputation import calibrate
-from mmpoe.training import save_checkpoint
-from mmpoe.training.folder import lock
+from mmpoe.training import lock, save_checkpoint
 
 FEW = 5
 """With fewer complete cases than this, a calibration comes with a warning."""

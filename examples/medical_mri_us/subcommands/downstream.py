@@ -34,7 +34,7 @@ from examples.medical_mri_us.evaluation import choose_device, load_trained, note
 from examples.medical_mri_us.facts import is_phantom
 from examples.medical_mri_us.outputs import open_folder
 from mmpoe.models import MMHVAE
-from mmpoe.training.files import write_file
+from mmpoe.training import write_file
 
 TASKS = ("segmentation", "registration")
 BACKGROUND = -1.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from examples.medical_mri_us.report import EvaluationError, make_page, read_evaluation
-from mmpoe.training.files import write_file
+from mmpoe.training import write_file
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ from examples.medical_mri_us.finished import is_finished
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.train import save_model, train
 from examples.medical_mri_us.windows import fit_subjects
-from mmpoe.training import Checkpoints
-from mmpoe.training.files import write_file
-from mmpoe.training.folder import lock
+from mmpoe.training import Checkpoints, lock, write_file
 
 
 @dataclass(frozen=True)

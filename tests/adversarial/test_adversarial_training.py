@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from adversaries import critics
+from adversaries import discriminators
 from example_models import NAMES, OBSERVED, batch, flat, make
 
 import mmpoe
 from mmpoe import likelihoods
-from mmpoe.adversarial import ImageBank, adversarial_loss, discriminator_loss, judged_targets
+from mmpoe.adversarial import (
+    ImageBank,
+    adversarial_loss,
+    discriminator_loss,
+    r1_penalty,
+    scored_targets,
+)
 from mmpoe.nn import MLP, ModalityDict
 
 
@@ -19,7 +25,7 @@ class Training:
     """All that a run of training has a state of."""
 
     def __init__(self):
-        self.model, self.networks = make(flat), ModalityDict(critics())
+        self.model, self.networks = make(flat), ModalityDict(discriminators())
         self.bank = ImageBank(NAMES, size=4)
         self.optimizers = [torch.optim.Adam(of.parameters()) for of in (self.model, self.networks)]
 
@@ -31,13 +37,13 @@ class Training:
             observed = OBSERVED & (torch.arange(3) != step % 3)
             x = batch(math.nan, observed, seed=step)
             self.bank.push(x, observed)
-            output, judged = self.model(x, observed), judged_targets(observed, observed)
-            loss = adversarial_loss(output, self.networks, judged)
+            output, scored = self.model(x, observed), scored_targets(observed, observed)
+            loss = adversarial_loss(output, self.networks, scored)
             loss = loss - mmpoe.elbo(output, x, observed)
-            critics_loss = discriminator_loss(
-                output, self.networks, x, observed, judged, kind="wgan_gp", bank=self.bank
+            discriminators_loss = discriminator_loss(
+                output, self.networks, x, observed, scored, kind="wgan_gp", bank=self.bank
             )
-            for of, optimizer in zip((loss, critics_loss), self.optimizers, strict=True):
+            for of, optimizer in zip((loss, discriminators_loss), self.optimizers, strict=True):
                 optimizer.zero_grad()
                 of.mean().backward()
                 optimizer.step()
@@ -70,10 +76,14 @@ def test_documentation_runs():
         exec(compile(code, page, "exec"), names)
     assert names["loss"].shape == (4,)
     assert names["loss"].isfinite().all()
-    assert names["of_model"].shape == names["of_critics"].shape == (4, 2)
+    assert names["of_model"].shape == names["of_discriminators"].shape == (4, 2)
 
 
 # what it is for
+
+
+def r1(discriminator, real, fake):
+    return 0.1 * r1_penalty(discriminator, real)
 
 
 def distance_to_modes(weight, seed):
@@ -90,7 +100,7 @@ def distance_to_modes(weight, seed):
     networks, bank = {"point": MLP(2, 1, hidden=[32, 32])}, ImageBank(model.modalities)
     options = {"lr": 3e-3, "betas": (0.5, 0.9)}
     optimizer = torch.optim.Adam(model.parameters(), **options)
-    critic_optimizer = torch.optim.Adam(networks["point"].parameters(), **options)
+    discriminator_optimizer = torch.optim.Adam(networks["point"].parameters(), **options)
     for step in range(300):
         lacking = step % 2 == 1
         x = {
@@ -101,9 +111,9 @@ def distance_to_modes(weight, seed):
         observed = torch.tensor([True, not lacking]).expand(32, 2)
         bank.push(x, observed)
         given = observed & torch.tensor([True, False])
-        output, judged = model(x, given), judged_targets(given, observed)
+        output, scored = model(x, given), scored_targets(given, observed)
 
-        loss = weight * adversarial_loss(output, networks, judged) - mmpoe.elbo(
+        loss = weight * adversarial_loss(output, networks, scored) - mmpoe.elbo(
             output, x, observed
         )
         optimizer.zero_grad()
@@ -112,10 +122,10 @@ def distance_to_modes(weight, seed):
 
         if weight == 0:
             continue
-        loss = discriminator_loss(output, networks, x, observed, judged, bank=bank, r1_weight=0.1)
-        critic_optimizer.zero_grad()
+        loss = discriminator_loss(output, networks, x, observed, scored, bank=bank, penalty=r1)
+        discriminator_optimizer.zero_grad()
         loss.mean().backward()
-        critic_optimizer.step()
+        discriminator_optimizer.step()
     shown = model.predict({"noise": torch.randn(500, 1)}, targets=["point"])["point"].mean
     return (shown.abs() - 1).norm(dim=1).median().item()
 

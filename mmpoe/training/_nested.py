@@ -1,30 +1,28 @@
-r"""Nested states as tensors and JSON, and back: what a pickle would hold, without one."""
+"""Nested states as tensors and JSON, and back, without a pickle."""
 
 from __future__ import annotations
 
-__all__ = ["Json", "flatten", "unflatten"]
+__all__ = ["flatten", "unflatten"]
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-Json = Any
 
-
-def flatten(state: object, name: str = "state") -> tuple[dict[str, Tensor], Json]:
-    """Takes the tensors out of a nested state.
+def flatten(state: object, name: str = "state") -> tuple[dict[str, Tensor], Any]:
+    """Splits a nested state into its tensors and the rest.
 
     Arguments:
         state: Dictionaries, lists and tuples of tensors, numbers, strings, booleans and None.
             Keys are strings, numbers or booleans.
-        name: What to call it; tensors are named after it and after their place.
+        name: The name of the state; tensors are named after it and their place in it.
 
     Returns:
-        The tensors by name, and what JSON can hold of the rest, for :func:`unflatten`.
+        The tensors by name, and the rest, which JSON can hold, for :func:`unflatten`.
 
     Raises:
-        TypeError: If there is anything else in the state; the message says where.
+        TypeError: If the state holds anything else; the message says where.
 
     Example:
         >>> tensors, rest = flatten({"rate": 0.1, "mean": torch.zeros(2)})
@@ -37,12 +35,12 @@ def flatten(state: object, name: str = "state") -> tuple[dict[str, Tensor], Json
     return tensors, _flatten(state, name, tensors)
 
 
-def unflatten(tensors: Mapping[str, Tensor], rest: Json) -> Any:  # noqa: ANN401
-    """Puts a nested state together again.
+def unflatten(tensors: Mapping[str, Tensor], rest: Any) -> Any:  # noqa: ANN401
+    """Joins the tensors and the rest of a nested state.
 
     Arguments:
         tensors: The tensors by name.
-        rest: What :func:`flatten` returned beside them.
+        rest: The rest, as :func:`flatten` returned it.
 
     Raises:
         ValueError: If the two do not belong together.
@@ -61,7 +59,7 @@ def unflatten(tensors: Mapping[str, Tensor], rest: Json) -> Any:  # noqa: ANN401
     raise ValueError(f"a part of a state should name what it holds, but is {rest!r:.200}")
 
 
-def _flatten(state: object, name: str, tensors: dict[str, Tensor]) -> Json:
+def _flatten(state: object, name: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
     if isinstance(state, Tensor):
         while name in tensors:  # {"a/b": ..., "a": {"b": ...}}
             name += "'"

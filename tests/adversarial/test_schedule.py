@@ -47,7 +47,9 @@ def test_schedules_rise_and_stay(step, warmup, start, lead, ramp, beta, weight):
     assert not found.restart
     for now, later in zip(found, following, strict=True):
         assert now <= later
-    assert found.discriminator or found.generator == 0  # a critic that knows nothing has no say
+    assert (
+        found.discriminator or found.generator == 0
+    )  # a discriminator that knows nothing has no say
 
 
 @hypothesis_given(

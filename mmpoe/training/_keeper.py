@@ -1,4 +1,4 @@
-"""Keeps a training: checkpoints that it can go on from to the last bit, and a log."""
+"""Keeps a run in a folder: checkpoints from which it resumes bit for bit, and a log."""
 
 from __future__ import annotations
 
@@ -12,68 +12,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from .batches import Stream
 from .checkpoint import CheckpointError, check_description, load_weights
-from .distributed import gather
-from .files import check_writable
-from .folder import Checkpoints, lock
-from .log import Log, Watch
-from .randomness import Randomness
+from .files import check_writable, lock
+from .folder import Checkpoints
+from .log import Log, Watch, recent
+from .processes import gather
 from .run import History, Run
-from .steps import Steps
+from .steps import Report, Steps
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
 class Keeper:
-    """Writes what a :class:`Run` asks for, and puts a training back to where one was stopped.
+    """Writes what a :class:`Run` asks for, and restores a run that was stopped.
 
     Arguments:
         run: What to keep, and where.
         fabric: What runs the training.
-        stepper: Who learns, and the number of skipped steps.
-        averaged: The averaged weights.
-        stream: The batches, and the place in them.
-        randomness: All that random numbers are drawn from.
-        history: What has happened; brought up to date when a training goes on.
+        stepper: The learners and the averaged weights.
+        stream: The batches, with their position and random state.
+        history: The history, which is restored too.
     """
 
     def __init__(
-        self,
-        run: Run,
-        fabric: Fabric,
-        stepper: Steps,
-        averaged: AveragedModel,
-        stream: Stream,
-        randomness: Randomness,
-        history: History,
+        self, run: Run, fabric: Fabric, stepper: Steps, stream: Stream, history: History
     ) -> None:
-        self.run, self.fabric, self.stepper, self.averaged = run, fabric, stepper, averaged
-        self.stream, self.randomness, self.history = stream, randomness, history
+        self.run, self.fabric, self.stepper = run, fabric, stepper
+        self.stream, self.history = stream, history
         self.folder = Path(run.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        self.model = stepper.learners[0].network
+        self.model = stepper.model.network
         names = getattr(self.model, "modalities", None)
         own = {} if names is None else {"modalities": list(names)}
         self.description = {**own, **run.description}
         self.first = fabric.global_rank == 0
         self.log: Log | None = None
-        self.known: set[str] = set()  # groups whose collapse was told
+        self.known: set[str] = set()  # groups whose collapse was reported
         self.best: tuple[int, float] | None = None
         self.saved = -1
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Goes on from the last checkpoint, if asked to, and keeps the folder to itself.
+        """Locks the folder, restores the last checkpoint if asked to, and opens the log.
 
         Raises:
             OSError: If the folder cannot be written to.
-            ValueError: If the folder holds checkpoints and is not to be resumed, is in use, or the
-                description is nothing that JSON can hold.
-            CheckpointError: If the last checkpoint cannot be gone on from.
+            ValueError: If the folder holds checkpoints and the run is not to resume, it is in use,
+                or JSON cannot hold the description.
+            CheckpointError: If the last checkpoint is damaged, or that of another run.
         """
         try:
             json.dumps(self.description)
@@ -101,21 +91,27 @@ class Keeper:
             yield
 
     def logs(self, number: int) -> bool:
-        """Whether there is to be a row of the log after a number of steps."""
+        """Whether a row of the log is due after a number of steps."""
         return number % self.run.log_every == 0 or self._saves(number)
 
-    def after_step(self, row: dict[str, Any], watch: Watch, done: float) -> None:
+    def after_step(self, report: Report, lr: float, watch: Watch, done: float) -> None:
         """Logs and saves what is due.
 
         Arguments:
-            row: What to log of the step.
-            watch: What was seen of the latent groups.
-            done: The share of the training done before the step.
+            report: The numbers of the step.
+            lr: Its learning rate.
+            watch: The divergences of its latent groups.
+            done: The share of the run done before it.
         """
         number = len(self.history.bounds)
         if self.logs(number):
-            score = self._evaluate() if self._saves(number) else {}
-            self._write({**row, "skipped": self.history.skipped, **score})
+            row = {"lr": lr, "bound": recent(self.history.bounds, self.run.log_every)}
+            if len(report.losses) > 1:
+                row["adversary"] = report.losses[1]
+            row |= {"norm": report.norms[0], **watch.kl, "skipped": self.history.skipped}
+            if self._saves(number):
+                row |= self._evaluate()
+            self._write(row)
             if self.first and done >= 0.5:
                 watch.warn(self.known)
         if self._saves(number):
@@ -135,22 +131,23 @@ class Keeper:
     def _write(self, row: dict[str, Any]) -> None:
         if self.log is not None:
             number, seconds = len(self.history.bounds), round(self.history.seconds, 3)
-            # columns that the first row has no number for
+            # columns for which the first row may have no number
             later = ["adversary"] * (len(self.stepper.learners) > 1)
             later += ["score"] * (self.run.evaluate is not None)
             first = {"step": number, "seconds": seconds}
             self.log.write({**first, **row, **{name: row.get(name, "") for name in later}})
 
     def _evaluate(self) -> dict[str, float]:
-        """Shows images, and returns the score, if there is one, noted if it is the best."""
-        if self.log is None or (self.run.evaluate is None and self.run.images is None):
+        """Writes images, and returns the score, if there is one, noted if it is the best."""
+        run = self.run
+        if self.log is None or (run.evaluate is None and run.images is None):
             return {}
-        model, number, score = self._averages(), len(self.history.bounds), None
-        with self.randomness.kept(), torch.no_grad():
-            if self.run.images is not None:
-                self.log.show(number, self.run.images(model, number))
-            if self.run.evaluate is not None:
-                score = self.run.evaluate(model, number)
+        model, number, score = self._averaged(), len(self.history.bounds), None
+        with self.stream.randomness.kept(), torch.no_grad():
+            if run.images is not None:
+                self.log.show(number, run.images(model, number))
+            if run.evaluate is not None:
+                score = run.evaluate(model, number)
         if score is None:
             return {}
         score = float(score)
@@ -158,58 +155,67 @@ class Keeper:
             self.best = (number, score)
         return {"score": score}
 
-    def _averages(self) -> torch.nn.Module:
-        if self.averaged.n_averaged == 0:
-            self.averaged.module.load_state_dict(self.model.state_dict())
-        return self.averaged.module
+    def _averaged(self) -> nn.Module:
+        """The model with averaged weights, or with its own before the first step."""
+        averaged = self.stepper.averaged
+        if averaged.n_averaged == 0:
+            averaged.module.load_state_dict(self.model.state_dict())
+        return averaged.module
 
     def _save(self) -> None:
-        number = len(self.history.bounds)
-        start = gather(self.fabric, self.stream.start)
-        now = gather(self.fabric, self.randomness.state_dict())
+        number, stream = len(self.history.bounds), self.stream
+        start = gather(self.fabric, stream.start)
+        now = gather(self.fabric, stream.randomness.state_dict())
         if self.first:
-            scaler = self.stepper.scaler
             state = {
-                "learners": [learner.state_dict() for learner in self.stepper.learners],
-                "averaged": int(self.averaged.n_averaged),
-                "scaler": None if scaler is None else scaler.state_dict(),
+                **self.stepper.state_dict(),
                 "also": {name: part.state_dict() for name, part in self.run.also.items()},
-                "passes": self.stream.passes,
-                "position": self.stream.position,
+                "passes": stream.passes,
+                "position": stream.position,
                 "start": start,
                 "random": now,
                 "bounds": torch.tensor(self.history.bounds, dtype=torch.float64),
-                "skipped": self.stepper.skipped,
-                "row": self.stepper.row,
-                "restarted": self.stepper.restarted,
                 "seconds": self.history.seconds,
                 "best": self.best,
                 "known": sorted(self.known),
             }
             self.history.checkpoint = self.checkpoints.save(
                 number,
-                self._averages().state_dict(),
+                self._averaged().state_dict(),
                 {"step": number, "torch": torch.__version__, **self.description},
                 state,
                 best=None if self.best is None else self.best[0],
             )
         self.saved = number
-        self._note()
+        self._note_best()
 
     def _load(self, step: int) -> None:
         path = self.checkpoints.path(step)
         weights, description, state = self.checkpoints.load(step)
         check_description(description, self.description, path)
-        processes, learners = len(state["random"]), self.stepper.learners
+        self._check_parts(state, path)
+        load_weights(self.stepper.averaged.module, weights, path)
+        self.stepper.load_state_dict(state, path)
+
+        rank = self.fabric.global_rank
+        self.stream.seek(state["passes"], state["position"], state["start"][rank])
+        for name, part in self.run.also.items():
+            part.load_state_dict(state["also"][name])
+        self.stream.randomness.load_state_dict(state["random"][rank])
+
+        self.history.bounds = state["bounds"].tolist()
+        self.history.skipped, self.history.seconds = state["skipped"], state["seconds"]
+        self.best, self.known, self.saved = state["best"], set(state["known"]), step
+        self.history.checkpoint = path
+        self._note_best()
+
+    def _check_parts(self, state: dict[str, Any], path: Path) -> None:
+        """Raises a CheckpointError if a state lacks a process, or a part that changes."""
+        processes = len(state["random"])
         if processes != self.fabric.world_size:
             raise CheckpointError(
                 f"{path} should be of {self.fabric.world_size} processes, as this run is, "
                 f"but is of {processes}."
-            )
-        if len(state["learners"]) != len(learners):
-            raise CheckpointError(
-                f"{path} should be of a training with{'out' * (len(learners) == 1)} an adversary, "
-                "as this run is, but is not."
             )
         for name in self.run.also:
             if name not in state["also"]:
@@ -217,27 +223,7 @@ class Keeper:
                     f"{path} should hold {name!r}, of 'also', but holds "
                     f"{', '.join(map(repr, state['also'])) or 'nothing'} of that kind."
                 )
-        load_weights(self.averaged.module, weights, path)
-        self.averaged.n_averaged.fill_(state["averaged"])
-        for learner, entry in zip(learners, state["learners"], strict=True):
-            learner.load_state_dict(entry, path)
-        if self.stepper.scaler is not None and state["scaler"]:
-            self.stepper.scaler.load_state_dict(state["scaler"])
-        self.stepper.skipped, self.stepper.row = state["skipped"], state["row"]
-        self.stepper.restarted = state["restarted"]
 
-        rank = self.fabric.global_rank
-        self.stream.seek(state["passes"], state["position"], state["start"][rank])
-        for name, part in self.run.also.items():
-            part.load_state_dict(state["also"][name])
-        self.randomness.load_state_dict(state["random"][rank])
-
-        self.history.bounds = state["bounds"].tolist()
-        self.history.skipped, self.history.seconds = state["skipped"], state["seconds"]
-        self.best, self.known, self.saved = state["best"], set(state["known"]), step
-        self.history.checkpoint = path
-        self._note()
-
-    def _note(self) -> None:
+    def _note_best(self) -> None:
         if self.best is not None:
             self.history.best = self.checkpoints.path(self.best[0])
