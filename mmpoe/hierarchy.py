@@ -4,24 +4,14 @@ A hierarchy :math:`p(z) = p(z_L) \prod_{l < L} p(z_l \mid z_{>l})` is a list of
 :class:`LatentGroup`, coarse to fine. The *state* :math:`h` carries :math:`z_{>l}` from one group
 to the next; the state after the last group is what decoders see.
 
-Everything is computed for R *pairs* of a sample of the batch and a subset of its modalities, see
-:class:`mmpoe.missing.Pairs`: a plain batch is one pair for each sample, and an objective over
+Everything is computed for R *pairs* of a sample of the batch and a subset of its modalities: a
+plain batch is one pair for each sample, and an objective over
 several subsets has several. Encodings belong to samples, and are shared by all pairs of one.
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "Encodings",
-    "Experts",
-    "Inference",
-    "LatentGroup",
-    "Latents",
-    "MatchedExperts",
-    "State",
-    "Step",
-    "latent_groups",
-]
+__all__ = ["Encodings", "Inference", "LatentGroup", "State"]
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -31,7 +21,8 @@ from torch import Size, Tensor, nn
 
 from . import kernels
 from .distributions import DiagNormal
-from .missing import Pairs, distinct_pairs
+from .missing import distinct_pairs
+from .missing._pairs import Pairs
 from .nn import ModalityDict, ProjectionCell
 from .posteriors import Draw, Factors, PoE, Posterior
 
@@ -387,11 +378,6 @@ class Replace(nn.Module):
     def forward(self, h: Tensor | None, z: Tensor) -> Tensor:
         """Returns `z`."""
         return z
-
-
-def latent_groups(modules: nn.ModuleList) -> list[LatentGroup]:
-    """Returns latent groups as a list, typed as such."""
-    return list(modules)  # pyright: ignore[reportReturnType]
 
 
 def _fuse_distinct(rule: Posterior, factors: Factors, draw: Draw) -> kernels.Product:

@@ -1,18 +1,15 @@
-r"""Evidence by importance sampling: samples from posteriors, their weights, and estimates.
+r"""Evidence by importance sampling, for any subset of the modalities.
 
-:func:`propose` draws samples and :func:`log_ratio` weighs them against the prior; estimates of the
-evidence, imputation and objectives share both.
+Estimates of the evidence draw samples from a posterior and weigh them. Imputation and objectives
+with several samples share how.
 """
 
 __all__ = [
     "effective_sample_size",
     "log_conditional",
     "log_marginal",
-    "log_posterior",
     "log_predictive",
-    "log_ratio",
     "log_weights",
-    "propose",
 ]
 
 from .estimates import (
@@ -22,4 +19,3 @@ from .estimates import (
     log_predictive,
     log_weights,
 )
-from .samples import log_posterior, log_ratio, propose

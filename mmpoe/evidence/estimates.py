@@ -12,6 +12,7 @@ __all__ = [
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from mmpoe.missing import check_observed
 from mmpoe.models import MultimodalVAE
 from mmpoe.models._inputs import subset_mask
 
-from .samples import log_ratio, propose
+from ._samples import log_ratio, propose
 
 
 def log_weights(
@@ -86,8 +87,8 @@ def log_weights(
     check_observed(observed, model.modalities)
     given = observed if given is None else given
     given = subset_mask(given, model.modalities, len(observed))
-    encodings = model.encode(x, given)
-    return _weigh(model, encodings, x, observed, given, samples, experts=experts, valid=valid)
+    weights = _Weights(model, model.encode(x, given), x, experts, valid)
+    return weights.log(observed, given, samples)
 
 
 def log_marginal(
@@ -172,13 +173,8 @@ def log_conditional(
     size = _size(x)
     given = subset_mask(given, model.modalities, size)
     both = given | subset_mask(targets, model.modalities, size, argument="targets")
-    encodings = model.encode(x, both)
-    joint, part = (
-        _log_mean_exp(
-            _weigh(model, encodings, x, mask, mask, samples, experts=experts, valid=valid)
-        )
-        for mask in (both, given)
-    )
+    weights = _Weights(model, model.encode(x, both), x, experts, valid)
+    joint, part = (_log_mean_exp(weights.log(mask, mask, samples)) for mask in (both, given))
     return torch.where((both != given).any(dim=1).to(joint.device), joint - part, 0)
 
 
@@ -245,25 +241,25 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return (2 * log_weights.logsumexp(dim=0) - (2 * log_weights).logsumexp(dim=0)).exp()
 
 
-def _weigh(
-    model: MultimodalVAE,
-    encodings: Encodings,
-    x: Mapping[str, Tensor],
-    observed: Tensor,
-    given: Tensor,
-    samples: int,
-    *,
-    experts: Experts,
-    valid: Mapping[str, Tensor] | None,
-) -> Tensor:
-    """The log-weights, with shape (K, B), see :func:`log_weights`."""
-    return torch.cat(
-        [
-            log_ratio(model, encodings, given, q, experts=experts)
-            + model.log_likelihood(q.state, x, observed, valid=valid)
-            for q in propose(model, encodings, given, x, samples, experts=experts)
-        ]
-    )
+class _Weights(NamedTuple):
+    """Weighs samples of one batch, which is encoded once."""
+
+    model: MultimodalVAE
+    encodings: Encodings
+    x: Mapping[str, Tensor]
+    experts: Experts
+    valid: Mapping[str, Tensor] | None
+
+    def log(self, observed: Tensor, given: Tensor, samples: int) -> Tensor:
+        """Returns the log-weights, with shape (K, B), see :func:`log_weights`."""
+        model, encodings, x, experts, valid = self
+        return torch.cat(
+            [
+                log_ratio(model, encodings, given, q, experts=experts)
+                + model.log_likelihood(q.state, x, observed, valid=valid)
+                for q in propose(model, encodings, given, x, samples, experts=experts)
+            ]
+        )
 
 
 def _log_mean_exp(log_w: Tensor) -> Tensor:

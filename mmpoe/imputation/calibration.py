@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmpoe.hierarchy import latent_groups
 from mmpoe.missing import check_names, check_observed
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn.modes import evaluation
@@ -121,9 +120,7 @@ def calibrate(
         stages = [(steps // 2, "complete"), (steps, "bootstrap")]
     model.fix_shapes(read(apart[:1] if len(apart) else anchors.nonzero()[:1, 0])[0])
     add_matched_experts(model)
-    matched = nn.ModuleList(
-        [g.matched for g in latent_groups(model.groups) if g.matched is not None]
-    )
+    matched = nn.ModuleList([g.matched for g in model.groups if g.matched is not None])
     modes = {module: module.training for module in matched.modules()}
     optimizer = torch.optim.Adam(matched.parameters(), lr=lr, betas=(0.9, 0.99))
     history, least, step = Calibration(), math.inf, 0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmpoe.evidence import propose
+from mmpoe.evidence._samples import propose
 from mmpoe.missing import check_names
 from mmpoe.models import MultimodalVAE, UncalibratedWarning
 from mmpoe.models._inputs import subset_mask

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpoe.gaussian import kl_divergence
-from mmpoe.hierarchy import MatchedExperts, latent_groups
+from mmpoe.hierarchy import MatchedExperts
 from mmpoe.kernels import Product
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn import MLP, ModalityDict
@@ -93,7 +93,7 @@ def add_matched_experts(model: MultimodalVAE) -> None:
     """
     like = next(model.parameters(), torch.zeros(()))
     made: list[MatchedExperts] = []
-    groups = latent_groups(model.groups)
+    groups = model.groups
     for level, group in enumerate(groups):
         if group.shape is None:
             raise ValueError(

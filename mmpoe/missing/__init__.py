@@ -1,7 +1,6 @@
 r"""Missing modalities: batches, masks, subsets and mechanisms. True always means observed."""
 
 __all__ = [
-    "Pairs",
     "as_mask",
     "collate",
     "from_multivae",
@@ -21,7 +20,6 @@ from ._checks import check_modalities as check_modalities
 from ._checks import check_names as check_names
 from ._checks import check_observed as check_observed
 from ._checks import check_within as check_within
-from ._pairs import Pairs
 from .collate import collate, from_multivae
 from .masks import as_mask
 from .masks import fill as fill

@@ -2,10 +2,10 @@ r"""The log-likelihood of the entries of a batch under states: nothing else is d
 
 from __future__ import annotations
 
-__all__ = ["score"]
+__all__ = ["Cells", "score"]
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,39 +25,65 @@ CACHED = 2**18
 cache; without gradients, for which all of them are kept in any case."""
 
 
+class Cells(NamedTuple):
+    """Cells of R rows and M modalities to score."""
+
+    scored: Tensor
+    """The cells, boolean, with shape (R, M)."""
+    rows: Tensor | None
+    """The sample of the batch that each row is about, with shape (R); None for all in order."""
+    weight: Tensor | None
+    """The weight of each cell, with shape (R, M); 1 if None."""
+
+
+class Column(NamedTuple):
+    """The cells of one modality, n of them, and their entries in the batch."""
+
+    place: Tensor
+    """The entry of each, with shape (n)."""
+    counted: Tensor
+    """Whether each is scored, boolean, with shape (n)."""
+    weight: Tensor | None
+    """The weight of each, with shape (n)."""
+
+    def repeat(self, copies: int) -> Column:
+        """Returns the cells several times over, one block after the other."""
+        weight = None if self.weight is None else self.weight.repeat(copies)
+        return Column(self.place.repeat(copies), self.counted.repeat(copies), weight)
+
+
 def score(
     model: MultimodalVAE,
     state: State,
     x: Mapping[str, Tensor],
-    scored: Tensor,
-    rows: Tensor | None,
-    weight: Tensor | None,
+    cells: Cells,
     valid: Mapping[str, Tensor],
 ) -> Tensor:
-    """Returns the log-likelihood of entries, see :meth:`MultimodalVAE.log_likelihood`.
+    """Returns the log-likelihood of cells, see :meth:`MultimodalVAE.log_likelihood`.
 
     The arguments are those of that method, checked, on one device.
     """
     total = widen(state.h.new_zeros(state.shape))
-    for column, m in enumerate(model.modalities):
-        where = _rows_to_decode(scored[:, column])  # (n), of the last dimension of the state
+    scored, rows, weight = cells
+    for number, m in enumerate(model.modalities):
+        where = _rows_to_decode(scored[:, number])  # (n), of the last dimension of the state
         if len(where) == 0:
             continue
         if m not in x:
             if torch.compiler.is_compiling():  # which cannot depend on whether it was scored
                 continue
             raise absent(m, x)
-        place = where if rows is None else rows[where]  # (n), the entries in the batch
-        counted = scored[where, column]
-        factor = None if weight is None else weight[where, column]
+        column = Column(
+            place=where if rows is None else rows[where],
+            counted=scored[where, number],
+            weight=None if weight is None else weight[where, number],
+        )
         part = state.take(where)
         if len(part.shape) > 1 and not isinstance(model.decoders[m], Likelihood):
-            copies = len(part.h) // len(where)  # the decoder knows one batch dimension
-            part, place, counted = part.flatten(), place.repeat(copies), counted.repeat(copies)
-            factor = None if factor is None else factor.repeat(copies)
-        log_p = _score_modality(model, m, part, x[m], place, counted, factor, valid.get(m))
-        log_p = log_p.to(total.dtype).reshape(*state.shape[:-1], where.shape[0])
-        total = total.index_add(-1, where, log_p)
+            # the decoder knows one batch dimension
+            part, column = part.flatten(), column.repeat(len(part.h) // len(where))
+        log_p = _score_modality(model, m, part, x[m], column, valid.get(m)).to(total.dtype)
+        total = total.index_add(-1, where, log_p.reshape(*state.shape[:-1], where.shape[0]))
     return total
 
 
@@ -66,34 +92,31 @@ def _score_modality(
     modality: str,
     state: State,
     x: Tensor,
-    place: Tensor,
-    counted: Tensor,
-    weight: Tensor | None,
+    column: Column,
     valid: Tensor | None,
 ) -> Tensor:
-    """The log-likelihood of one modality, with the shape of the state.
+    """The log-likelihood of one modality, with the shape of the states to decode, (n) or (K, n).
 
     Arguments:
         model: The model.
         modality: The modality.
-        state: The states to decode, with shape (n) or (K, n).
+        state: The states to decode.
         x: All entries of the modality, with shape (B, *).
-        place: The entry that each of the n is about, with shape (n).
-        counted: Whether each of the n counts, boolean, with shape (n).
-        weight: The weight of each, with shape (n).
+        column: The n cells that the states are about.
         valid: The elements of all entries to score.
     """
-    entries = x.index_select(0, place)
+    entries = x.index_select(0, column.place)
     inside, results = None, []
-    whole = getattr(model.decoders[modality], "optimal", False)  # fits all at once
+    whole = getattr(model.decoders[modality], "optimal", False)  # a scale that fits all at once
     for piece in [state] if whole else _pieces(state, entries):
         p = model.decode(piece, [modality])[modality]
         if not results:  # each entry is checked once, in terms of the batch
-            seen = counted.new_zeros(len(x)).index_fill(0, place[counted], True)
+            place = column.place[column.counted]
+            seen = column.counted.new_zeros(len(x)).index_fill(0, place, True)
             check_scored(p, x, seen, modality, valid, values=model.validate)
             if valid is not None:
-                inside = valid.broadcast_to(x.shape).index_select(0, place)
-        results.append(log_likelihood(p, entries, counted, weight, inside))
+                inside = valid.broadcast_to(x.shape).index_select(0, column.place)
+        results.append(log_likelihood(p, entries, column.counted, column.weight, inside))
     return torch.cat(results)
 
 

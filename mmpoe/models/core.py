@@ -22,10 +22,10 @@ from mmpoe.hierarchy import (
     Latents,
     State,
     Step,
-    latent_groups,
 )
 from mmpoe.likelihoods import Likelihood
-from mmpoe.missing import Pairs, check_names, check_observed, collate, fill
+from mmpoe.missing import check_names, check_observed, collate, fill
+from mmpoe.missing._pairs import Pairs
 from mmpoe.nn import ModalityDict
 from mmpoe.nn.modes import evaluation
 from mmpoe.posteriors import Draw
@@ -38,7 +38,7 @@ from ._inputs import (
     draw_component,
     given_mask,
 )
-from ._scoring import score
+from ._scoring import Cells, score
 
 
 class UncalibratedWarning(UserWarning):
@@ -129,7 +129,8 @@ class MultimodalVAE(nn.Module):
         self.modalities = list(encoders)
         self.encoders = ModalityDict(encoders)
         self.trunk = trunk
-        self.groups = nn.ModuleList(groups)
+        # a ModuleList, whose items type checkers would take for any modules
+        self.groups: Sequence[LatentGroup] = nn.ModuleList(groups)  # pyright: ignore
         self.decoders = ModalityDict({m: decoders[m] for m in self.modalities})
         families = list(dict.fromkeys(group.posterior.family for group in groups))
         if len(families) > 1:
@@ -276,7 +277,7 @@ class MultimodalVAE(nn.Module):
 
         h: Tensor | None = None
         steps: list[Step] = []  # as torch.compile has it, which knows no list[Step]()
-        for level, group in enumerate(latent_groups(self.groups)):
+        for level, group in enumerate(self.groups):
             draw = Draw(None if noise is None else noise[level], temperature)
             latents = z if z is None or callable(z) else z[level]
             step = group(h, level, encodings, pairs, draw, latents, experts)
@@ -376,7 +377,7 @@ class MultimodalVAE(nn.Module):
         if weight is not None:
             weight = check_weight(weight, scored).to(state.h.device)
             scored = scored & (weight > 0)
-        return score(self, state, x, scored, rows, weight, valid or {})
+        return score(self, state, x, Cells(scored, rows, weight), valid or {})
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
         """Makes a batch of incomplete samples, columns in the order of this model's modalities.
@@ -465,7 +466,7 @@ class MultimodalVAE(nn.Module):
         with evaluation(self.modules()):
             none = given_mask(x, [], self.modalities, self._like())
             q = self.infer(self.encode(x, none), none)
-        for group, z in zip(latent_groups(self.groups), q.z, strict=True):
+        for group, z in zip(self.groups, q.z, strict=True):
             group.shape = tuple(z.shape[1:])
 
     @property

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mmpoe.missing import (
-    Pairs,
     check_observed,
     check_within,
     pack,
@@ -20,10 +19,7 @@ from mmpoe.missing import (
     subsets,
 )
 from mmpoe.missing._draws import draw_at
-
-Family = str | Tensor | tuple[Tensor, Tensor]
-"""The name of a family or its patterns, see :func:`mmpoe.missing.subsets`; or subsets of each
-sample, (S, B, M), and their weights, (S, B)."""
+from mmpoe.missing._pairs import Pairs
 
 
 class Packed(NamedTuple):
@@ -45,6 +41,12 @@ class Packed(NamedTuple):
         return values.new_zeros(size).index_add(0, self.rows, values)
 
 
+Family = str | Tensor | tuple[Tensor, Tensor] | Packed
+"""The name of a family or its patterns, see :func:`mmpoe.missing.subsets`; subsets of each sample,
+(S, B, M), and their weights, (S, B). Objectives by name pass pairs, whose weights need not sum to
+1."""
+
+
 def choose_family(
     x: Mapping[str, Tensor],
     observed: Tensor,
@@ -60,6 +62,8 @@ def choose_family(
         family: The family.
     """
     check_observed(observed, modalities)
+    if isinstance(family, Packed):
+        return family
     observed = beside(observed, x)
     if not isinstance(family, tuple):
         return _pairs(*subsets(observed, family, dtype=weight_dtype(x)))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from mmpoe.hierarchy import latent_groups
 from mmpoe.missing import (
     check_names,
     check_observed,
@@ -152,7 +151,7 @@ def teaching_rows(observed: Tensor, teacher: str) -> Tensor:
 
 def _matched(model: MultimodalVAE) -> nn.ModuleList:
     """The matched experts of all groups."""
-    found = [group.matched for group in latent_groups(model.groups) if group.matched is not None]
+    found = [group.matched for group in model.groups if group.matched is not None]
     if len(found) < len(model.groups):
         raise ValueError(
             "'model' should have matched experts in every latent group; "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mmpoe.evidence import log_ratio, propose
+from mmpoe.evidence._samples import log_ratio, propose
 from mmpoe.hierarchy import State
 from mmpoe.missing import check_names, check_observed
 from mmpoe.models import MultimodalVAE

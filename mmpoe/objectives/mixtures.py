@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from mmpoe.distributions import log_mixture
-from mmpoe.evidence import log_posterior
-from mmpoe.evidence.samples import sum_log_prob
+from mmpoe.evidence._samples import log_posterior, sum_log_prob
 from mmpoe.hierarchy import Encodings, Inference
 from mmpoe.models import MultimodalVAE
 from mmpoe.models._inputs import check_weight
@@ -97,47 +96,9 @@ def mixture_elbo(
         >>> mixture_elbo(oracle.model(), x, observed, family="singletons").shape
         torch.Size([5])
     """
-    pairs = choose_family(x, observed, model.modalities, family)
-    return packed_elbo(
-        model,
-        x,
-        observed,
-        pairs,
-        beta,
-        reconstruct=reconstruct,
-        decode=decode,
-        weight=weight,
-        valid=valid,
-    )
-
-
-def packed_elbo(
-    model: MultimodalVAE,
-    x: Mapping[str, Tensor],
-    observed: Tensor,
-    pairs: Packed,
-    beta: Beta = 1.0,
-    *,
-    reconstruct: str = "observed",
-    decode: str = "all",
-    weight: Tensor | None = None,
-    valid: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """Sums the bounds of pairs of a row and a subset, by their weights: see :func:`mixture_elbo`.
-
-    Arguments:
-        model: The model.
-        x: The batch.
-        observed: What was observed, boolean, with shape (B, M).
-        pairs: The pairs. Their weights may have any sum.
-        beta: The cost of divergences.
-        reconstruct: What each subset has to explain.
-        decode: The subsets to decode from.
-        weight: The weight of each entry, broadcastable to (B, M).
-        valid: Which elements of each modality to score.
-    """
     check_choice("reconstruct", reconstruct, ["observed", "given"])
     check_choice("decode", decode, ["all", "drawn"])
+    pairs = choose_family(x, observed, model.modalities, family)
     if len(pairs.rows) == 0:
         return nothing(model, x, observed)
     given, rows, alpha = pairs

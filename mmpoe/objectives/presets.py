@@ -20,7 +20,7 @@ from mmpoe.models import MultimodalVAE
 
 from ._pairs import beside, full_and_singletons, weight_dtype
 from .bounds import Beta, penalty
-from .mixtures import mixture_elbo, mixture_iwae, nothing, packed_elbo
+from .mixtures import mixture_elbo, mixture_iwae, nothing
 
 
 def mvae(
@@ -62,7 +62,7 @@ def mvae(
         | https://arxiv.org/abs/1802.05335
     """
     pairs = full_and_singletons(x, observed, model.modalities, samples)
-    return packed_elbo(model, x, observed, pairs, beta, reconstruct="given", valid=valid)
+    return mixture_elbo(model, x, observed, beta, family=pairs, reconstruct="given", valid=valid)
 
 
 def mmvae(
@@ -329,7 +329,7 @@ def mhvae(
     pairs = full_and_singletons(x, observed, model.modalities)
     counts = pairs.rows.bincount(minlength=len(observed))[pairs.rows]
     pairs = pairs._replace(weight=pairs.weight / counts)
-    return packed_elbo(model, x, observed, pairs, beta, valid=valid)
+    return mixture_elbo(model, x, observed, beta, family=pairs, valid=valid)
 
 
 def mmhvae(

@@ -19,16 +19,15 @@ from torch.distributions import Independent, MultivariateNormal
 
 import mmpoe
 from mmpoe import hierarchy
+from mmpoe.evidence import _samples as samples_module
 from mmpoe.evidence import (
     effective_sample_size,
     log_conditional,
     log_marginal,
     log_predictive,
-    log_ratio,
     log_weights,
-    propose,
 )
-from mmpoe.evidence import samples as samples_module
+from mmpoe.evidence._samples import log_ratio, propose
 from mmpoe.hierarchy import State
 from mmpoe.likelihoods import Normal
 from mmpoe.missing import subsets

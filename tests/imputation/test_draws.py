@@ -19,7 +19,8 @@ from scipy.stats import t
 from torch import nn
 
 import mmpoe
-from mmpoe.evidence import log_marginal, samples
+from mmpoe.evidence import _samples as samples
+from mmpoe.evidence import log_marginal
 from mmpoe.imputation import Imputation, add_matched_experts, impute, rubin_pool
 from mmpoe.likelihoods import Bernoulli, Normal
 from mmpoe.models import UncalibratedWarning

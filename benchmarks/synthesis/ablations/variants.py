@@ -25,7 +25,7 @@ from examples.medical_mri_us.critics import Critics, Judge
 from examples.medical_mri_us.models import DEFAULT, ImageModel, build_model
 from examples.medical_mri_us.train import bound
 from mmpoe import kernels
-from mmpoe.hierarchy import LatentGroup, latent_groups
+from mmpoe.hierarchy import LatentGroup
 from mmpoe.missing import random_subsets
 from mmpoe.models import MMHVAE, Output
 from mmpoe.nn import BottomUp
@@ -239,7 +239,7 @@ def _model(variant: Variant, modalities: Sequence[str], size: int) -> MMHVAE:
             latents=network.latents[:1] * coarser + network.latents[max(0, -coarser) :],
         )
     model = build_model(size, modalities, network)
-    groups = latent_groups(model.groups)
+    groups = model.groups
     if variant.groups is not None:
         groups, below = groups[: variant.groups], groups[variant.groups :]
         last = groups[-1]

@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.medical_mri_us.data import Mask, Volume
-from mmpoe.hierarchy import latent_groups
 from mmpoe.missing import as_mask
 from mmpoe.models import MMHVAE, in_chunks
 from mmpoe.nn import evaluation
@@ -67,7 +66,7 @@ def predict(
     like = next(model.parameters())
     noise = [
         torch.randn((samples, *(group.shape or ())), generator=generator).to(like)
-        for group in latent_groups(model.groups)
+        for group in model.groups
     ]
     drawn = samples if temperature > 0 else 0
     mean = {m: np.zeros(fov.shape, np.float32) for m in targets}
