@@ -1,17 +1,14 @@
-r"""The kernels on CUDA tensors: NVRTC compiles them for the GPU at hand on first use.
-
-What a GPU does is behind `Driver`, so that the launcher can be tested without one.
-"""
+r"""The kernels on CUDA tensors: NVRTC compiles them for the GPU at hand on first use."""
 
 from __future__ import annotations
 
-__all__ = ["CudaDriver", "Driver", "Launcher", "launcher", "unavailable"]
+__all__ = ["Driver", "Launcher", "launcher", "unavailable"]
 
 import ctypes
 import importlib
 import threading
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -24,34 +21,6 @@ _THREADS = 128
 
 _WAVES = 16
 """Blocks per multiprocessor beyond which threads take several turns instead."""
-
-
-class Driver(Protocol):
-    """What the launcher needs of a GPU."""
-
-    def architecture(self, device: torch.device) -> int:
-        """Returns the compute capability, 90 for 9.0."""
-        ...
-
-    def processors(self, device: torch.device) -> int:
-        """Returns the number of multiprocessors."""
-        ...
-
-    def load(self, binary: bytes, name: str) -> Any:  # noqa: ANN401
-        """Returns a function of a compiled binary, for the current device."""
-        ...
-
-    def launch(
-        self,
-        function: Any,  # noqa: ANN401
-        blocks: int,
-        threads: int,
-        shared: int,
-        arguments: bytes,
-        device: torch.device,
-    ) -> None:
-        """Launches it on the current stream of the device."""
-        ...
 
 
 class Launcher:
@@ -123,8 +92,11 @@ def _divide_up(total: int, part: int) -> int:
     return -(-total // part)
 
 
-class CudaDriver:
-    """A GPU, through the driver API of ``cuda.bindings``, on which PyTorch itself depends."""
+class Driver:
+    """A GPU, through the driver API of ``cuda.bindings``, on which PyTorch itself depends.
+
+    All that the launcher needs of a GPU is here, so that tests can put another one in its place.
+    """
 
     def architecture(self, device: torch.device) -> int:
         """Returns the compute capability, 90 for 9.0."""
@@ -181,7 +153,7 @@ def _check(result: tuple) -> Any:  # noqa: ANN401
 @cache
 def launcher() -> Launcher:
     """Returns the launcher for the GPUs of this machine."""
-    return Launcher(CudaDriver())
+    return Launcher(Driver())
 
 
 def unavailable() -> str | None:

@@ -21,7 +21,7 @@ class SimulationError(Exception):
     """A kernel did what a GPU would not forgive."""
 
 
-class SimulatedDriver:
+class SimulatedDriver(_cuda.Driver):
     """Runs the kernels on tensors in the memory of the CPU.
 
     Arguments:
