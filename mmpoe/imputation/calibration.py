@@ -100,46 +100,27 @@ def calibrate(
         raise ValueError(f"'held_out' should be at least 0 and less than 1, but is {held_out!r}.")
 
     read, observed = _reader(model, data)
-    anchor = "all" if teacher == "all" else "complete"
-    anchors = teaching_rows(observed, anchor)  # (N), rows whose teacher does not learn
-    if not bool(anchors.any()):
-        wanted = "a modality" if teacher == "all" else "all modalities"
-        raise ValueError(
-            f"'data' should hold samples with {wanted}, to learn from what they have, "
-            f"but none of {len(observed)} does."
-        )
-    chosen = torch.randperm(int(anchors.sum()))[: math.ceil(held_out * int(anchors.sum()))]
-    apart = anchors.nonzero()[:, 0][chosen]
-    if len(apart) == anchors.sum():
-        raise ValueError(
-            f"'data' should hold at least two samples that teach, but holds {len(apart)}; "
-            "set 'held_out' to 0 to train on it."
-        )
+    anchor = "all" if teacher == "all" else "complete"  # rows whose teacher does not learn
+    anchors = teaching_rows(observed, anchor)
+    apart = _held_out_rows(anchors, held_out, teacher)
     stages = [(steps, anchor)]
     if teacher == "bootstrap":  # what complete rows taught teaches, held fixed
         stages = [(steps // 2, "complete"), (steps, "bootstrap")]
-    model.fix_shapes(read(apart[:1] if len(apart) else anchors.nonzero()[:1, 0])[0])
+    model.fix_shapes(read(anchors.nonzero()[:1, 0])[0])
     add_matched_experts(model)
     matched = nn.ModuleList([g.matched for g in model.groups if g.matched is not None])
     modes = {module: module.training for module in matched.modules()}
     optimizer = torch.optim.Adam(matched.parameters(), lr=lr, betas=(0.9, 0.99))
-    history, least, step = Calibration(), math.inf, 0
-    best = copy.deepcopy(matched.state_dict())
+    history, step = Calibration(), 0
+    best = _Best(matched, history)
 
     def look() -> None:
-        """Keeps the matched experts if they are the best so far."""
-        nonlocal least, best
-        if len(apart) == 0:
-            history.best, best = step, matched.state_dict()
-            return
-        history.held_out[step] = _held_out_loss(model, read, apart, anchor)
-        if history.held_out[step] < least:
-            least, history.best = history.held_out[step], step
-            best = copy.deepcopy(matched.state_dict())
+        loss = None if len(apart) == 0 else _held_out_loss(model, read, apart, anchor)
+        best.update(step, loss)
 
     try:
         for last, kind in stages:
-            matched.load_state_dict(best)
+            matched.load_state_dict(best.state)
             by, start = _frozen(model), step
             rows = teaching_rows(observed, kind)
             rows[apart] = False
@@ -162,10 +143,45 @@ def calibrate(
     except KeyboardInterrupt:
         history.interrupted = True
     finally:
-        matched.load_state_dict(best)
+        matched.load_state_dict(best.state)
         for module, training in modes.items():
             module.training = training
     return history
+
+
+class _Best:
+    """Keeps the state of the matched experts that fit held-out rows best."""
+
+    def __init__(self, matched: nn.Module, history: Calibration) -> None:
+        self.matched, self.history, self.least = matched, history, math.inf
+        self.state = copy.deepcopy(matched.state_dict())
+
+    def update(self, step: int, loss: float | None) -> None:
+        """Takes up the experts as they are now if they are the best, or no rows are held out."""
+        if loss is not None:
+            self.history.held_out[step] = loss
+            if loss >= self.least:
+                return
+            self.least = loss
+        self.history.best, self.state = step, copy.deepcopy(self.matched.state_dict())
+
+
+def _held_out_rows(anchors: Tensor, share: float, teacher: str) -> Tensor:
+    """Draws the rows to hold out among those that have a posterior to learn from."""
+    total = int(anchors.sum())
+    if total == 0:
+        wanted = "a modality" if teacher == "all" else "all modalities"
+        raise ValueError(
+            f"'data' should hold samples with {wanted}, to learn from what they have, "
+            f"but none of {len(anchors)} does."
+        )
+    apart = anchors.nonzero()[:, 0][torch.randperm(total)[: math.ceil(share * total)]]
+    if len(apart) == total:
+        raise ValueError(
+            f"'data' should hold at least two samples that teach, but holds {total}; "
+            "set 'held_out' to 0 to train on it."
+        )
+    return apart
 
 
 def _reader(
