@@ -37,11 +37,11 @@ demo: $(READY)  ## Train on phantom patients, synthesise what is missing, write 
 JOURNEY := runs/journey
 MRI_US := $(BIN)/python -m examples.medical_mri_us
 
-journey: $(READY)  ## Every verb on phantom patients, from data to a report in runs/journey, under 15 minutes
+journey: $(READY)  ## Every subcommand on phantom patients, from data to a report in runs/journey, under 15 minutes
 	rm -rf $(JOURNEY)
 	$(MRI_US) phantom --train 60 --test 6 --missingness paper-87 --out $(JOURNEY)/data
 	$(MRI_US) check $(JOURNEY)/data/index.csv
-	@echo "Training for 90 seconds; then it is stopped, and goes on."
+	@echo "Training for 90 seconds; then it is stopped, and resumed."
 	timeout --preserve-status -s TERM 90 $(MRI_US) train --config tiny --data $(JOURNEY)/data/index.csv \
 		--out $(JOURNEY)/run || test $$? -eq 143
 	$(MRI_US) train --config tiny --data $(JOURNEY)/data/index.csv --out $(JOURNEY)/run --resume
@@ -116,7 +116,7 @@ bench-downstream: $(READY)  ## Put the compared systems to use on phantom patien
 	$(BIN)/python -m benchmarks.synthesis.run --profile quick
 	$(BIN)/python -m benchmarks.downstream.run --profile quick --write
 
-bench-downstream-full: $(READY)  ## The same with three seeds, under two hours; goes on from bench-synthesis-full
+bench-downstream-full: $(READY)  ## The same with three seeds, under two hours; uses the systems of bench-synthesis-full
 	$(BIN)/python -m benchmarks.synthesis.run --profile full
 	$(BIN)/python -m benchmarks.downstream.run --profile full --write
 

@@ -1,1 +1,1 @@
-"""What mmpoe claims about speed, each claim with the command that prints it."""
+"""Benchmarks of mmpoe: speed, synthesis, downstream tasks and reliability."""

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmpoe.hierarchy import Encodings, Inference
 from mmpoe.objectives import mixture_elbo
 
 from . import _networks
@@ -110,21 +111,24 @@ def mopoe_parity(networks: FlatNetworks, x: dict[str, Tensor], observed: Tensor)
         x: The batch.
         observed: What was observed. No row may be empty, which the other library refuses.
     """
-    model, calls = _networks.mopoe(networks), []
-    with torch.no_grad():
-        model(x, observed)  # shapes
-    hook = model.register_forward_hook(
-        lambda _, inputs, options, output: calls.append((inputs, options, output)),
-        with_kwargs=True,
-    )
+    model, seen = _networks.mopoe(networks), {}
+    infer, log_likelihood = model.infer, model.log_likelihood
+
+    def inferring(encodings: Encodings, given: Tensor, **options: Any) -> Inference:  # noqa: ANN401
+        q = infer(encodings, given, **options)
+        seen.update(given=given, rows=options["rows"], q=q)
+        return q
+
+    def scoring(*inputs: Any, **options: Any) -> Tensor:  # noqa: ANN401
+        seen["drawn"] = options["weight"][:, 0] > 0
+        return log_likelihood(*inputs, **options)
+
+    model.infer, model.log_likelihood = inferring, scoring
     bound = mixture_elbo(model, x, observed, decode="drawn")
-    hook.remove()
     gradients = torch.autograd.grad(-bound.mean(), list(networks.parameters()))
 
     # the component that each row was decoded from, and the noise of its sample
-    [((_, given), options, output)] = calls
-    rows = options["rows"]
-    drawn = options["decode"].any(dim=1)
+    given, rows, drawn, output = seen["given"], seen["rows"], seen["drawn"], seen["q"]
     order = rows[drawn].argsort()
     given, q, z = given[drawn][order], output.posteriors[0], output.z[0]
     noise = ((z - q.loc) / q.scale)[drawn][order].detach()

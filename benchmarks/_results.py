@@ -1,8 +1,8 @@
-"""What every benchmark keeps: a JSON file that says how it was made, and tables to read."""
+"""Results of benchmarks: a JSON file that says how it was made, and tables to read."""
 
 from __future__ import annotations
 
-__all__ = ["RESULTS", "commit", "facts", "write"]
+__all__ = ["RESULTS", "commit", "facts", "write", "write_whole"]
 
 import json
 import os
@@ -20,7 +20,7 @@ import torch
 from .bench_mmhvae import processor
 
 RESULTS = Path(__file__).parent / "results"
-"""Where results are committed."""
+"""The folder of the results that are committed."""
 
 
 def facts(command: str, profile: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -60,8 +60,20 @@ def write(name: str, content: Mapping[str, Any], markdown: str, folder: Path = R
     text = json.dumps(_plain(content), indent=1, allow_nan=False)
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
     text = text.replace("[ ", "[").replace(" ]", "]")  # numbers of a list on one line
-    _replace(folder / f"{name}.json", text + "\n")
-    _replace(folder / f"{name}.md", markdown.rstrip("\n") + "\n")
+    write_whole(folder / f"{name}.json", text + "\n")
+    write_whole(folder / f"{name}.md", markdown.rstrip("\n") + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Arguments:
+        path: The file.
+        text: Its content.
+    """
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def commit() -> str:
@@ -89,9 +101,3 @@ def _plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         return _plain(value.tolist())
     return None if isinstance(value, float) and value - value != 0 else value
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)

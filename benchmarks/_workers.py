@@ -20,7 +20,7 @@ class Job:
     """A run in a process of its own."""
 
     name: str
-    """What it is called in lines of progress."""
+    """The name in lines of progress."""
     module: str
     """The module to run, as ``python -m`` does."""
     arguments: tuple[str, ...]
@@ -82,7 +82,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if asked:
-        print(f"Stopped after {done} of {len(jobs)} runs; the same command goes on from here.")
+        print(f"Stopped after {done} of {len(jobs)} runs; the same command resumes.")
         return 128 + asked
     return code
 

@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mmpoe.kernels import jit
-from mmpoe.kernels.arguments import Specialisation
-from mmpoe.kernels.cuda import width
+import torch
+
+from mmpoe.kernels import Specialisation, cuda_binary
 
 ARCHITECTURES = (80, 90, 100, 120)
 
@@ -60,23 +60,22 @@ def tool(name: str = "cuobjdump") -> Path | None:
 
 def grid() -> Iterator[Specialisation]:
     """Lists kernels: storage types, numbers of experts, with and without the rarely used."""
-    for storage in ("float", "bfloat16", "float16"):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for experts in (1, 2, 4, 8, 16, 32):
             for rare in (False, True):
                 if rare and experts > 4:
                     continue
                 for direction in ("forward", "backward"):
-                    size = width(direction, experts)
-                    yield Specialisation(direction, storage, experts, size, rare, rare)
+                    yield Specialisation(direction, dtype, experts, rare, rare)
 
 
 def audit(special: Specialisation, architecture: int) -> Report:
     """Compiles a kernel and reads its machine code."""
-    binary = jit.cuda_binary(special, architecture)
+    binary = cuda_binary(special, architecture)
     usage = _dump(binary, "--dump-resource-usage")
     registers, stack = (int(_find(rf"{key}:(\d+)", usage)) for key in ("REG", "STACK"))
     operations = _operations(binary)
-    usual = _operations(jit.cuda_binary(special, architecture, ["-DGPOE_USUAL_PATH"]))
+    usual = _operations(cuda_binary(special, architecture, ["-DGPOE_USUAL_PATH"]))
     return Report(
         special,
         architecture,
@@ -126,11 +125,13 @@ def microseconds(special: Specialisation, instructions: int, elements: int) -> t
 
     One subset with a tensor prior and noise drawn in the kernel; `z` and the divergence come out.
     """
-    size = 4 if special.storage == "float" else 2
     factors = special.experts + 1
     values = 2 * factors + 1 if special.direction == "forward" else 4 * factors + 1
     issued = elements / special.width * instructions
-    return elements * size * values / BANDWIDTH * 1e6, issued / INSTRUCTIONS * 1e6
+    return (
+        elements * special.dtype.itemsize * values / BANDWIDTH * 1e6,
+        issued / INSTRUCTIONS * 1e6,
+    )
 
 
 def main() -> None:
@@ -144,12 +145,13 @@ def main() -> None:
     )
     print("microseconds on an H100 for (16, 8, 192, 192), from bytes / from instructions")
     for special in grid():
-        rare = special.clamp or special.experts in (1, 2, 16, 32) or special.storage == "float16"
+        rare = special.clamp or special.experts in (1, 2, 16, 32) or special.dtype == torch.float16
         if rare and not everything:
             continue
         for architecture in ARCHITECTURES if everything else (90,):
             row = audit(special, architecture)
-            name = f"{special.direction} {special.storage} M={special.experts}"
+            dtype = str(special.dtype).removeprefix("torch.")
+            name = f"{special.direction} {dtype} M={special.experts}"
             name += " clamp, common noise" if special.clamp else ""
             loads, stores = (
                 {b: n for b, n in c.items() if b > 32} for c in (row.loads, row.stores)

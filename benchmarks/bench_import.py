@@ -1,4 +1,4 @@
-"""What ``import mmpoe`` costs on top of ``import torch, pyro``.
+"""The time that ``import mmpoe`` takes on top of ``import torch, pyro``.
 
 Both are run in fresh interpreters, in turn, so that a drift of the machine hits them alike; the
 ratio of each pair is taken, and the median of the ratios printed. Exits with 1 if that is above

@@ -51,7 +51,7 @@ TOLERANCE = 1e-4
 
 
 class Network(NamedTuple):
-    """What the network is built of, and the batch to run it on."""
+    """The sizes of the network, and of the batch to run it on."""
 
     size: int
     batch: int

@@ -1,4 +1,4 @@
-"""What a step and an estimate cost, side by side with MultiVae, in one run.
+"""The costs of a step and of an estimate, side by side with MultiVae, in one run.
 
 Both libraries get the same networks, weights, data and objectives, and work in turns, so that a
 drift of the machine hits them alike. Medians of processor time are printed, the time of the system
@@ -32,8 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmpoe.evidence import log_marginal, log_predictive
 from mmpoe.missing import pack, sample_subsets, subsets
-from mmpoe.objectives import log_marginal, log_predictive, mixture_elbo, mopoe
+from mmpoe.objectives import mixture_elbo, mopoe
 
 from . import _multivae as peer
 from . import _networks as ours
@@ -49,7 +50,7 @@ Task = Callable[[], Any]
 
 
 class Sizes(NamedTuple):
-    """What is measured, and how often."""
+    """The sizes of the models, and the number of repeats."""
 
     products: dict[int, int]
     """The numbers of modalities of the mixture of products, and repeats of each."""
@@ -68,7 +69,7 @@ SMOKE = Sizes({2: 1, 3: 1}, [2], [2, 4], 8, 4, 10, 1)
 
 
 class Time(NamedTuple):
-    """What a task needs of a processor, in seconds."""
+    """The time of a task, in seconds."""
 
     total: float
     system: float

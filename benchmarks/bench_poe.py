@@ -4,9 +4,10 @@ Forward and backward of 4 experts and a prior: `z` and the divergence out, gradi
 inputs. *Eager* is `backend="eager"`, which is exact for any precision and any missing value;
 *lean* is what one would write by hand in PyTorch for inputs without surprises. All are run in
 turn, so that a drift of the machine hits them alike; a ratio is the median over rounds of the
-ratio within a round. Bandwidth is that of a triad measured in the same run, and the kernels alone
-are held against it too: a call also gets fresh memory for what it returns from the system, page by
-page. Exits with 1 if a number is below what is promised; a smoke run measures too little to tell.
+ratio within a round. Bandwidth is that of a triad measured in the same run. A call also gets fresh
+memory for what it returns from the system, page by page: calls in memory that is there already
+are held against the triad too. Exits with 1 if a number is below what is promised; a smoke run
+measures too little to tell.
 
     python -m benchmarks.bench_poe
 """
@@ -14,13 +15,16 @@ page. Exits with 1 if a number is below what is promised; a smoke run measures t
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -28,8 +32,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmpoe.kernels import cpu, gaussian_poe, jit, launch
-from mmpoe.kernels.arguments import SIZE, Inputs, Needed, Outputs
+from mmpoe.kernels import gaussian_poe
 
 EXPERTS = 4
 
@@ -158,10 +161,8 @@ def seconds(
     return (clock() - started) / repeats
 
 
-def measure(case: Case, rounds: int, bandwidth: float, smoke: bool) -> list[str]:
-    """Measures one case, prints a line, and returns what falls short."""
-    torch._dynamo.reset()
-    inputs, given, gradients, noise = problem(case)
+def ways_to_fuse(case: Case, smoke: bool) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
+    """Returns what is compared in a case, by name."""
     ways = {
         "eager": fuse_with("eager"),
         "compiled": torch.compile(fuse_with("eager")),
@@ -169,15 +170,18 @@ def measure(case: Case, rounds: int, bandwidth: float, smoke: bool) -> list[str]
         "lean compiled": torch.compile(lean),
         "fused": fuse_with("cpu"),
     }
-    for name in list(ways):
-        if (smoke and "compiled" in name) or ("lean" in name and not case.lean):
-            del ways[name]
-    repeats = 1 if smoke or torch.Size(case.shape).numel() > 1e5 else 50
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    runs = {
-        name: lambda fuse=fuse: step(inputs, given, gradients, fuse, noise)
+    return {
+        name: fuse
         for name, fuse in ways.items()
+        if not (smoke and "compiled" in name) and (case.lean or "lean" not in name)
     }
+
+
+def run_in_turn(
+    runs: dict[str, Callable[[], None]], rounds: int, repeats: int
+) -> dict[str, list[float]]:
+    """Returns the seconds of each, one number a round."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     for _ in range(rounds):
@@ -185,14 +189,24 @@ def measure(case: Case, rounds: int, bandwidth: float, smoke: bool) -> list[str]
             # the fused one is over before the machine has noticed: give it as long as the others
             more = 3 if name == "fused" and repeats == 1 else 1
             times[name].append(seconds(run, repeats * more))
+    return times
 
-    def ratio(name: str) -> float | None:
-        if name not in times:
-            return None
-        pairs = zip(times[name], times["fused"], strict=True)
-        return statistics.median(a / b for a, b in pairs)
 
+def measure(case: Case, rounds: int, bandwidth: float, smoke: bool) -> list[str]:
+    """Measures one case, prints a line, and returns what falls short."""
+    torch._dynamo.reset()
+    inputs, given, gradients, noise = problem(case)
+    runs = {
+        name: lambda fuse=fuse: step(inputs, given, gradients, fuse, noise)
+        for name, fuse in ways_to_fuse(case, smoke).items()
+    }
     elements = torch.Size(case.shape).numel()
+    times = run_in_turn(runs, rounds, repeats=1 if smoke or elements > 1e5 else 50)
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(times[name], times["fused"], strict=True))
+        for name in times
+    }
+
     factors = EXPERTS + 1
     outputs = case.subsets * (1 if case.draws else 2)
     values = (2 * factors + outputs) + (4 * factors + outputs)
@@ -207,16 +221,15 @@ def measure(case: Case, rounds: int, bandwidth: float, smoke: bool) -> list[str]
     print(
         f"{case.name:15}{dtype:9}{'drawn' if case.draws else 'given':6}"
         + "".join(column(9, median.get(name)) for name in (*RIVALS, "fused"))
-        + "".join(column(8, ratio(name), "x") for name in RIVALS)
+        + "".join(column(8, ratios.get(name), "x") for name in RIVALS)
         + f"{moved / 1e6:7.0f}{share:7.2f}",
         flush=True,
     )
-    short = []
-    for name, promised in (("eager", case.eager), ("compiled", case.compiled)):
-        reached = ratio(name)
-        if promised and reached is not None and reached < promised:
-            short.append(f"{case.name} {dtype}: {reached:.2f}x {name}, {promised}x promised")
-    return short
+    return [
+        f"{case.name} {dtype}: {ratios[name]:.2f}x {name}, {promised}x promised"
+        for name, promised in (("eager", case.eager), ("compiled", case.compiled))
+        if promised and ratios.get(name, promised) < promised
+    ]
 
 
 def triad(threads: int) -> float:
@@ -229,44 +242,46 @@ def triad(threads: int) -> float:
     return 3 * a.numel() * a.element_size() / best
 
 
-class Repeated:
-    """Launches a kernel again and again with the same arguments: nothing is allocated."""
-
-    def __init__(self, rounds: int) -> None:
-        self.rounds, self.median = rounds, 0.0
-        self.plan = cpu.plan
-
-    def launch(self, direction: str, inputs: Inputs, packed: bytes) -> None:
-        """Runs a kernel once to touch its memory, then measures it."""
-        cpu.launch(direction, inputs, packed)
-        times = [
-            seconds(lambda: cpu.launch(direction, inputs, packed)) for _ in range(self.rounds)
-        ]
-        self.median = statistics.median(times)
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Lets glibc keep the memory that is freed, for the next call, in place of fresh pages."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        raise RuntimeError("memory can be kept with glibc alone")
+    trim_threshold, mmap_max = -1, -4
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:
+        mallopt(mmap_max, 65536)
+        mallopt(trim_threshold, 128 * 1024)
 
 
 def alone(case: Case, bandwidth: float, rounds: int, promised: float) -> list[str]:
-    """Measures the kernels of one case without allocation, and returns what falls short."""
-    tensors, given, gradients, noise = problem(case)
-    tensors = [t.detach() for t in tensors]
-    seed = torch.tensor(5) if noise is None else None
-    experts = tensors[:EXPERTS], tensors[EXPERTS : 2 * EXPERTS]
-    inputs = Inputs(*experts, given, (tensors[-2], tensors[-1]), noise, seed, None, 2, 0.0, 1.0)
-    needed = Needed([True] * EXPERTS, [True] * EXPERTS, True, True, False)
+    """Measures forward and backward in memory that is there, and returns what falls short."""
+    inputs, given, gradients, noise = problem(case)
+    fuse, times = fuse_with("cpu"), ([], [])
+    with kept_memory():
+        for _ in range(rounds + 1):  # the first touches the memory
+            started = time.perf_counter()
+            outputs = fuse(*inputs, given=given, noise=noise)
+            between = time.perf_counter()
+            torch.autograd.grad(outputs, inputs, gradients)
+            times[0].append(between - started)
+            times[1].append(time.perf_counter() - between)
+            del outputs
     values = 2 * (EXPERTS + 1) + case.subsets * (1 if case.draws else 2)  # of a forward pass
     moved = [values, values + 2 * (EXPERTS + 1)]
-    moved = [torch.Size(case.shape).numel() * n * tensors[0].element_size() for n in moved]
-    forward, backward = Repeated(rounds), Repeated(rounds)
-    launch.forward(inputs, (True, False, False, True), forward)
-    launch.backward(inputs, Outputs(gradients[0], None, None, gradients[1]), needed, backward)
-    times = [forward.median, backward.median]
-    shares = [n / t / bandwidth for n, t in zip(moved, times, strict=True)]
-    share = sum(moved) / sum(times) / bandwidth
+    moved = [torch.Size(case.shape).numel() * n * inputs[0].element_size() for n in moved]
+    medians = [statistics.median(t[1:]) for t in times]
+    shares = [n / t / bandwidth for n, t in zip(moved, medians, strict=True)]
+    share = sum(moved) / sum(medians) / bandwidth
     print(
         f"{case.name}, noise {'drawn' if case.draws else 'given'}: "
         + ", ".join(
             f"{name} {t * 1e3:.1f} ms ({s:.2f})"
-            for name, t, s in zip(("forward", "backward"), times, shares, strict=True)
+            for name, t, s in zip(("forward", "backward"), medians, shares, strict=True)
         )
         + f"; both {share:.2f} of the triad"
     )
@@ -297,16 +312,21 @@ def overhead(rounds: int) -> None:
         print(f"{name:5}: {one:.0f} us forward, {two:.0f} us forward and backward")
 
 
+BUILD = """
+import sys, time, torch
+from mmpoe import kernels
+started = time.perf_counter()
+kernels.build(4, getattr(torch, sys.argv[1]))
+print(f"{sys.argv[1]}: {time.perf_counter() - started:.1f} s")
+"""
+
+
 def first_use() -> None:
-    """Prints how long the first use of each storage type takes to compile."""
-    kept = os.environ.get("MMPOE_CACHE")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MMPOE_CACHE"] = folder
-        for storage in ("float", "bfloat16"):
-            print(f"{storage}: {seconds(lambda s=storage: jit.cpu_library(s, SIZE)):.1f} s")
-    os.environ.pop("MMPOE_CACHE")
-    if kept is not None:
-        os.environ["MMPOE_CACHE"] = kept
+    """Prints how long the first use of each dtype takes to compile, by processes without cache."""
+    for dtype in ("float32", "bfloat16"):
+        with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {"MMPOE_CACHE": folder}
+            subprocess.run([sys.executable, "-c", BUILD, dtype], env=environment, check=True)
 
 
 def operators() -> None:

@@ -1,4 +1,4 @@
-"""What the library does when something goes wrong: a table of faults, and how many it survives.
+"""Faults and the behaviour of the library: a table, and how many faults it survives.
 
 Each fault is injected by tests, which say its number with the marker ``fault``; they are run, and
 a fault is passed if all of its tests are. Faults that no test injects are listed as not covered.
@@ -26,15 +26,15 @@ class Fault(NamedTuple):
     """Something that goes wrong."""
 
     injected: str
-    """What goes wrong."""
+    """The fault."""
     behaviour: str
-    """What should then happen."""
+    """The behaviour that is right."""
 
 
 FAULTS = {
     # input images
     1: Fault("a missing image file", "an error names case, modality and path"),
-    2: Fault("an empty image file", "an error names the case; the others go on"),
+    2: Fault("an empty image file", "an error names the case; the others continue"),
     3: Fault("a truncated .nii.gz", "an error, never zeros in place of what is gone"),
     4: Fault("one flipped byte in a .nii.gz", "an error, by its checksum"),
     5: Fault("text in a file named .nii.gz", "an error names the case"),
@@ -71,7 +71,7 @@ FAULTS = {
     # training
     34: Fault("kill -9 at any moment", "the last checkpoint is whole; same bits at the end"),
     35: Fault("SIGTERM, Ctrl-C", "a checkpoint after the step; exit codes 143, 130"),
-    36: Fault("a stop and a resume, anywhere", "the same weights to the last bit"),
+    36: Fault("a stop and a resume, anywhere", "bit-identical weights"),
     37: Fault("a full disk", "an error; what was saved is as it was"),
     38: Fault("a killed DataLoader process", "an error names what was loading; no hang"),
     39: Fault("NaN, infinity, overflow in a step", "skipped; too many end it and keep the batch"),

@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from . import adversarial as adversarial
 from . import distributions as distributions
+from . import evidence as evidence
 from . import gaussian as gaussian
 from . import hierarchy as hierarchy
 from . import imputation as imputation

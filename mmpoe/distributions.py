@@ -2,7 +2,7 @@ r"""Gaussian experts and their products as distributions, for PyTorch and for Py
 
 from __future__ import annotations
 
-__all__ = ["DiagNormal", "Draws", "MixtureOfProducts", "mixture_of_products", "product_of_experts"]
+__all__ = ["DiagNormal", "Draws", "MixtureOfProducts", "log_mixture", "product_of_experts"]
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from pyro.distributions import Independent, Normal, TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Categorical, Distribution, constraints, kl_divergence, register_kl
+from torch.distributions import Categorical, Distribution, constraints, register_kl
 
 from . import gaussian
 
@@ -146,6 +146,33 @@ def product_of_experts(
     return DiagNormal(*gaussian.product_of_experts(loc, log_scale, mask), len(prior.event_shape))
 
 
+def log_mixture(log_q: Tensor, weight: Tensor, dim: int) -> Tensor:
+    r"""Returns the log-density of a mixture from those of its components.
+
+    .. math:: \log q(z) = \log \sum_s \alpha_s \, q_s(z)
+
+    A component of weight 0 is never used: whatever its entry of `log_q` holds, NaN included, it
+    changes no bit of the result, and both the entry and the weight receive a gradient of 0.
+
+    Arguments:
+        log_q: The log-densities :math:`\log q_s(z)`, with one entry per component along `dim`.
+        weight: The weights :math:`\alpha_s`, at least 0, broadcastable to `log_q`.
+        dim: The dimension of the components in `log_q`.
+
+    Returns:
+        The log-density, in nats, with the shape of `log_q` without `dim`; :math:`-\infty` where
+        all weights are 0.
+
+    Example:
+        >>> log_q = torch.tensor([0.0, 1.0, torch.nan])
+        >>> log_mixture(log_q, torch.tensor([0.5, 0.5, 0.0]), dim=0)
+        tensor(0.6201)
+    """
+    used = weight > 0
+    log_weight = torch.where(used, torch.where(used, weight, 1).log(), -torch.inf)
+    return torch.logsumexp(torch.where(used, log_q, 0) + log_weight, dim=dim)
+
+
 class MixtureOfProducts(TorchDistribution):
     r"""Mixture of diagonal normal distributions, with weights of its own for every row.
 
@@ -239,9 +266,7 @@ class MixtureOfProducts(TorchDistribution):
         """
         lead = value.dim() - len(self.batch_shape) - len(self.event_shape)
         log_q = self.components.log_prob(value.unsqueeze(lead))  # (N, S, *)
-        used = self.weight > 0
-        log_weight = torch.where(used, torch.where(used, self.weight, 1).log(), -torch.inf)
-        return torch.logsumexp(log_q + log_weight, dim=lead)
+        return log_mixture(log_q, self.weight, dim=lead)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         r"""Draws a component by its weight, then from it: shape :math:`(N, *, *event)`."""
@@ -256,91 +281,10 @@ class MixtureOfProducts(TorchDistribution):
             )
             return draws.gather(len(shape), index).squeeze(len(shape))
 
-    def stratified(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        r"""Draws from every component, reparameterised, with shape :math:`(N, S, *, *event)`.
-
-        An expectation under the mixture is the mean of those under the components, weighted by
-        `weight`: no gradient through a discrete choice is needed, and the variance is smaller.
-        """
-        return self.components.rsample(Size(sample_shape))
-
-    def convex_kl(self, prior: Distribution) -> Tensor:
-        r"""Returns :math:`\sum_s \alpha_s \, \mathrm{KL}(q_s \| p) \ge \mathrm{KL}(q \| p)`.
-
-        The difference is the Jensen-Shannon divergence of the components.
-
-        Arguments:
-            prior: The prior, a :class:`DiagNormal` with the batch shape of the mixture.
-        """
-        kl = kl_divergence(self.components, prior)  # (S, *)
-        return (self.weight * kl).sum(dim=0)
-
-    def jensen_shannon(self, z: Tensor) -> Tensor:
-        r"""Estimates how far components are from their mixture, from one sample of each.
-
-        .. math:: \sum_s \alpha_s \, \big( \log q_s(z_s) - \log q(z_s) \big), \qquad z_s \sim q_s
-
-        In expectation this is the Jensen-Shannon divergence of the components, 0 if they are
-        equal; it is what the bound of the mixture gains over the average of the components'
-        bounds.
-
-        Arguments:
-            z: Stratified samples, with shape :math:`(N, S, *, *event)`.
-
-        Returns:
-            The estimates, with shape :math:`(N, *)`.
-        """
-        lead = z.dim() - len(self.batch_shape) - len(self.event_shape) - 1
-        own = self.components.log_prob(z)  # (N, S, *)
-        mixed = self.log_prob(z.movedim(lead, 0)).movedim(0, lead)
-        return (self.weight * (own - mixed)).sum(dim=lead)
-
     def _average(self, values: Tensor) -> Tensor:
         """The weighted average of (S, *, *event) over components."""
         weight = self.weight.reshape(*self.weight.shape, *(1,) * len(self.event_shape))
         return (weight * values).sum(dim=0)
-
-
-def mixture_of_products(
-    prior: DiagNormal,
-    experts: Sequence[DiagNormal],
-    given: Tensor,
-    weight: Tensor | None = None,
-) -> MixtureOfProducts:
-    r"""Returns the mixture of the products of several subsets of experts.
-
-    .. math::
-        q(z) = \sum_s \alpha_s \, q_s(z), \qquad
-        q_s(z) \propto p(z) \prod_{m \in s} \mathcal{N}(z; \mu_m, \sigma_m^2)
-
-    Arguments:
-        prior: The prior, part of every product, with batch shape :math:`(*)`.
-        experts: The :math:`M` experts, with the batch and event shapes of the prior.
-        given: Which experts take part in each component, boolean, with shape :math:`(S, *, M)`.
-        weight: The weights of the components, with shape :math:`(S, *)`; even if None.
-
-    Returns:
-        The mixture, with the batch and event shapes of the prior.
-
-    Raises:
-        ValueError: As :func:`product_of_experts` and :class:`MixtureOfProducts`.
-
-    References:
-        | Generalized Multimodal ELBO (Sutter et al., 2021)
-        | https://arxiv.org/abs/2105.02470
-    """
-    if given.dim() != len(prior.batch_shape) + 2:
-        raise ValueError(
-            f"'given' should have shape (S, *, M) = (S, {', '.join(map(str, prior.batch_shape))}, "
-            f"{len(experts)}), but has shape {tuple(given.shape)}."
-        )
-    shape = Size([len(given), *prior.batch_shape])
-    components = product_of_experts(
-        prior.expand(shape), [expert.expand(shape) for expert in experts], given
-    )
-    if weight is None:
-        weight = torch.full(shape, 1 / len(given)).to(prior.loc)
-    return MixtureOfProducts(components, weight)
 
 
 class Draws:

@@ -1,4 +1,4 @@
-r"""Diagonal Gaussian algebra on plain tensors: products, quotients, divergences, samples.
+r"""Diagonal Gaussian algebra on plain tensors: products, divergences, samples.
 
 Everything works with the mean ``loc`` and the *log standard deviation* ``log_scale``, in log
 space, so that no precision ever overflows. Half-precision inputs are computed in float32.
@@ -6,7 +6,7 @@ space, so that no precision ever overflows. Half-precision inputs are computed i
 
 from __future__ import annotations
 
-__all__ = ["kl_divergence", "product_of_experts", "quotient", "sample", "soft_clamp"]
+__all__ = ["kl_divergence", "product_of_experts", "sample", "soft_clamp"]
 
 import torch
 from torch import Tensor
@@ -82,57 +82,6 @@ def product_of_experts(
     fused_log_scale = torch.where(empty, torch.inf, -(shift + total.log()) / power)
 
     return fused_loc.to(dtype), fused_log_scale.to(dtype)
-
-
-def quotient(
-    loc: Tensor, log_scale: Tensor, other_loc: Tensor, other_log_scale: Tensor, *, power: int = 2
-) -> tuple[Tensor, Tensor]:
-    r"""Divides one diagonal Gaussian by another and renormalises: the inverse of a product.
-
-    .. math::
-        \sigma^{-2} = \sigma_a^{-2} - \sigma_b^{-2}, \qquad
-        \mu = \mu_a + \frac{\sigma_b^{-2}}{\sigma^{-2}} (\mu_a - \mu_b)
-
-    Arguments:
-        loc: The mean :math:`\mu_a` of the numerator, with shape :math:`(*)`.
-        log_scale: The log standard deviation :math:`\log \sigma_a`, with shape :math:`(*)`.
-        other_loc: The mean :math:`\mu_b` of the denominator, with shape :math:`(*)`.
-        other_log_scale: The log standard deviation :math:`\log \sigma_b`, with shape :math:`(*)`.
-        power: The power of the inverse scale that adds up, see :func:`product_of_experts`.
-
-    Returns:
-        The mean and log standard deviation of the quotient, each with shape :math:`(*)`.
-
-    Raises:
-        ValueError: If the denominator is somewhere at least as narrow as the numerator: the
-            quotient could not be normalised there.
-
-    Example:
-        >>> loc, log_scale = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]).log()
-        >>> quotient(loc[0], log_scale[0], loc[1], log_scale[1])
-        (tensor(0.6667), tensor(-0.5493))
-    """
-    check_power(power)
-    _check_floating(
-        loc=loc, log_scale=log_scale, other_loc=other_loc, other_log_scale=other_log_scale
-    )
-    dtype = loc.dtype
-    loc, log_scale, other_loc, other_log_scale = map(
-        widen, (loc, log_scale, other_loc, other_log_scale)
-    )
-
-    gap = power * (log_scale - other_log_scale)  # log of the ratio of precisions, b over a
-    if not bool((gap < 0).all()):
-        raise ValueError(
-            "'other_log_scale' should be larger than 'log_scale' everywhere, so that a positive "
-            f"precision is left, but exceeds it by only {-gap.max().item() / power:.4g} somewhere."
-        )
-
-    log_left = torch.log(-torch.expm1(gap))  # log of the share of the precision that is left
-    ratio = torch.exp(gap - log_left)
-    fused_loc = loc + ratio * (loc - other_loc)
-
-    return fused_loc.to(dtype), (log_scale - log_left / power).to(dtype)
 
 
 def kl_divergence(

@@ -3,29 +3,52 @@ r"""Latent groups and the top-down pass through them, the same for flat and hier
 A hierarchy :math:`p(z) = p(z_L) \prod_{l < L} p(z_l \mid z_{>l})` is a list of
 :class:`LatentGroup`, coarse to fine. The *state* :math:`h` carries :math:`z_{>l}` from one group
 to the next; the state after the last group is what decoders see.
+
+Everything is computed for R *pairs* of a sample of the batch and a subset of its modalities, see
+:class:`mmpoe.missing.Pairs`: a plain batch is one pair for each sample, and an objective over
+several subsets has several. Encodings belong to samples, and are shared by all pairs of one.
 """
 
 from __future__ import annotations
 
-__all__ = ["Encodings", "Inference", "LatentGroup", "MatchedExperts", "latent_groups", "top_down"]
+__all__ = [
+    "Encodings",
+    "Experts",
+    "Inference",
+    "LatentGroup",
+    "Latents",
+    "MatchedExperts",
+    "State",
+    "Step",
+    "latent_groups",
+]
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from . import kernels
 from .distributions import DiagNormal
+from .missing import Pairs, distinct_pairs
 from .nn import ModalityDict, ProjectionCell
-from .posteriors import PoE, Posterior
+from .posteriors import Draw, Factors, PoE, Posterior
+
+Experts = Literal["trained", "matched"]
+"""The experts to infer with: those that were trained with the model, or the matched ones."""
+
+Latents = Sequence[Tensor] | Callable[[int, DiagNormal], Tensor]
+r"""The latents of each group, coarse to fine, each with shape (R, \*); or a function that returns
+those of a group, from its level (0 is the coarsest) and its posterior."""
 
 
 class Encodings(NamedTuple):
-    """What the encoders made of a batch, computed once and shared by all groups and subsets."""
+    """Features of a batch, computed once and shared by all groups and subsets."""
 
     modalities: list[str]
-    batch_size: int
+    given: Tensor
+    """The entries that were encoded, boolean, with shape (B, M)."""
     rows: dict[str, Tensor | None]
     """The rows of the batch in which each modality was encoded, each of shape (n); None for all of
     them, with zeros encoded where the modality is missing."""
@@ -34,20 +57,50 @@ class Encodings(NamedTuple):
     like: Tensor
     """A scalar with the dtype and device of the model."""
 
-    def of(self, level: int) -> list[tuple[str, Tensor | None]]:
-        """The features of every modality for one group, None where nothing was encoded."""
-        return [
-            (m, self.features[m][level] if m in self.features else None) for m in self.modalities
-        ]
-
     def detach(self) -> Encodings:
         """Returns the same encodings without their history."""
         features = {m: [f.detach() for f in levels] for m, levels in self.features.items()}
         return self._replace(features=features)
 
 
+class State(NamedTuple):
+    """The state after the last group: all that decoders see of the latents."""
+
+    h: Tensor
+    r"""The states, one row after the other, with shape (N, \*)."""
+    shape: Size
+    """The batch shape, of N elements: (B), (R), or (S, B)."""
+
+    def take(self, index: Tensor) -> State:
+        """Returns the states at some places of the last batch dimension."""
+        if len(self.shape) == 1:
+            return State(self.h.index_select(0, index), Size([len(index)]))
+        h = self.h.unflatten(0, self.shape).index_select(len(self.shape) - 1, index)
+        shape = Size([*self.shape[:-1], len(index)])
+        return State(h.flatten(0, len(shape) - 1), shape)
+
+    def flatten(self) -> State:
+        """Returns the states with one batch dimension."""
+        return State(self.h, Size([len(self.h)]))
+
+
 class Inference(NamedTuple):
-    """The posterior and prior of one group, over R rows."""
+    """The latents of a batch: samples, posteriors and priors of all groups, coarse to fine."""
+
+    kl: list[Tensor]
+    """The divergence of each group, in nats, each with the batch shape."""
+    z: list[Tensor]
+    r"""The sample of each group, each with the batch shape and (\*)."""
+    posteriors: list[DiagNormal]
+    """The posterior of each group given the sample of those above."""
+    priors: list[DiagNormal]
+    """The prior of each group given the sample of those above."""
+    state: State
+    """The state after the last group."""
+
+
+class Step(NamedTuple):
+    """The sample, posterior and prior of one group, over R pairs."""
 
     z: Tensor
     posterior: DiagNormal
@@ -60,7 +113,7 @@ class LatentGroup(nn.Module):
 
     Arguments:
         shape: The shape of the latent variable of one sample, channels first, for instance
-            ``(16,)`` or ``(16, 8, 8)``. None takes it from the first expert that is computed.
+            ``(16,)`` or ``(16, 8, 8)``. None takes it from what the experts return, in every call.
         expert: Maps the features of one modality, with shape :math:`(N, *)`, to the mean and log
             standard deviation of an expert, stacked along the first event dimension: :math:`(N,
             2C, ...)`. One module that all modalities share, or one module for each.
@@ -73,8 +126,6 @@ class LatentGroup(nn.Module):
             computed once for all subsets. The first group has no state to see.
         posterior: The rule that fuses prior and experts, a plain :class:`~mmpoe.posteriors.PoE` by
             default.
-        residual: Whether experts and their scales are relative to the prior,
-            :math:`\mu_m = \mu_p + \Delta \mu_m` and :math:`\sigma_m = \sigma_p \Delta \sigma_m`.
 
     Attributes:
         matched: A second set of experts, which learns what the first would say of complete data;
@@ -101,7 +152,6 @@ class LatentGroup(nn.Module):
         *,
         expert_sees_state: bool = True,
         posterior: Posterior | None = None,
-        residual: bool = False,
     ) -> None:
         super().__init__()
         if shape is not None and not (isinstance(shape, Sequence) and shape and min(shape) > 0):
@@ -114,7 +164,6 @@ class LatentGroup(nn.Module):
         self.prior = prior
         self.expert_sees_state = expert_sees_state
         self.posterior = PoE() if posterior is None else posterior
-        self.residual = residual
         self.matched = None  # not registered: keys of absent experts are unexpected, not ignored
 
     def forward(
@@ -122,217 +171,105 @@ class LatentGroup(nn.Module):
         h: Tensor | None,
         level: int,
         encodings: Encodings,
-        given: Tensor,
-        rows: Tensor | None = None,
-        *,
-        noise: Tensor | None = None,
-        z: Tensor | None = None,
-        sample: bool = True,
-        temperature: float = 1.0,
-        matched: bool = False,
-    ) -> Inference:
-        r"""Infers :math:`q(z_l \mid z_{>l}, x_s)` for R rows.
+        pairs: Pairs,
+        draw: Draw,
+        z: Tensor | Callable[[int, DiagNormal], Tensor] | None = None,
+        experts: Experts = "trained",
+    ) -> Step:
+        r"""Infers :math:`q(z_l \mid z_{>l}, x_s)` for R pairs of a sample and a subset.
 
         Arguments:
             h: The state, with shape :math:`(R, *)`, or None above the first group.
             level: The index of this group, 0 for the coarsest.
-            encodings: What the encoders made of the batch.
-            given: What each row conditions on, boolean, with shape :math:`(R, M)`.
-            rows: The sample of the batch that each row is about, with shape :math:`(R)`. None is
-                the batch from first to last, R / B times.
-            noise: Standard normal noise, with the shape of z; drawn if None.
-            z: The latent to return in place of a sample, with shape :math:`(R, *)`.
-            sample: Whether to sample; if not, z is the mean.
-            temperature: The temperature of the sample.
-            matched: Whether to use the matched experts. Gradients then reach those alone.
+            encodings: The encodings of the batch.
+            pairs: The pairs.
+            draw: The way in which to draw z.
+            z: The latent to return in place of a sample, with shape :math:`(R, *)`, or a function
+                that returns it.
+            experts: The experts to infer with. Gradients reach the matched ones alone.
         """
-        expert, posterior = self.expert, self.posterior
+        expert, rule = self.expert, self.posterior
         raw_prior = None if self.prior is None else self.prior(h)
-        if matched:
+        if experts == "matched":
             if self.matched is None:
                 raise ValueError(
-                    "'matched' should be False: this model has no matched experts. "
+                    "'experts' should be \"trained\": this model has no matched experts. "
                     "'mmpoe.calibrate' makes them."
                 )
-            expert, posterior = self.matched.expert, self.matched.posterior
+            expert, rule = self.matched.expert, self.matched.posterior
             raw_prior = None if raw_prior is None else raw_prior.detach()
             h = None if h is None else h.detach()
             encodings = encodings.detach()
 
-        # what depends on neither subset nor state is fused over all subsets at once
-        at_once = self.prior is None and self._is_free(h)
-        outputs = self._experts(expert, h, level, encodings, given, rows, at_once=at_once)
-        if self.shape is None:
-            self.shape = self._shape_from(outputs, level, encodings)
-        if z is not None and z.shape[1:] != self.shape:
+        # experts and priors of samples, not of pairs: pairs of one sample share them
+        of_samples = self.prior is None and (h is None or not self.expert_sees_state)
+        if of_samples:
+            outputs = {
+                m: (encodings.rows[m], _of(expert, m)(features[level]))
+                for m, features in encodings.features.items()
+            }
+        else:
+            outputs = self._outputs(expert, h, level, encodings, pairs)
+        shape = self.shape_in(level, encodings, {m: out for m, (_, out) in outputs.items()})
+        factors = self._factors(shape, outputs, raw_prior, encodings, pairs, of_samples=of_samples)
+        if z is not None:  # the mean is enough
+            draw = Draw(temperature=0.0)
+        q = _fuse_distinct(rule, factors, draw) if of_samples else rule.fuse(factors, draw)
+
+        p = self.prior_distribution(shape, raw_prior, pairs.given.shape[0], q.loc)
+        mean, deviation = q.loc, q.log_scale
+        if rule.clamp is not None and raw_prior is not None:
+            mean, deviation = _settle(pairs.given, (mean, deviation), p)
+        posterior = DiagNormal(mean, deviation, len(shape))
+        if callable(z):
+            z = z(level, posterior)
+        if z is not None and z.shape[1:] != shape:
             raise ValueError(
-                f"'z[{level}]' should hold latents of shape {self.shape}, "
+                f"'z[{level}]' should hold latents of shape {shape}, "
                 f"but has shape {tuple(z.shape)}."
             )
-        wanted = (2 * self.shape[0], *self.shape[1:])
-        parts = [out for _, out in outputs.values()] + ([] if raw_prior is None else [raw_prior])
-        dtype = encodings.like.dtype if not parts else parts[0].dtype
-        for part in parts:
-            dtype = torch.promote_types(dtype, part.dtype)
-
-        prior = None
-        if raw_prior is not None:
-            _check_parameters(raw_prior, wanted, "The prior")
-            prior_loc, prior_log_scale = raw_prior.to(dtype).chunk(2, dim=1)
-            prior = (prior_loc, prior_log_scale)
-
-        loc, log_scale = [], []
-        for m in encodings.modalities:
-            size = encodings.batch_size if at_once else given.shape[0]
-            if m not in outputs:
-                dense = encodings.like.new_zeros((size, *wanted), dtype=dtype)
-            else:
-                where, out = outputs[m]
-                _check_parameters(out, wanted, self._source(m))
-                dense = out.to(dtype)
-                if where is not None:
-                    blank = encodings.like.new_zeros((size, *wanted), dtype=dtype)
-                    dense = blank.index_copy(0, where, dense)
-            mean, deviation = dense.chunk(2, dim=1)
-            loc.append(mean)
-            log_scale.append(deviation)
-
-        if self.residual and prior is not None:
-            prior = (posterior.squash(prior[0]), posterior.squash(prior[1]))
-            loc = [prior[0] + posterior.squash(v) for v in loc]
-            log_scale = [prior[1] + posterior.squash(v) for v in log_scale]
-
-        options = {"sample": sample and z is None, "temperature": temperature}
-        if at_once and rows is not None:
-            q = posterior.pairs(loc, log_scale, given, rows, noise=noise, **options)
-        else:
-            grid = (given.shape[0],)
-            if at_once:
-                grid = (given.shape[0] // max(encodings.batch_size, 1), encodings.batch_size)
-            q = posterior(
-                loc,
-                log_scale,
-                given.unflatten(0, grid),
-                prior,
-                noise=None if noise is None else noise.unflatten(0, grid),
-                squashed=self.residual and prior is not None,
-                **options,
-            )
-            if at_once:
-                q = kernels.PoE(*(v.flatten(0, 1) for v in q))
-        p = self.prior_distribution(raw_prior, given.shape[0], encodings.like.to(dtype))
-        mean, deviation = q.loc, q.log_scale
-        if posterior.clamp is not None and raw_prior is not None:
-            mean, deviation = _settle(given, (mean, deviation), p)
-        return Inference(
-            z=q.z if z is None else z,
-            posterior=DiagNormal(mean, deviation, len(self.shape)),
-            prior=p,
-            kl=q.kl,
-        )
+        return Step(q.z if z is None else z, posterior, p, q.kl)
 
     def prior_distribution(
-        self, raw_prior: Tensor | None, batch_size: int, like: Tensor
+        self, shape: tuple[int, ...], raw_prior: Tensor | None, size: int, like: Tensor
     ) -> DiagNormal:
         r"""Returns :math:`p(z_l \mid z_{>l})` from its network's output.
 
         Arguments:
+            shape: The shape of the latents of one sample.
             raw_prior: The output of the prior network, with shape :math:`(R, 2C, ...)`, None for
                 the standard normal.
-            batch_size: The number of rows R.
+            size: The number of rows R.
             like: A tensor with the dtype and device to use.
         """
-        if self.shape is None:
-            raise ValueError(
-                "'shape' should be given to the latent group: nothing has been encoded yet "
-                "that it could be taken from."
-            )
         if raw_prior is None:
-            zeros = like.new_zeros(()).expand(batch_size, *self.shape)
-            return DiagNormal(zeros, zeros, len(self.shape))
+            zeros = like.new_zeros(()).expand(size, *shape)
+            return DiagNormal(zeros, zeros, len(shape))
         loc, log_scale = raw_prior.to(like.dtype).chunk(2, dim=1)
         squash = self.posterior.squash
-        return DiagNormal(squash(loc), squash(log_scale), len(self.shape))
+        return DiagNormal(squash(loc), squash(log_scale), len(shape))
 
-    def _is_free(self, h: Tensor | None) -> bool:
-        """Whether experts depend on their modality alone."""
-        return h is None or not self.expert_sees_state
-
-    def _experts(
-        self,
-        expert: nn.Module,
-        h: Tensor | None,
-        level: int,
-        encodings: Encodings,
-        given: Tensor,
-        rows: Tensor | None,
-        *,
-        at_once: bool,
-    ) -> dict[str, tuple[Tensor | None, Tensor]]:
-        """The parameters of each expert and where they belong, None for everywhere.
-
-        They belong to rows of `given`, or, if `at_once`, to samples of the batch.
-        """
-        outputs, of_state = {}, {}
-        for column, (m, features) in enumerate(encodings.of(level)):
-            if features is None:
-                continue
-            network = expert[m] if isinstance(expert, ModalityDict) else expert
-            encoded = encodings.rows[m]  # (n), samples of the batch
-            if at_once:
-                outputs[m] = encoded, network(features)
-                continue
-
-            taking = None if encoded is None else given[:, column].nonzero()[:, 0]  # (k)
-            if taking is not None and len(taking) == 0:
-                continue
-            if taking is not None and len(taking) == len(given):
-                taking = None
-            source = self._rows_to_read(encodings, m, taking, given, rows)
-            if h is None or not self.expert_sees_state:
-                out = _take(network(features), source)
-            elif isinstance(network, ProjectionCell):
-                # the state's part is the same for all modalities, the features' for all subsets
-                if network not in of_state:
-                    of_state[network] = network.begin(h)
-                of_features = network.begin(features, after=h.shape[1])
-                out = network.end(_take(of_state[network], taking) + _take(of_features, source))
-            else:
-                out = network(torch.cat([_take(h, taking), _take(features, source)], dim=1))
-            outputs[m] = taking, out
-        return outputs
-
-    def _rows_to_read(
-        self,
-        encodings: Encodings,
-        modality: str,
-        taking: Tensor | None,
-        given: Tensor,
-        rows: Tensor | None,
-    ) -> Tensor | None:
-        """Which row of the features each row that takes part reads, None for its own."""
-        encoded = encodings.rows[modality]
-        size = encodings.batch_size
-        whole = taking is None and (encoded is None or len(encoded) == size)
-        if whole and rows is None and not torch.compiler.is_compiling() and len(given) == size:
-            return None
-        source = taking
-        if source is None:
-            source = torch.arange(given.shape[0], device=given.device)
-        source = source % size if rows is None else rows[source]
-        if encoded is not None:  # from samples of the batch to those that were encoded
-            position = given.new_zeros(size, dtype=torch.long)
-            position[encoded] = torch.arange(len(encoded), device=given.device)
-            source = position[source]
-        return source
-
-    def _shape_from(
-        self, outputs: dict[str, tuple[Tensor | None, Tensor]], level: int, encodings: Encodings
+    def shape_in(
+        self, level: int, encodings: Encodings, outputs: Mapping[str, Tensor] | None = None
     ) -> tuple[int, ...]:
-        found = {m: out for m, (_, out) in outputs.items()}
-        if not found and level == 0:  # nothing is given: an expert of no rows shows the shape too
-            found = {m: self._module(m)(f[0]) for m, f in encodings.features.items()}
-        for m, out in found.items():
+        """Returns the shape of the latents of one sample: the one given, or that of an expert.
+
+        Arguments:
+            level: The index of this group, 0 for the coarsest.
+            encodings: The encodings of a batch.
+            outputs: The outputs of experts, if any are computed already.
+
+        Raises:
+            ValueError: If it was not given, and no expert can tell, or one returns no mean and log
+                standard deviation.
+        """
+        if self.shape is not None:
+            return self.shape
+        if not outputs and (level == 0 or not self.expert_sees_state):
+            # an expert of no rows shows the shape too
+            features = encodings.features.items()
+            outputs = {m: _of(self.expert, m)(f[level][:0]) for m, f in features}
+        for m, out in (outputs or {}).items():
             if out.dim() < 2 or out.shape[1] % 2:
                 raise ValueError(
                     f"{self._source(m)} should return a mean and a log standard deviation, "
@@ -344,13 +281,90 @@ class LatentGroup(nn.Module):
             "that it could be taken from."
         )
 
-    def _source(self, modality: str) -> str:
-        """What the parameters of a modality come from, as messages call it."""
-        part = "encoder" if isinstance(self._module(modality), nn.Identity) else "expert"
-        return f"The {part} of {modality!r}"
+    def _outputs(
+        self, expert: nn.Module, h: Tensor | None, level: int, encodings: Encodings, pairs: Pairs
+    ) -> dict[str, tuple[Tensor | None, Tensor]]:
+        """The parameters of the expert of each modality, for the pairs that are given it.
 
-    def _module(self, modality: str) -> nn.Module:
-        return self.expert[modality] if isinstance(self.expert, ModalityDict) else self.expert
+        Returns:
+            For each modality that some pair is given: the k pairs that are, with shape (k), None
+            for all R; and the parameters for these, with shape (k, 2C, ...).
+        """
+        outputs, of_state = {}, {}
+        for column, m in enumerate(encodings.modalities):
+            if m not in encodings.features:
+                continue
+            features, network = encodings.features[m][level], _of(expert, m)
+            taking = None  # the pairs that take part
+            if encodings.rows[m] is not None:
+                taking = pairs.given[:, column].nonzero()[:, 0]  # (k)
+                if len(taking) == 0:
+                    continue
+                if len(taking) == pairs.given.shape[0]:
+                    taking = None
+            source = _rows_to_read(encodings.rows[m], pairs.rows, taking, encodings.given.shape[0])
+            if h is None or not self.expert_sees_state:
+                out = _take(network(features), source)
+            elif isinstance(network, ProjectionCell):
+                # a cell that begins with a convolution: its part for the state is the same for
+                # all modalities, and its part for the features is the same for all subsets
+                if network not in of_state:
+                    of_state[network] = network.begin(h)
+                of_features = network.begin(features, after=h.shape[1])
+                out = network.end(_take(of_state[network], taking) + _take(of_features, source))
+            else:
+                out = network(torch.cat([_take(h, taking), _take(features, source)], dim=1))
+            outputs[m] = taking, out
+        return outputs
+
+    def _factors(
+        self,
+        shape: tuple[int, ...],
+        outputs: Mapping[str, tuple[Tensor | None, Tensor]],
+        raw_prior: Tensor | None,
+        encodings: Encodings,
+        pairs: Pairs,
+        *,
+        of_samples: bool,
+    ) -> Factors:
+        """Lays out the parameters of experts for a rule, one row for each pair or each sample.
+
+        Rows of a modality that was not computed there hold 0; the rule never reads them.
+        """
+        wanted = (2 * shape[0], *shape[1:])
+        parts = [out for _, out in outputs.values()] + ([] if raw_prior is None else [raw_prior])
+        dtype = encodings.like.dtype if not parts else parts[0].dtype
+        for part in parts:
+            dtype = torch.promote_types(dtype, part.dtype)
+
+        prior = None
+        if raw_prior is not None:
+            _check_parameters(raw_prior, wanted, "The prior")
+            loc, log_scale = raw_prior.to(dtype).chunk(2, dim=1)
+            prior = (loc, log_scale)
+
+        size = (encodings.given if of_samples else pairs.given).shape[0]
+        locs, log_scales = [], []
+        for m in encodings.modalities:
+            where, dense = outputs.get(m, (None, None))
+            if dense is None:
+                dense = encodings.like.new_zeros((size, *wanted), dtype=dtype)
+            else:
+                _check_parameters(dense, wanted, self._source(m))
+                dense = dense.to(dtype)
+                if where is not None:
+                    blank = encodings.like.new_zeros((size, *wanted), dtype=dtype)
+                    dense = blank.index_copy(0, where, dense)
+            loc, log_scale = dense.chunk(2, dim=1)
+            locs.append(loc)
+            log_scales.append(log_scale)
+        return Factors(locs, log_scales, pairs.given, prior, pairs.rows if of_samples else None)
+
+    def _source(self, modality: str) -> str:
+        """The source of the parameters of a modality, as messages call it."""
+        network = _of(self.expert, modality)
+        part = "encoder" if isinstance(network, nn.Identity) else "expert"
+        return f"The {part} of {modality!r}"
 
 
 class MatchedExperts(nn.Module):
@@ -368,7 +382,7 @@ class MatchedExperts(nn.Module):
 
 
 class Replace(nn.Module):
-    """The step down that forgets everything above: the next state is the sample."""
+    """A merge that forgets everything above: the next state is the sample."""
 
     def forward(self, h: Tensor | None, z: Tensor) -> Tensor:
         """Returns `z`."""
@@ -376,65 +390,54 @@ class Replace(nn.Module):
 
 
 def latent_groups(modules: nn.ModuleList) -> list[LatentGroup]:
-    """Returns modules that are latent groups, in a list that type checkers know to hold them."""
+    """Returns latent groups as a list, typed as such."""
     return list(modules)  # pyright: ignore[reportReturnType]
 
 
-def top_down(
-    groups: Sequence[LatentGroup],
-    encodings: Encodings,
-    given: Tensor,
-    rows: Tensor | None = None,
-    *,
-    noise: Sequence[Tensor] | None = None,
-    z: Sequence[Tensor] | None = None,
-    sample: bool = True,
-    temperature: float = 1.0,
-    matched: bool = False,
-    coarsest: Inference | None = None,
-) -> tuple[Tensor, list[Inference]]:
-    r"""Walks from the coarsest group to the finest.
+def _fuse_distinct(rule: Posterior, factors: Factors, draw: Draw) -> kernels.Product:
+    """Fuses factors of samples: pairs that stand several times are fused once, and sampled apart.
+
+    Several samples of the latents of a row are such pairs.
+    """
+    given, rows = factors.given, factors.rows
+    if rows is None or torch.compiler.is_compiling():
+        return rule.fuse(factors, draw)
+    found = distinct_pairs(rows, given)
+    if found is None:
+        return rule.fuse(factors, draw)
+    one, pair = found  # (n) pairs that differ, and which of them each of the R is
+    q = rule.fuse(factors._replace(given=given[one], rows=rows[one]), Draw(temperature=0.0))
+    loc, log_scale, kl = (v.index_select(0, pair) for v in (q.loc, q.log_scale, q.kl))
+    return kernels.Product(draw.sample(loc, log_scale), loc, log_scale, kl)
+
+
+def _rows_to_read(
+    encoded: Tensor | None, rows: Tensor | None, taking: Tensor | None, size: int
+) -> Tensor | None:
+    """The row of the features that each pair reads, None if pair r reads row r.
 
     Arguments:
-        groups: The groups, coarse to fine.
-        encodings: What the encoders made of the batch of :math:`B` samples.
-        given: What each row conditions on, boolean, with shape :math:`(R, M)`.
-        rows: The sample of the batch that each row is about, with shape :math:`(R)`. None is the
-            batch from first to last, R / B times.
-        noise: Standard normal noise for each group; drawn if None.
-        z: The latents of each group to pass down in place of samples; each group then holds the
-            posterior and prior given those above.
-        sample: Whether to sample; if not, means are passed down.
-        temperature: The temperature of the samples.
-        matched: Whether to use the matched experts.
-        coarsest: The inference of the first group for all R rows, if it is known; the other
-            arguments are then about those below it.
-
-    Returns:
-        The state after the last group, with shape :math:`(R, *)`, and the inference of each group.
+        encoded: The samples that the features belong to, with shape (n), None for all.
+        rows: The sample of each pair, with shape (R), None if pair r is about sample r.
+        taking: The pairs that read, with shape (k), None for all.
+        size: The number of samples B.
     """
-    h: Tensor | None = None
-    steps: list[Inference] = []  # as torch.compile has it, which knows no list[Inference]()
-    for level, group in enumerate(groups):
-        if level == 0 and coarsest is not None:
-            step = coarsest
-        else:
-            step = group(
-                h,
-                level,
-                encodings,
-                given,
-                rows,
-                noise=None if noise is None else noise[level],
-                z=None if z is None else z[level],
-                sample=sample,
-                temperature=temperature,
-                matched=matched,
-            )
-        h = group.merge(h, step.z)
-        steps.append(step)
-    assert h is not None  # there is at least one group
-    return h, steps
+    if rows is None:
+        rows = taking
+    elif taking is not None:
+        rows = rows[taking]
+    if encoded is None or len(encoded) == size:  # features stand in the order of the batch
+        return rows
+    place = torch.zeros(size, dtype=torch.long, device=encoded.device)
+    place[encoded] = torch.arange(len(encoded), device=encoded.device)
+    if rows is None:
+        return place
+    return place[rows]
+
+
+def _of(expert: nn.Module, modality: str) -> nn.Module:
+    """The expert of a modality: its own, or the one that all share."""
+    return expert[modality] if isinstance(expert, ModalityDict) else expert
 
 
 def _take(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -12,21 +12,22 @@ from __future__ import annotations
 __all__ = ["guide", "model"]
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Protocol, cast
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Independent, TorchDistribution
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor
 
 from .distributions import DiagNormal
-from .hierarchy import latent_groups
-from .likelihoods import OptimalScale, check_support
-from .missing import check_finite, check_names, check_observed, fill
-from .models.inputs import check_entries, draw_component
+from .hierarchy import State
+from .likelihoods._scoring import check_scored, prepared
+from .missing import check_names, check_observed
+from .models._inputs import check_entries, draw_component
 
 if TYPE_CHECKING:
     from .models import MultimodalVAE
@@ -72,17 +73,14 @@ def model(vae: MultimodalVAE) -> Program:
             if m in x or bool(seen.any()):
                 check_entries(x, m, seen, None, finite=False)
         _register(vae)
-        like = next(vae.parameters()).detach()
-        h = None
+        none = torch.zeros_like(observed)
         with pyro.plate("batch", len(observed), dim=-1):
-            for level, group in enumerate(latent_groups(vae.groups)):
-                raw = None if group.prior is None else group.prior(h)
-                prior = group.prior_distribution(raw, len(observed), like)
-                h = group.merge(h, _sample(vae, level, prior))
+            # the posterior given nothing is the prior
+            q = vae.infer(vae.encode(x, none), none, z=partial(_sample, vae))
             for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
                 if m in x:
                     inside = None if valid is None else valid.get(m)
-                    p, target = _scored(vae, m, h, x[m], seen, inside)
+                    p, target = _scored(vae, m, q.state, x[m], seen, inside)
                     with poutine.mask(mask=cast("torch.BoolTensor", seen)):
                         pyro.sample(f"x_{m}", p, obs=target)
 
@@ -108,11 +106,8 @@ def guide(vae: MultimodalVAE) -> Program:
         _register(vae)
         encodings = vae.encode(x, observed)  # checks the rest
         given = draw_component(observed, vae.family)
-        h = None
         with pyro.plate("batch", len(observed), dim=-1):
-            for level, group in enumerate(latent_groups(vae.groups)):
-                step = group(h, level, encodings, given, sample=False)
-                h = group.merge(h, _sample(vae, level, step.posterior))
+            vae.infer(encodings, given, z=partial(_sample, vae))
 
     return program
 
@@ -137,28 +132,17 @@ def _register(vae: MultimodalVAE) -> None:
 
 
 def _scored(
-    vae: MultimodalVAE, m: str, h: Tensor | None, x: Tensor, seen: Tensor, valid: Tensor | None
+    vae: MultimodalVAE, m: str, state: State, x: Tensor, seen: Tensor, valid: Tensor | None
 ) -> tuple[TorchDistribution, Tensor]:
-    """The likelihood of a modality and what it should score, 0 wherever that is missing."""
-    p = vae.decoders[m](h)
-    shape = (len(seen), *p.event_shape)
-    if x.shape != shape:
-        raise ValueError(
-            "'x' should have one row per row of 'observed' and the shape of what is decoded, "
-            f"{shape}, but {m!r} has shape {tuple(x.shape)}."
-        )
-    if vae.validate:
-        check_finite(x, seen, m, valid)
-        check_support(p, x, seen, m, valid)
-
-    target = fill(x, seen)
-    scored = seen.reshape(-1, *(1,) * len(p.event_shape)).expand(shape)
+    """The likelihood of a modality and the entries to score, 0 wherever they are missing."""
+    likelihood = vae.decode(state, [m])[m]
+    check_scored(likelihood, x, seen, m, valid, values=vae.validate)
+    likelihood, target = prepared(likelihood, x, seen, valid=valid)
+    p = cast("TorchDistribution", likelihood)
     if valid is not None:
-        target, scored = torch.where(valid, target, 0), scored & valid
-    if isinstance(p, OptimalScale):
-        p = p.fit(target, scored)
-    if valid is not None:
-        p = p.base_dist.mask(valid.expand(shape)).to_event(len(p.event_shape))
+        target = torch.where(valid, target, 0)
+        elements = cast("Independent", p).base_dist
+        p = elements.mask(valid.expand(target.shape)).to_event(len(p.event_shape))
     return p, target
 
 

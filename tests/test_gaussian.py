@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from mmpoe import gaussian
-from mmpoe.gaussian import kl_divergence, product_of_experts, quotient, sample, soft_clamp
+from mmpoe.gaussian import kl_divergence, product_of_experts, sample, soft_clamp
 
 LOCS = st.floats(-50, 50)
 LOG_SCALES = st.floats(-30, 30)
@@ -164,17 +164,6 @@ def test_p11_one_expert_is_itself(power, q):
     close(fused, log_scale[0])
 
 
-@pytest.mark.parametrize("power", [1, 2])
-@given(experts(minimum=2, maximum=2, log_scales=st.floats(-3, 3)))
-def test_p12_quotient_undoes_the_product(power, q):
-    loc, log_scale = q
-    fused = product_of_experts(loc, log_scale, power=power)
-    left = quotient(*fused, loc[1], log_scale[1], power=power)
-    # the subtraction of precisions cancels: up to e^12 here
-    close(left[0], loc[0], 1e-7)
-    close(left[1], log_scale[0], 1e-7)
-
-
 @given(experts(minimum=2, log_scales=st.floats(-3, 3)))
 def test_p13_product_is_proportional_to_the_product_of_densities(q):
     loc, log_scale = q
@@ -326,8 +315,6 @@ def test_bad_input_is_named():
         kl_divergence([0.0], one, one, one)
     with pytest.raises(ValueError, match="'loc' should hold at least one expert"):
         product_of_experts(one[:0], one[:0])
-    with pytest.raises(ValueError, match="'other_log_scale' should be larger"):
-        quotient(one, one, one, one)
 
 
 def test_nan_of_a_present_expert_is_not_hidden():

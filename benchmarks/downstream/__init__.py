@@ -1,1 +1,1 @@
-"""What synthetic images are good for: segmenting tumours, and registering MR to ultrasound."""
+"""Downstream tasks of synthetic images: segmenting tumours, registering MR to ultrasound."""

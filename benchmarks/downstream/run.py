@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._results import facts, write
+from benchmarks._results import facts, write, write_whole
 from benchmarks._workers import Job, run_jobs
-from benchmarks.synthesis import run as synthesis
+from benchmarks.synthesis.profiles import OUT as TRAINED
+from benchmarks.synthesis.profiles import PROFILES as SYNTHESIS
 from benchmarks.synthesis.systems import SYSTEMS
+from benchmarks.synthesis.training import load_trained
 from examples.medical_mri_us.data import Case, Subject, load_subjects, read_index
 from examples.medical_mri_us.downstream import (
     REGISTRATION_REFERENCES,
@@ -45,7 +47,6 @@ from .systems import synthesiser
 from .table import markdown, results
 
 OUT = Path("runs/downstream")
-TRAINED = synthesis.OUT
 BELOW_GATE = 3
 """The exit code when the network does not find tumours even in true ultrasound."""
 
@@ -84,7 +85,7 @@ class Data:
 
 def load(profile: str) -> Data:
     """Loads the patients that the systems of a profile learnt from, and those they did not."""
-    size = synthesis.PROFILES[profile]
+    size = SYNTHESIS[profile]
     index = cached_dataset(
         train=size.patients, test=size.held_out, size=size.size, slices=size.slices
     )
@@ -110,7 +111,7 @@ def source_of(name: str, references: Sequence[str], seed: int, trained: Path) ->
     """
     if name in references:
         return name
-    return synthesiser(synthesis.load_trained(trained, name, seed))
+    return synthesiser(load_trained(trained, name, seed))
 
 
 def segmentation(
@@ -176,9 +177,7 @@ def do(task: str, name: str, seed: int, profile: str, folder: Path, trained: Pat
     else:
         found = registration(name, seed, data, settings.targets, trained)
     content = {"task": task, "system": name, "seed": seed, **asdict(settings), **found}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content) + "\n")
-    part.replace(path)
+    write_whole(path, json.dumps(content) + "\n")
 
 
 def jobs(
@@ -220,11 +219,11 @@ def main() -> None:
         return
 
     profile = PROFILES[options.profile]
-    seeds = range(synthesis.PROFILES[options.profile].seeds)
+    seeds = range(SYNTHESIS[options.profile].seeds)
     try:
         for name in profile.systems:
             for seed in seeds:
-                synthesis.load_trained(trained, name, seed)
+                load_trained(trained, name, seed)
     except ValueError as error:
         sys.exit(f"{error} Train it: python -m benchmarks.synthesis.run -h")
     load(options.profile)  # renders the phantom once, before there are several processes

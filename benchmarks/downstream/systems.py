@@ -1,4 +1,4 @@
-"""What a trained system makes of patients: ultrasound of their MR, and MR of their ultrasound."""
+"""Images that a trained system synthesises: ultrasound from MR, and MR from ultrasound."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKGROUND = -1.0
 
 
 def synthesiser(system: System) -> Synthesiser:
-    """Returns what a system can make, and how, for the tasks of the example."""
+    """Returns a system as the tasks of the example use it."""
     return Synthesiser([m for m in MODALITIES if m in system.handled], partial(synthetic, system))
 
 

@@ -1,1 +1,1 @@
-"""The published experiment on genuine ReMIND, for a machine with GPUs."""
+"""The published experiment on ReMIND, for a machine with GPUs."""

@@ -21,7 +21,7 @@ from examples.medical_mri_us.modalities import LABELS
 from mmpoe.training import write_file
 
 QUOTED = Path(__file__).with_name("quoted.csv")
-"""What the paper says."""
+"""The numbers of the paper."""
 
 PROTOCOL = "mmhvae-2026"
 """The protocol whose numbers can stand beside it."""
@@ -61,7 +61,7 @@ def read_measured(evaluation: Path) -> tuple[dict[Place, Number], dict[str, Any]
     """Reads an evaluation.
 
     Arguments:
-        evaluation: The folder that the verb `evaluate` wrote.
+        evaluation: The folder that the subcommand `evaluate` wrote.
 
     Returns:
         Its numbers in the units of the quoted ones, and all that ``cells.json`` says.

@@ -4,7 +4,7 @@ r"""From a folder of ReMIND to results beside the paper's, on a machine with GPU
         --split splits/split_empty_0.csv --processes 4 --out runs/paper
 
 Runs one command after the other, each of which it prints; with --dry-run it prints them alone.
-The same command goes on where it was stopped: the training resumes, and what is done is not done
+The same command resumes where it was stopped: training continues, and what is done is not done
 again.
 """
 
@@ -35,9 +35,9 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
     size = read_config(options.config, options.set).size
     out: Path = options.out
     index, model, evaluation = out / "data" / "index.csv", out / "run", out / "evaluation"
-    verb = [sys.executable, "-m", "examples.medical_mri_us"]
+    call = [sys.executable, "-m", "examples.medical_mri_us"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    several = [*torchrun, "--nproc_per_node", options.processes, *verb[1:]]
+    several = [*torchrun, "--nproc_per_node", options.processes, *call[1:]]
 
     release = ["--tcia", options.tcia] if options.tcia else ["--remind", options.remind]
     release += ["--transforms", options.transforms] if options.transforms else []
@@ -45,15 +45,15 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
     weights = ["--compare", out / "published"] if options.weights else []
     how = ["--given", "us", "--target", "t2,cet1,flair", "--samples", 1]
     steps: dict[str, list[object]] = {
-        "prepare": [*verb, "prepare", *release, "--split", options.split, "--size", size,
+        "prepare": [*call, "prepare", *release, "--split", options.split, "--size", size,
                     "--out", out / "data"],
-        "check": [*verb, "check", index, "--out", out / "check"],
+        "check": [*call, "check", index, "--out", out / "check"],
         "train": [*several, "train", "--config", options.config, *changes, "--data", index,
                   "--out", model, "--resume"],
-        "import-official": [*verb, "import-official", options.weights, "--out", out / "published"],
-        "synthesize": [*verb, "synthesize", model, "--input-dir", index, *how,
+        "import-official": [*call, "import-official", options.weights, "--out", out / "published"],
+        "synthesize": [*call, "synthesize", model, "--input-dir", index, *how,
                        "--out", out / "synthetic"],
-        "evaluate": [*verb, "evaluate", model, "--data", index, "--out", evaluation,
+        "evaluate": [*call, "evaluate", model, "--data", index, "--out", evaluation,
                      "--protocol", "strict,mmhvae-2026", *weights],
         "compare": [sys.executable, "-m", "benchmarks.paper_scale.compare", evaluation],
     }  # fmt: skip

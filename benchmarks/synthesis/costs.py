@@ -1,4 +1,4 @@
-"""What synthesis costs at the published size: parameters, multiplications, time and memory.
+"""Costs of synthesis at the published size: parameters, multiplications, time and memory.
 
 One slice of 192 x 192 pixels, all modalities that a system handles given, all of them synthesised;
 each system in a process of its own, on one thread. Multiplications are those of convolutions and
@@ -55,7 +55,7 @@ REMARKS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one system costs."""
+    """The costs of one system."""
 
     system: str
     parameters: int

@@ -1,4 +1,4 @@
-"""The figures of the synthesis benchmark: how systems rank, and what they make of two patients."""
+"""The figures of the synthesis benchmark: ranks of the systems, and images of two patients."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ __all__ = ["draw", "draw_images", "draw_ranks"]
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from examples.medical_mri_us.data import Subject, Volume
 from examples.medical_mri_us.modalities import LABELS as MODALITY
 
-from .run import BASELINE, Profile, load, load_trained
-from .scoring import images_of
+from .profiles import Profile, load
+from .results import METRICS, REFERENCE, Metric, Result, ranking
+from .scoring import BASELINE, images_of
 from .systems import LABELS, System
-from .table import METRICS, REFERENCE, Metric, Result, ranking
+from .training import load_trained
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CELLS = (
     (("us",), "t2"),
@@ -27,7 +30,7 @@ CELLS = (
     (("t2", "cet1"), "flair"),
     (("t2", "cet1", "flair"), "us"),
 )
-"""What is given and the target, row by row."""
+"""The inputs and the target of each row."""
 PATIENTS = 2
 ACCENT, PLAIN = "#c0392b", "#44546a"
 
@@ -97,7 +100,7 @@ def draw_ranks(ranks: Sequence[tuple[Metric, Mapping[str, np.ndarray]]]) -> Figu
 
 
 def draw_images(systems: Mapping[str, System], subject: Subject) -> Figure:
-    """Draws what systems make of the middle slice of a patient, beside the truth.
+    """Draws the images that systems synthesise of the middle slice of a patient, and the truth.
 
     Arguments:
         systems: Trained systems by label.
@@ -135,6 +138,9 @@ def _show(axis: Axes, image: Volume, subject: Subject, k: int, title: str) -> No
 
 
 def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(size, layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)

@@ -1,4 +1,4 @@
-"""Scores of what a system synthesises for held-out patients, from every subset of modalities.
+"""Scores of the images that a system synthesises for held-out patients, from every subset.
 
 Two protocols of the example's evaluation stand side by side: ``strict``, of images at the mean
 of the latents, and ``mmhvae-2026``, the published one, of a sample at temperature 0.7. Systems
@@ -8,6 +8,7 @@ without latents give the same images for both.
 from __future__ import annotations
 
 __all__ = [
+    "BASELINE",
     "PROTOCOLS",
     "SUBSETS",
     "Cell",
@@ -36,6 +37,8 @@ from mmpoe.models import MultimodalVAE
 
 from .systems import System
 
+BASELINE = "mean image"
+"""The name of what :func:`baseline` scores."""
 STRICT, PUBLISHED = (DEFINITIONS[name] for name in ("strict", "mmhvae-2026"))
 PROTOCOLS = {
     STRICT.name: ("psnr", "ssim", "st_lpips", "lpips"),
@@ -44,7 +47,7 @@ PROTOCOLS = {
 """The metrics of each protocol that are scored."""
 PERCEPTUAL = ("st_lpips", "lpips")
 EVERY = 4
-"""Of how many slices one is looked at by what costs most: the metrics that are networks, and the
+"""One slice of so many is scored by the metrics that cost most: those that are networks, and the
 published protocol."""
 SMALLEST = 32
 """The side of the smallest images that those can see, in pixels."""
@@ -148,7 +151,7 @@ def images_of(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Volume]:
-    """Returns what a system makes of a patient, in [-1, 1], all that it handles.
+    """Returns the images that a system synthesises of a patient, in [-1, 1], all that it handles.
 
     Arguments:
         system: The system, trained.

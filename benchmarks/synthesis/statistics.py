@@ -1,4 +1,4 @@
-r"""Which system is best on the same patients, and which cannot be told from it.
+r"""Comparisons of systems on the same patients: the best one, and those that are tied with it.
 
 The unit is the patient. Tests are two-sided Wilcoxon signed-rank tests with Bonferroni's
 correction for the systems that are compared; the effect is the matched-pairs rank-biserial

@@ -17,7 +17,7 @@ with needs("medical"):
     from . import demo
     from .data import CaseError, ImageError
     from .outputs import RESOURCES
-    from .verbs import (
+    from .subcommands import (
         calibrate,
         check,
         downstream,
@@ -30,7 +30,7 @@ with needs("medical"):
         train,
     )
 
-VERBS: dict[str, Any] = {
+SUBCOMMANDS: dict[str, Any] = {
     "demo": (demo.Demo, demo.run),
     "phantom": (phantom.Phantom, phantom.run),
     "prepare": (prepare.Prepare, prepare.run),
@@ -43,7 +43,7 @@ VERBS: dict[str, Any] = {
     "report": (report.Report, report.run),
     "import-official": (import_official.ImportOfficial, import_official.run),
 }
-"""What may be asked for: its options, and what does it and returns the exit code."""
+"""The options of each subcommand, and the function that runs it and returns the exit code."""
 
 PROGRAM = "python -m examples.medical_mri_us"
 
@@ -58,7 +58,7 @@ where they come from.
 
 
 def main() -> int:
-    """Runs the verb that the command line asks for, and returns the exit code."""
+    """Runs the subcommand that the command line asks for, and returns the exit code."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         options, run = parse(arguments)
@@ -72,14 +72,14 @@ def main() -> int:
 
 
 def parse(arguments: list[str]) -> tuple[Any, Any]:
-    """Returns the options of the verb, and what runs it; exits with 2 on wrong usage."""
+    """Returns the options of the subcommand, and what runs it; exits with 2 on wrong usage."""
     kinds = [
         Annotated[kind, tyro.conf.subcommand(name, **_default(kind))]
-        for name, (kind, _) in VERBS.items()
+        for name, (kind, _) in SUBCOMMANDS.items()
     ]
-    verb: Any = Union[tuple(kinds)]  # noqa: UP007
-    options = tyro.cli(verb, prog=PROGRAM, description=DESCRIPTION, args=arguments)
-    runs = dict(VERBS.values())
+    subcommand: Any = Union[tuple(kinds)]  # noqa: UP007
+    options = tyro.cli(subcommand, prog=PROGRAM, description=DESCRIPTION, args=arguments)
+    runs = dict(SUBCOMMANDS.values())
     return options, runs[type(options)]
 
 

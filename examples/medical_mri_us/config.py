@@ -1,4 +1,4 @@
-"""The configuration of a training: one tree of dataclasses, read from TOML and written to it."""
+"""The configuration of a training run: a tree of dataclasses, read from TOML and written to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmpoe.extras import needs
-from mmpoe.missing import check_modalities
 from mmpoe.training import write_file
 
 from .checks import check_choice, check_integer, check_number, check_positive
@@ -59,7 +58,7 @@ class Matching:
 
 @dataclass(frozen=True)
 class Config:
-    """All that a training depends on, but for the data."""
+    """All that a training run depends on, but for the data."""
 
     modalities: tuple[str, ...] = MODALITIES
     """The names of the modalities: columns of the index."""
@@ -72,7 +71,6 @@ class Config:
 
     def check(self) -> None:
         """Raises a ValueError that names the entry, if there is one that cannot be used."""
-        check_modalities(self.modalities)
         check_integer("size", self.size, 4)
         for part in (self.training, self.adversary, self.calibration):
             part.check()

@@ -23,17 +23,17 @@ class Critics:
     """One discriminator of patches for each modality; none unless they have a weight."""
 
     weight: float = 0.0
-    """What the model is charged, in nats per pixel in view. 0 trains without discriminators; the
-    published weight, 0.025 of half the mean absolute error, is 100 for a Laplace scale of 0.002
-    and four modalities."""
+    """The weight of the generator loss, in nats per pixel in view. 0 trains without
+    discriminators; the published weight, 0.025 of half the mean absolute error, is 100 for a
+    Laplace scale of 0.002 and four modalities."""
     width: int = 64
     """The number of channels after their first convolution."""
     lr: float = 2e-4
     """Their learning rate."""
     start: float = 0.79
-    """The share of the training from which on they are trained."""
+    """The share of training from which on they are trained."""
     charge: float = 0.8
-    """The share of the training from which on the model is charged."""
+    """The share of training from which on the generator loss counts."""
     bank: int = 0
     """The number of real images to remember of each modality. With them, discriminators also learn
     from what was never observed; 0 is the published code, whose own bank has no effect."""
@@ -49,7 +49,7 @@ class Critics:
 
 
 class Judge:
-    """The discriminators at work: what they charge the model, and what trains them.
+    """The discriminators: their loss for the model, and their own training.
 
     As in the published code, every modality of the model is scored, but not where all that was
     observed was given, and discriminators learn from what was hidden although it was observed.
@@ -72,20 +72,20 @@ class Judge:
 
     @property
     def adversary(self) -> Adversary:
-        """What to hand to `mmpoe.training.fit`."""
+        """The adversary for `mmpoe.training.fit`."""
         return Adversary(self.networks, self._loss, self.critics.lr, self.critics.start)
 
-    def charge(
+    def loss(
         self, output: Output, given: Tensor, observed: Tensor, fov: Tensor, done: float
     ) -> Tensor | float:
-        """Returns what to subtract from the bound of each slice, and keeps what was shown.
+        """Returns the generator loss of each slice, and keeps the output for the discriminators.
 
         Arguments:
             output: The output of the model.
             given: What it was given, (B, M).
             observed: What was observed, (B, M).
             fov: The fields of view, (B, 1, H, W).
-            done: The share of the training done.
+            done: The share of training done.
         """
         self.shown = (output, given)
         if done < self.critics.charge:

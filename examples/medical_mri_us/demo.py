@@ -36,16 +36,16 @@ class Demo:
     """Make phantom patients, train a small MMHVAE on what they have, synthesise what they lack.
 
     Open report.html at the end. Patients are kept for the next run, in ~/.cache/mmpoe or the
-    folder that MMPOE_CACHE names. Ctrl-C ends the training and keeps the model.
+    folder that MMPOE_CACHE names. Ctrl-C ends training and keeps the model.
     """
 
     out: Path = Path("runs/demo")
     """The folder for metrics.json, panel.png, report.html, and the model with its card, which
     calibrate, synthesize and evaluate take as they take that of train."""
     keep: Path | None = None
-    """A folder for checkpoints and a log of the training, to go on from if it is stopped."""
+    """A folder for checkpoints and a log of training, to resume from if it is stopped."""
     resume: bool = False
-    """Whether to go on from the last checkpoint in that folder, if there is one."""
+    """Whether to resume from the last checkpoint in that folder, if there is one."""
     patients: int = 200
     """The number of training patients, with modalities missing as in ReMIND."""
     held_out: int = 20
@@ -116,7 +116,7 @@ def run(demo: Demo) -> int:
     if history.interrupted:
         print(f"Stopped after {len(history.bounds)} steps; the model can be used as it is.")
         if demo.keep is not None:
-            print(f"To go on, run the same again with --keep {demo.keep} --resume.")
+            print(f"To resume, run the same again with --keep {demo.keep} --resume.")
         return history.exit_code
 
     cells = evaluate(model, subjects, held_out)

@@ -1,4 +1,4 @@
-"""What a run writes down about its data, and a model about the images that it knows."""
+"""Facts that a run records about its data, and a model about the images that it was trained on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def data_of(
     subjects: Sequence[Subject],
     problems: Sequence[CaseError],
 ) -> dict[str, Any]:
-    """Returns what a training saw: its cases, what they lack, and those that were left out.
+    """Returns the data of a training run: its cases, what they lack, and those that were left out.
 
     Arguments:
         index: The index.

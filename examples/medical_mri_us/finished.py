@@ -1,4 +1,4 @@
-"""Whether a training has nothing left to do."""
+"""Training runs that are finished."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_finished(run: Path, config: Config) -> bool:
 
     Arguments:
         run: The folder of the run.
-        config: How it is to go on. If that is not how it was trained, but for what calibrates,
+        config: How it is to be resumed. If that is not how it was trained, but for calibration,
             it is not finished.
 
     Raises:

@@ -30,7 +30,7 @@ class ImageModel:
     """A small MMHVAE that folds pixels into patches: `mmpoe.models.image_mmhvae`."""
 
     name: Literal["image_mmhvae"] = "image_mmhvae"
-    """What builds it."""
+    """The name of its builder."""
     patch: int = 2
     """The side of the patches, in pixels."""
     widths: tuple[int, ...] = (96, 64, 32)
@@ -48,7 +48,7 @@ class PublishedModel:
     """The network of the published MMHVAE and its variants: `mmpoe.models.published_mmhvae`."""
 
     name: Literal["published_mmhvae"] = "published_mmhvae"
-    """What builds it."""
+    """The name of its builder."""
     levels: int | None = None
     """The number of latent groups; as many as there are resolutions if none."""
     depth: int | None = None
@@ -72,7 +72,7 @@ class PublishedModel:
 Network = ImageModel | PublishedModel
 
 BUILDERS = {"image_mmhvae": image_mmhvae, "published_mmhvae": published_mmhvae}
-"""What builds the models that are saved, by name."""
+"""The builders of the models that are saved, by name."""
 
 DEFAULT = ImageModel()
 """The model of the demo."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mmpoe.models import MMHVAE
 from mmpoe.nn import InvertedResidualCell, ProjectionCell, SqueezeExcite, UpsampleConv
-from mmpoe.nn.cells import ReflectingBlock
 
 OLD_NAMES = {"weight_g": "original0", "weight_v": "original1"}
 """How older versions of PyTorch name what weight normalisation learns."""
@@ -139,11 +138,11 @@ def _layers(model: MMHVAE) -> Iterator[tuple[str, nn.Module]]:
     for m in names:
         head, name = list(parts.decoders[m].network), f"final_blocks.{m}"
         for k, block in enumerate(head[:-5]):
-            if isinstance(block, ReflectingBlock):
+            if isinstance(block, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # fits the channels
+                yield f"{name}.res.{k}", block
+            else:
                 yield f"{name}.res.{k}.conv_block.1", block.layers[0]
                 yield f"{name}.res.{k}.conv_block.5", block.layers[3]
-            else:
-                yield f"{name}.res.{k}", block
         yield f"{name}.convt2", head[-5]
         yield f"{name}.convt3", head[-2]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 RESOURCES = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM}
 )
-"""What a system lacks when it refuses: room, memory, or leave to write."""
+"""Errors of the operating system for want of room, memory or permission."""
 
 
 def open_folder(folder: Path) -> Path:

@@ -46,21 +46,21 @@ class Settings:
     beta: float = 0.01
     """The weight of the divergence."""
     warmup: float = 0.1
-    """The share of the training in which that weight rises from 0."""
+    """The share of training in which that weight rises from 0."""
     proper: bool = True
     """Whether something is hidden from every slice that has two modalities or more."""
     reconstruction: float = 0.3
     """The weight of reconstructing what was given; what was hidden counts 1."""
     restart: float | None = None
-    """The share of the training at which the optimiser starts afresh; None for never."""
+    """The share of training at which the optimiser starts afresh; None for never."""
     rare: float = 0.3
     """The share of draws from patients who have the rarest modality."""
     seed: int = 0
-    """What initial weights, batches, subsets and noise are drawn from."""
+    """The seed of initial weights, batches, subsets and noise."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """The precision of training; the last one needs a GPU."""
     save_every: int = 200
-    """The number of steps from one checkpoint to the next, if a training is kept."""
+    """The number of steps from one checkpoint to the next, if checkpoints are kept."""
 
     def check(self) -> None:
         """Raises a ValueError that names the setting, if there is one that cannot be used."""

@@ -63,9 +63,9 @@ def bound(
     """
     _, targets, observed, fov = batch
     valid = dict.fromkeys(targets, fov)
-    hidden = mmpoe.elbo(output, targets, observed & ~given, beta, valid=valid)
-    shown = mmpoe.elbo(output, targets, given, 0.0, valid=valid)
-    return (hidden + reconstruction * shown) / fov.flatten(1).sum(dim=1)
+    weight = torch.where(given, reconstruction, 1.0)
+    value = mmpoe.elbo(output, targets, observed, beta, weight=weight, valid=valid)
+    return value / fov.flatten(1).sum(dim=1)
 
 
 def train(
@@ -94,12 +94,12 @@ def train(
         network: The model to build.
         critics: Discriminators to train against it, if their weight is positive.
         keep: Where to keep checkpoints and a log, if anywhere.
-        resume: Whether to go on from the last checkpoint that is there, if there is one.
+        resume: Whether to resume from the last checkpoint, if there is one.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``, a GPU if there is one.
         progress: Whether to show a progress bar.
 
     Returns:
-        The model, in evaluation mode, and the history of the training.
+        The model, in evaluation mode, and the history of training.
 
     Raises:
         ValueError: If a setting cannot be used, there is no subject, images are not square and of
@@ -132,7 +132,7 @@ def train(
         value = bound(output, batch, given, settings.beta * rise, settings.reconstruction)
         if judge is not None and done >= judge.critics.start:
             _, _, observed, fov = batch
-            value = value - judge.charge(output, given, observed, fov, done)
+            value = value - judge.loss(output, given, observed, fov, done)
         return value
 
     run = None

@@ -14,7 +14,7 @@ from .data import Mask, Subject
 
 @dataclass(frozen=True)
 class Window:
-    """Where a square lies in slices; it may reach beyond them."""
+    """A square in slices; it may reach beyond them."""
 
     shape: tuple[int, int]
     """The height and width of the slices, in pixels."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mmpoe.likelihoods._scoring import check_valid
 from mmpoe.missing import check_finite, check_names, check_observed
 from mmpoe.models import Output
+from mmpoe.models._inputs import absent
 from mmpoe.nn import ModalityDict
-from mmpoe.objectives.bounds import absent, check_valid
 
 from ._losses import KINDS, Kind, over_patches
 from .bank import ImageBank

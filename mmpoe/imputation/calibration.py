@@ -119,6 +119,7 @@ def calibrate(
     stages = [(steps, anchor)]
     if teacher == "bootstrap":  # what complete rows taught teaches, held fixed
         stages = [(steps // 2, "complete"), (steps, "bootstrap")]
+    model.fix_shapes(read(apart[:1] if len(apart) else anchors.nonzero()[:1, 0])[0])
     add_matched_experts(model)
     matched = nn.ModuleList(
         [g.matched for g in latent_groups(model.groups) if g.matched is not None]
@@ -142,7 +143,7 @@ def calibrate(
     try:
         for last, kind in stages:
             matched.load_state_dict(best)
-            by, start = copy.deepcopy(latent_groups(model.groups)), step
+            by, start = _frozen(model), step
             rows = teaching_rows(observed, kind)
             rows[apart] = False
             batches = _shuffled(rows.nonzero()[:, 0], batch_size)
@@ -203,6 +204,12 @@ def _reader(
         return {m: v.to(device) for m, v in x.items()}, seen.to(device)
 
     return read, observed
+
+
+def _frozen(model: MultimodalVAE) -> MultimodalVAE:
+    """Returns a copy of a model with its own latent groups; it shares the rest."""
+    shared = (model.encoders, model.decoders, model.trunk)
+    return copy.deepcopy(model, {id(part): part for part in shared})
 
 
 def _shuffled(rows: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -1,11 +1,10 @@
-"""Matched experts: a second set, which learns what the posterior of complete data says."""
+"""Matched experts: a second set, which learns the posterior of complete data."""
 
 from __future__ import annotations
 
 __all__ = ["ResidualHead", "WidePrior", "add_matched_experts"]
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 from mmpoe.gaussian import kl_divergence
 from mmpoe.hierarchy import MatchedExperts, latent_groups
-from mmpoe.kernels import PoE
+from mmpoe.kernels import Product
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn import MLP, ModalityDict
-from mmpoe.posteriors import Posterior
+from mmpoe.posteriors import Draw, Factors, Posterior
 
 
 class ResidualHead(nn.Module):
@@ -56,36 +55,16 @@ class WidePrior(Posterior):
         self.rule, self.family = rule, rule.family
         self.log_width = nn.Parameter(torch.zeros(channels))
 
-    def forward(
-        self,
-        loc: Sequence[Tensor],
-        log_scale: Sequence[Tensor],
-        given: Tensor,
-        prior: tuple[Tensor, Tensor] | None = None,
-        *,
-        noise: Tensor | None = None,
-        sample: bool = True,
-        temperature: float = 1.0,
-        squashed: bool = False,
-    ) -> PoE:
-        """Fuses, samples and measures, see :meth:`mmpoe.posteriors.Posterior.forward`."""
-        blank = torch.zeros_like(loc[0])
-        prior = (blank, blank) if prior is None else prior
-        width = self.log_width.reshape(-1, *(1,) * (blank.dim() - 2))  # (C, 1...)
-        q = self.rule(
-            loc,
-            log_scale,
-            given,
-            (prior[0], prior[1] + width.to(blank.dtype)),
-            noise=noise,
-            sample=sample,
-            temperature=temperature,
-            squashed=squashed,
-        )
-        if not squashed:
-            prior = (self.squash(prior[0]), self.squash(prior[1]))
-        kl = kl_divergence(q.loc, q.log_scale, *prior)
-        return q._replace(kl=kl.flatten(given.dim() - 1).sum(dim=-1))
+    def fuse(self, factors: Factors, draw: Draw) -> Product:
+        """Fuses factors, see :meth:`mmpoe.posteriors.Posterior.fuse`."""
+        like = factors.loc[0]
+        blank = like.new_zeros((len(factors.given), *like.shape[1:]))
+        loc, log_scale = (blank, blank) if factors.prior is None else factors.prior
+        width = self.log_width.reshape(-1, *(1,) * (like.dim() - 2))  # (C, 1...)
+        wide = factors._replace(prior=(loc, log_scale + width.to(log_scale.dtype)))
+        q = self.rule.fuse(wide, draw)
+        kl = kl_divergence(q.loc, q.log_scale, self.squash(loc), self.squash(log_scale))
+        return q._replace(kl=kl.flatten(1).sum(dim=1))
 
 
 def add_matched_experts(model: MultimodalVAE) -> None:
@@ -119,7 +98,7 @@ def add_matched_experts(model: MultimodalVAE) -> None:
         if group.shape is None:
             raise ValueError(
                 f"The shape of 'groups[{level}]' should be known before it gets matched experts: "
-                "give 'latent_dim' to the model, or run it once."
+                "give 'latent_dim' to the model, or call its 'fix_shapes' with a batch."
             )
         expert = group.expert
         parts = dict(expert.items()) if isinstance(expert, ModalityDict) else {"": expert}

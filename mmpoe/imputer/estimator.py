@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["MultimodalImputer"]
 
 import inspect
-import math
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mmpoe.imputation import calibrate
 from mmpoe.models import MMHVAE
-from mmpoe.objectives import elbo
+from mmpoe.objectives import elbo, log_marginal
 from mmpoe.training import Optimizer, fit
 
 from .network import Modality, build
@@ -176,17 +175,15 @@ class MultimodalImputer:
             ValueError: If the columns differ, or a cell is infinite or of an unknown category.
         """
         table = self._encode(self._read(X))
-        matched = self.model_.is_matched
         parts = []
-        with torch.no_grad():
-            for rows in table.split(ROWS):
-                x, observed = self._split(self._move(rows))
-                p = self.model_(x, observed, temperature=0.0, matched=matched).likelihoods
-                means = [
-                    p[m.name].mean.argmax(dim=-1) if m.kind == "categorical" else p[m.name].mean
-                    for m in self.modalities_
-                ]
-                parts.append(self._join(means))
+        for rows in table.split(ROWS):
+            x, observed = self._split(self._move(rows))
+            p = self.model_.predict(x, observed, temperature=0.0)
+            means = [
+                p[m.name].mean.argmax(dim=-1) if m.kind == "categorical" else p[m.name].mean
+                for m in self.modalities_
+            ]
+            parts.append(self._join(means))
         return self._write(X, table, torch.cat(parts))
 
     def fit_transform(self, X: Any, y: object = None) -> Any:  # noqa: ANN401
@@ -217,10 +214,11 @@ class MultimodalImputer:
         with _seeded(self._seed + 1):
             for rows in table.split(ROWS):
                 x, observed = self._split(self._move(rows))
-                samples = max(draws, 2)  # one alone would not come from the matched experts
-                p = self.model_.predict(x, observed, samples=samples)
-                drawn = self._join([p[m.name].sample()[:draws] for m in self.modalities_])
-                parts.append(drawn)
+                p = self.model_.predict(x, observed, samples=draws)
+                cells = [
+                    p[m.name].sample().reshape(draws, len(rows), -1) for m in self.modalities_
+                ]
+                parts.append(self._join(cells))
         return [self._write(X, table, filled) for filled in torch.cat(parts, dim=1)]
 
     def score(self, X: Any, y: object = None, samples: int = 100) -> float:  # noqa: ANN401
@@ -242,11 +240,8 @@ class MultimodalImputer:
             for rows in table.split(ROWS):
                 x, observed = self._split(self._move(rows))
                 valid = {m: ~v.isnan() for m, v in x.items()}
-                out = self.model_(x, observed.expand(samples, *observed.shape))
-                log_w = elbo(out, x, observed, beta=0.0, valid=valid)  # (K, n)
-                for z, q, p in zip(out.z, out.posteriors, out.priors, strict=True):
-                    log_w = log_w + p.log_prob(z) - q.log_prob(z)
-                total += (log_w.logsumexp(dim=0) - math.log(samples)).double().sum().cpu()
+                log_p = log_marginal(self.model_, x, observed, samples=samples, valid=valid)
+                total += log_p.double().sum().cpu()
         return total.item() / len(table)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

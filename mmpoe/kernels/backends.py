@@ -2,27 +2,18 @@ r"""Which implementation of the fused operation runs, and why."""
 
 from __future__ import annotations
 
-__all__ = [
-    "BACKENDS",
-    "choose",
-    "last_backend",
-    "note",
-    "status",
-    "use_backend",
-    "warmup",
-]
+__all__ = ["BACKENDS", "build", "last_backend", "status", "use_backend"]
 
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from functools import cache
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
-from .arguments import MAX_EXPERTS, MAX_SUBSETS, STORAGE
+from . import _comparison, _cpu, _cuda, jit
+from ._arguments import MAX_EXPERTS, MAX_SUBSETS, STORAGE
 
 BACKENDS = ("cuda", "cpu", "eager")
 
@@ -37,10 +28,10 @@ def status() -> dict[str, str]:
         >>> status()["eager"]
         'available'
     """
-    modules = _modules()
+    differing = next((reason for reason in _comparison.verdicts.values() if reason), None)
     reasons = {
-        "cuda": modules.cuda.unavailable(),
-        "cpu": modules.cpu.unavailable(),
+        "cuda": _cuda.unavailable() or differing,
+        "cpu": _cpu.unavailable(),
         "eager": None,
     }
     return {
@@ -62,6 +53,9 @@ def note(name: str) -> None:
 def use_backend(name: str) -> AbstractContextManager[None]:
     """Forces a backend inside a ``with`` block: what it cannot do is an error, not a fallback.
 
+    An empty batch, where there is nothing to run, is no error. Derivatives beyond the first are
+    PyTorch's with any backend. Under ``torch.compile`` the choice is made when code is traced.
+
     Arguments:
         name: One of ``"cuda"``, ``"cpu"``, ``"eager"``.
 
@@ -73,7 +67,8 @@ def use_backend(name: str) -> AbstractContextManager[None]:
         >>> with use_backend("eager"):
         ...     pass
     """
-    return _force(_available(name, source="name"))
+    _check_available(name, source="name")
+    return _force(name)
 
 
 @contextmanager
@@ -85,7 +80,7 @@ def _force(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def warmup(
+def build(
     experts: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -108,39 +103,41 @@ def warmup(
         The backend that will run.
     """
     device = torch.empty(0, device=device).device  # with its index
-    name = _choose(None, device, dtype, experts, subsets=1)
+    name = _choose(None, Call(device, dtype, experts))
     if name == "cuda":
-        _modules().cuda.prepare(device, dtype, experts, clamp, common_noise)
+        for direction in ("forward", "backward"):
+            special = jit.Specialisation(direction, dtype, experts, clamp, common_noise)
+            _cuda.launcher().function(special, device)
     return name
 
 
-def choose(
-    backend: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    experts: int,
-    subsets: int,
-    needs_eager: bool = False,
-) -> str:
+class Call(NamedTuple):
+    """What decides which backends can run a call: neither data nor what was compiled before."""
+
+    device: torch.device
+    dtype: torch.dtype
+    experts: int
+    subsets: int = 1
+    beyond: str | None = None
+    """What only PyTorch can do of what the call asks for, None if kernels can do it all."""
+
+
+def choose(backend: str | None, call: Call) -> str:
     """Returns the backend to run, and remembers it.
 
     The one asked for, by the call, `use_backend` or ``MMPOE_BACKEND``; else that of the device if
-    it takes what it is given, else eager. Data play no part, nor does what was compiled before.
+    it can run the call, else eager.
 
     Raises:
         ValueError: If no backend has the name asked for.
-        RuntimeError: If the backend asked for cannot run here, or not on this.
+        RuntimeError: If the backend asked for cannot run here, or not this call.
     """
-    choice = _choose(backend, device, dtype, experts, subsets)
-    if needs_eager:
-        choice = "eager"
+    choice = _choose(backend, call)
     _last.set(choice)
     return choice
 
 
-def _choose(
-    backend: str | None, device: torch.device, dtype: torch.dtype, experts: int, subsets: int
-) -> str:
+def _choose(backend: str | None, call: Call) -> str:
     source, choice = "backend", backend
     if choice is None:
         source, choice = "use_backend", _forced.get()
@@ -149,56 +146,44 @@ def _choose(
     if choice is not None:
         _check_name(choice, source)
 
-    name = choice or device.type
+    name = choice or call.device.type
     if name == "eager" or name not in BACKENDS:
         return "eager"
-    reason = _cannot(name, device, dtype, experts, subsets)
+    reason = _cannot(name, call)
     if reason is None:
         return name
     if choice is not None:
-        _available(choice, source)
+        _check_available(choice, source)
         raise RuntimeError(f"The backend {name!r} asked for by '{source}' {reason}.")
     return "eager"
 
 
-def _cannot(
-    name: str, device: torch.device, dtype: torch.dtype, experts: int, subsets: int
-) -> str | None:
-    if device.type != name:
-        return f"runs on tensors on {name}, but they are on {device}"
-    if dtype not in STORAGE:
-        return f"computes in float32, but is given {dtype}: 'eager' takes it"
-    if experts > MAX_EXPERTS:
-        return f"has a mask of {MAX_EXPERTS} bits, but is given {experts} experts"
-    if subsets > MAX_SUBSETS:
-        return f"takes at most {MAX_SUBSETS} subsets, but is given {subsets}"
-    return _failure(name, device, dtype)
-
-
-def _failure(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    modules = _modules()
-    if name == "cuda":
-        reason = modules.cuda.failure(device)
-        return reason and f"is not available: {reason}"
-    try:
-        modules.cpu.library(dtype)
-    except modules.jit.BuildError as error:
-        return f"is not available: {error}"
+def _cannot(name: str, call: Call) -> str | None:
+    """Says why kernels cannot run a call, None if they can."""
+    if call.device.type != name:
+        return f"runs on tensors on {name}, but they are on {call.device}"
+    if call.dtype not in STORAGE:
+        return f"computes in float32, but is given {call.dtype}: 'eager' takes it"
+    if call.experts > MAX_EXPERTS:
+        return f"has a mask of {MAX_EXPERTS} bits, but is given {call.experts} experts"
+    if call.subsets > MAX_SUBSETS:
+        return f"takes at most {MAX_SUBSETS} subsets, but is given {call.subsets}"
+    if call.beyond is not None:
+        return f"{call.beyond}: 'eager' does"
+    if reason := _failure(name, call):
+        return f"is not available: {reason}"
     return None
 
 
-class _Modules(NamedTuple):
-    cpu: ModuleType
-    cuda: ModuleType
-    jit: ModuleType
-
-
-@cache
-def _modules() -> _Modules:
-    """Imports what compiles and launches: it loads more of the standard library than PyTorch."""
-    from . import cpu, cuda, jit
-
-    return _Modules(cpu, cuda, jit)
+def _failure(name: str, call: Call) -> str | None:
+    """Compiles the kernels if need be, and says why there are none, None if there are."""
+    if name == "cuda":
+        return _cuda.unavailable() or _comparison.failure(call.device)
+    try:
+        _cpu.library(call.dtype)
+    except jit.BuildError as error:
+        return str(error)
+    return None
 
 
 def _check_name(name: str, source: str) -> None:
@@ -206,8 +191,7 @@ def _check_name(name: str, source: str) -> None:
         raise ValueError(f"'{source}' should be one of {', '.join(BACKENDS)}, but is {name!r}.")
 
 
-def _available(name: str, source: str) -> str:
+def _check_available(name: str, source: str) -> None:
     _check_name(name, source)
     if (state := status()[name]) != "available":
         raise RuntimeError(f"The backend {name!r} asked for by '{source}' is {state}.")
-    return name

@@ -7,17 +7,7 @@ not hold what its name says is built again. Nothing is unpickled.
 
 from __future__ import annotations
 
-__all__ = [
-    "BuildError",
-    "build",
-    "cache_folder",
-    "compiler",
-    "cpu_library",
-    "cuda_binary",
-    "log",
-    "nvrtc",
-    "sources",
-]
+__all__ = ["BuildError", "Specialisation", "cuda_binary"]
 
 import ctypes
 import hashlib
@@ -34,9 +24,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .arguments import Specialisation
+import torch
+
+from ._arguments import SIZE, STORAGE
 
 log = logging.getLogger("mmpoe.kernels")
 
@@ -59,7 +51,7 @@ def sources() -> dict[str, str]:
     return {name: (folder / name).read_text() for name in names}
 
 
-def build(
+def cached(
     name: str, suffix: str, identity: str, compile: Callable[[], bytes], detail: str = ""
 ) -> bytes:
     """Returns a compiled kernel from the cache, or compiles it and puts it there.
@@ -147,22 +139,22 @@ def compiler() -> list[str]:
     return [found, *command[1:]]
 
 
-def flags(storage: str, arguments_size: int) -> list[str]:
+def flags(dtype: torch.dtype) -> list[str]:
     """Returns the flags of a build for this CPU."""
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     options = ["-std=c++17", "-O2", native, "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
-    defines = [f"-DGPOE_STORAGE={storage}", f"-DGPOE_ARGUMENTS_SIZE={arguments_size}"]
+    defines = [f"-DGPOE_STORAGE={STORAGE[dtype]}", f"-DGPOE_ARGUMENTS_SIZE={SIZE}"]
     return [*options, "-Wno-psabi", "-shared", "-fPIC", *defines]
 
 
-def cpu_library(storage: str, arguments_size: int) -> ctypes.CDLL:
+def cpu_library(dtype: torch.dtype) -> ctypes.CDLL:
     """Returns the kernels for this CPU and a storage type, compiled if need be.
 
     Raises:
         BuildError: If there is no compiler, or it fails, or the library cannot be loaded.
     """
     command = compiler()
-    options = flags(storage, arguments_size)
+    options = flags(dtype)
     identity = "\0".join([*sources().values(), *options, _version(tuple(command)), _processor()])
 
     def compile() -> bytes:
@@ -173,7 +165,7 @@ def cpu_library(storage: str, arguments_size: int) -> ctypes.CDLL:
             _run([*command, *options, str(Path(folder) / "cpu.cpp"), "-o", str(target)])
             return target.read_bytes()
 
-    content = build(f"gpoe-cpu-{storage}", ".so", identity, compile, " ".join(command))
+    content = cached(f"gpoe-cpu-{STORAGE[dtype]}", ".so", identity, compile, " ".join(command))
     with tempfile.TemporaryDirectory() as folder:
         # from a file of its own: one in the cache could be replaced while it is mapped
         path = Path(folder) / "gpoe.so"
@@ -185,6 +177,47 @@ def cpu_library(storage: str, arguments_size: int) -> ctypes.CDLL:
 
 
 # ---- For a GPU ------------------------------------------------------------------------------
+
+
+class Specialisation(NamedTuple):
+    """What a kernel of a GPU is compiled for."""
+
+    direction: str
+    """``"forward"`` or ``"backward"``."""
+    dtype: torch.dtype
+    """What it reads and writes: float32, bfloat16 or float16."""
+    experts: int
+    """The number M of experts, 1 to 32."""
+    clamp: bool = False
+    """Whether it can clamp what it reads."""
+    common_noise: bool = False
+    """Whether experts can have noise in common."""
+
+    @property
+    def width(self) -> int:
+        """The elements of a thread: as many as registers hold without spilling."""
+        if self.direction == "forward":
+            return 4 if self.experts <= 8 else 2 if self.experts <= 16 else 1
+        return 4 if self.experts <= 4 else 2 if self.experts <= 16 else 1
+
+    @property
+    def name(self) -> str:
+        """The name of the kernel."""
+        return f"gpoe_{self.direction}"
+
+    @property
+    def defines(self) -> list[str]:
+        """The macros of the source."""
+        return [
+            f"-DGPOE_ARGUMENTS_SIZE={SIZE}",
+            f"-DGPOE_STORAGE={STORAGE[self.dtype]}",
+            f"-DGPOE_EXPERTS={self.experts}",
+            f"-DGPOE_WIDTH={self.width}",
+            f"-DGPOE_CLAMP={self.clamp:d}",
+            f"-DGPOE_COMMON_NOISE={self.common_noise:d}",
+            f"-DGPOE_NAME={self.name}",
+            f"-DGPOE_KERNEL={self.direction}_kernel",
+        ]
 
 
 def nvrtc() -> Any:  # noqa: ANN401
@@ -203,6 +236,8 @@ def nvrtc() -> Any:  # noqa: ANN401
 
 def cuda_binary(special: Specialisation, architecture: int, more: Sequence[str] = ()) -> bytes:
     """Returns a kernel for a GPU, compiled if need be: machine code, or PTX for one too new.
+
+    No GPU is needed to compile, nor to read what the compiler made of a kernel.
 
     Arguments:
         special: What it is compiled for.
@@ -223,12 +258,12 @@ def cuda_binary(special: Specialisation, architecture: int, more: Sequence[str] 
     options = [f"--gpu-architecture={target}", "-std=c++17", *special.defines, *more]
     version = ".".join(map(str, compiler.nvrtcVersion()[1:]))
     identity = "\0".join([*sources().values(), *options, version])
-    name = f"gpoe-{target}-{special.storage}-{special.experts}-{special.direction}"
+    name = f"gpoe-{target}-{STORAGE[special.dtype]}-{special.experts}-{special.direction}"
 
     def compile() -> bytes:
         return _compile_cuda(compiler, options, machine)
 
-    return build(name, ".cubin" if machine else ".ptx", identity, compile, f"NVRTC {version}")
+    return cached(name, ".cubin" if machine else ".ptx", identity, compile, f"NVRTC {version}")
 
 
 def _compile_cuda(compiler: Any, options: list[str], machine: bool) -> bytes:  # noqa: ANN401

@@ -2,7 +2,7 @@ r"""The public operation: checks its arguments, then runs one of the backends.""
 
 from __future__ import annotations
 
-__all__ = ["PoE", "gaussian_poe"]
+__all__ = ["Product", "gaussian_poe"]
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -13,11 +13,12 @@ from torch import Generator, Tensor
 
 from mmpoe.gaussian import check_power
 
-from . import backends, reference
-from .arguments import Inputs
+from . import _reference, backends
+from ._arguments import Inputs, Outputs, Want
+from .backends import Call
 
 
-class PoE(NamedTuple):
+class Product(NamedTuple):
     """A fused posterior: a sample, its parameters and its divergence from the prior."""
 
     z: Tensor
@@ -43,9 +44,9 @@ def gaussian_poe(
     power: int = 2,
     clamp: float | None = None,
     common_noise: Tensor | None = None,
-    outputs: Sequence[str] = PoE._fields,
+    outputs: Sequence[str] = Product._fields,
     backend: str | None = None,
-) -> PoE:
+) -> Product:
     r"""Multiplies a Gaussian prior by the given experts, samples, and measures what was learned.
 
     .. math::
@@ -88,7 +89,7 @@ def gaussian_poe(
 
     Raises:
         ValueError: If shapes, dtypes or devices do not fit together; the message says which.
-        RuntimeError: If the backend asked for cannot run here.
+        RuntimeError: If the backend asked for cannot run here, or cannot run this call.
 
     References:
         | Multimodal Generative Models for Scalable Weakly-Supervised Learning (Wu & Goodman, 2018)
@@ -100,96 +101,87 @@ def gaussian_poe(
         >>> q.loc, q.log_scale
         (tensor([[0.5000]]), tensor([[-0.3466]]))
     """
-    loc, log_scale = list(loc), list(log_scale)
-    _check(loc, log_scale, given, prior, noise, power, clamp)
-    first = loc[0]
-    if common_noise is not None:
-        _check_common_noise(common_noise, first)
     want = _wanted(outputs)
-    subsets = given.shape[0] if given.dim() == 3 else 1
-
-    choose = backends.choose
-    if torch.compiler.is_compiling():
-        from .tracing import choose
-    must = _needs_eager(first, noise)
-    choice = choose(backend, first.device, first.dtype, len(loc), subsets, must)
-
-    if not sample:
-        noise = None
-    elif noise is None and choice == "eager":
-        shape = (*given.shape[:-1], *first.shape[1:])
-        noise = torch.randn(shape, generator=generator, dtype=first.dtype, device=first.device)
-    inputs = Inputs(
-        loc, log_scale, given, prior, noise, None, common_noise, power, clamp or 0.0, temperature
-    )
-    if choice == "eager":
-        fused = reference.run(inputs)
-        return PoE(*(cast("Tensor", t if w else None) for t, w in zip(fused, want, strict=True)))
-    return _run_fused(inputs, want, sample, generator)
-
-
-def _run_fused(
-    inputs: Inputs,
-    want: tuple[bool, bool, bool, bool],
-    sample: bool,
-    generator: Generator | None,
-) -> PoE:
-    """Gives a kernel what it takes: noise of the dtype of the experts, or a seed."""
-    from . import ops  # registers operators: not on import of the library
-
-    first = inputs.loc[0]
-    if inputs.noise is not None:
-        inputs = inputs._replace(noise=inputs.noise.to(first.dtype))
-    elif sample:
-        bounds = (-(2**63), 2**63 - 1)
-        seed = torch.randint(*bounds, (), generator=generator, device=first.device)
-        inputs = inputs._replace(seed=seed)
-    if inputs.common_noise is not None:
-        inputs = inputs._replace(common_noise=inputs.common_noise.float())
-
-    if sample:
-        return PoE(*cast("tuple[Tensor, ...]", ops.run(inputs, want)))
-    z, loc, log_scale, kl = want
-    _, mean, log_scale, kl = ops.run(inputs, (False, z or loc, log_scale, kl))
-    return PoE(
-        *cast("tuple[Tensor, ...]", (mean if z else None, mean if loc else None, log_scale, kl))
-    )
-
-
-def _needs_eager(first: Tensor, noise: Tensor | None) -> bool:
-    """Says if no kernel can do it: there are no data, or derivatives it does not know."""
-    return (
-        first.numel() == 0
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or (noise is not None and noise.requires_grad)
-    )
-
-
-def _wanted(outputs: Sequence[str]) -> tuple[bool, bool, bool, bool]:
-    if outputs is PoE._fields:
-        return (True, True, True, True)
-    if unknown := set(outputs) - set(PoE._fields):
-        raise ValueError(
-            f"'outputs' should name some of {', '.join(PoE._fields)}, "
-            f"but names {', '.join(sorted(map(repr, unknown)))}."
-        )
-    z, loc, log_scale, kl = (name in outputs for name in PoE._fields)
-    return z, loc, log_scale, kl
-
-
-def _check(
-    loc: list[Tensor],
-    log_scale: list[Tensor],
-    given: Tensor,
-    prior: tuple[Tensor, Tensor] | None,
-    noise: Tensor | None,
-    power: int,
-    clamp: float | None,
-) -> None:
     check_power(power)
     if clamp is not None and not clamp > 0:
         raise ValueError(f"'clamp' should be positive or None, but is {clamp!r}.")
+    inputs = Inputs(
+        list(loc),
+        list(log_scale),
+        given,
+        *(prior or (None, None)),
+        noise,
+        None,  # the seed: a fused backend draws one
+        common_noise,
+        power,
+        clamp or 0.0,
+        temperature,
+    )
+    _check(inputs)
+
+    choose = backends.choose
+    if torch.compiler.is_compiling():
+        from ._tracing import choose
+    first = inputs.loc[0]
+    call = Call(first.device, first.dtype, len(inputs.loc), inputs.subsets, _beyond(inputs))
+    nothing = first.numel() == 0  # to run: PyTorch makes what is empty
+    choice = choose("eager" if nothing else backend, call)
+
+    compute = want
+    if not sample:  # z is loc: write it once
+        inputs = inputs._replace(noise=None)
+        compute = (False, want[0] or want[1], want[2], want[3])
+    elif noise is None:
+        inputs = _draw(inputs, generator, choice)
+    if choice == "eager":
+        results = _reference.forward(inputs)
+        results = Outputs(*(t if w else None for t, w in zip(results, compute, strict=True)))
+    else:
+        from . import _operators  # registers operators: not on import of the library
+
+        results = _operators.run(inputs, compute)
+    if not sample:
+        mean = results.loc
+        results = results._replace(z=mean if want[0] else None, loc=mean if want[1] else None)
+    return Product(*cast("tuple[Tensor, ...]", results))
+
+
+def _draw(inputs: Inputs, generator: Generator | None, backend: str) -> Inputs:
+    """Draws noise for PyTorch, a seed for kernels, which draw the noise themselves."""
+    first = inputs.loc[0]
+    if backend == "eager":
+        like = {"dtype": first.dtype, "device": first.device}
+        return inputs._replace(noise=torch.randn(inputs.shape, generator=generator, **like))
+    bounds = (-(2**63), 2**63 - 1)
+    seed = torch.randint(*bounds, (), generator=generator, device=first.device)
+    return inputs._replace(seed=seed)
+
+
+def _beyond(inputs: Inputs) -> str | None:
+    """Says what only PyTorch can do of what is asked for, None if kernels can do it all."""
+    if torch._C._are_functorch_transforms_active():
+        return "does not run inside transforms of torch.func"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "does not compute forward-mode derivatives"
+    if inputs.noise is not None and inputs.noise.requires_grad and torch.is_grad_enabled():
+        return "does not compute a gradient of 'noise'"
+    return None
+
+
+def _wanted(outputs: Sequence[str]) -> Want:
+    if outputs is Product._fields:
+        return (True, True, True, True)
+    if unknown := set(outputs) - set(Product._fields):
+        raise ValueError(
+            f"'outputs' should name some of {', '.join(Product._fields)}, "
+            f"but names {', '.join(sorted(map(repr, unknown)))}."
+        )
+    z, loc, log_scale, kl = (name in outputs for name in Product._fields)
+    return z, loc, log_scale, kl
+
+
+def _check(inputs: Inputs) -> None:
+    loc, log_scale, given, prior_loc, prior_log_scale, noise, _, common_noise, *_ = inputs
     if not loc or len(loc) != len(log_scale):
         raise ValueError(
             "'loc' and 'log_scale' should hold one tensor per expert, at least one, "
@@ -211,35 +203,38 @@ def _check(
             f"'loc' should hold one row per row of 'given' ({given.shape[-2]}), "
             f"but has shape {tuple(first.shape)}."
         )
+    if (prior_loc is None) != (prior_log_scale is None):
+        raise ValueError("'prior' should be a pair of tensors or None, but holds a None.")
     shape, dtype, device = first.shape, first.dtype, first.device
-    for part in (*loc, *log_scale, *(prior or ())):
+    for part in (*loc, *log_scale, prior_loc, prior_log_scale):
+        if part is None:
+            continue
         if part.shape != shape or part.dtype != dtype or part.device != device:
-            raise ValueError(_name_mismatch(loc, log_scale, prior))
+            raise ValueError(_name_mismatch(inputs))
 
-    shape = (*given.shape[:-1], *first.shape[1:])
-    if noise is not None and noise.shape != shape:
+    if noise is not None and noise.shape != inputs.shape:
         raise ValueError(
-            f"'noise' should have the shape of z, {shape}, but has shape {tuple(noise.shape)}."
+            f"'noise' should have the shape of z, {inputs.shape}, "
+            f"but has shape {tuple(noise.shape)}."
         )
-
-
-def _name_mismatch(
-    loc: list[Tensor], log_scale: list[Tensor], prior: tuple[Tensor, Tensor] | None
-) -> str:
-    names = [f"loc[{m}]" for m in range(len(loc))]
-    names += [f"log_scale[{m}]" for m in range(len(loc))] + ["prior[0]", "prior[1]"]
-    described = [_describe(t) for t in (*loc, *log_scale, *(prior or ()))]
-    name, wrong = next((n, d) for n, d in zip(names, described, strict=False) if d != described[0])
-    return f"'{name}' should be like 'loc[0]', {described[0]}, but is {wrong}."
-
-
-def _check_common_noise(common_noise: Tensor, like: Tensor) -> None:
-    channels = like.shape[1] if like.dim() > 1 else 1
-    if common_noise.shape != (channels,) or not common_noise.is_floating_point():
+    channels = first.shape[1] if first.dim() > 1 else 1
+    if common_noise is not None and (
+        common_noise.shape != (channels,) or not common_noise.is_floating_point()
+    ):
         raise ValueError(
             f"'common_noise' should be floating-point, with one number per channel ({channels}), "
             f"but is {_describe(common_noise)}."
         )
+
+
+def _name_mismatch(inputs: Inputs) -> str:
+    """Names the first tensor that is not like the first expert's mean."""
+    names = [f"loc[{m}]" for m in range(len(inputs.loc))]
+    names += [f"log_scale[{m}]" for m in range(len(inputs.loc))] + ["prior[0]", "prior[1]"]
+    tensors = (*inputs.loc, *inputs.log_scale, inputs.prior_loc, inputs.prior_log_scale)
+    described = [_describe(t) for t in tensors if t is not None]
+    name, wrong = next((n, d) for n, d in zip(names, described, strict=False) if d != described[0])
+    return f"'{name}' should be like 'loc[0]', {described[0]}, but is {wrong}."
 
 
 def _describe(tensor: Tensor) -> str:

@@ -34,10 +34,11 @@ __all__ = [
     "StudentT",
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",
-    "check_support",
 ]
 
-from .base import Likelihood, check_support
+# names imported as themselves are for the library's other packages, and not public
+from .base import Likelihood
+from .base import check_support as check_support
 from .continuous import Laplace, Normal, OptimalScale, StudentT
 from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
 from .discrete import Bernoulli, Categorical, Ordinal

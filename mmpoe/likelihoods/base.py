@@ -1,8 +1,8 @@
-r"""What all likelihoods share: a network, and the check that data can come from a distribution."""
+r"""The base of all likelihoods: a network, and the check that data are in the support."""
 
 from __future__ import annotations
 
-__all__ = ["Likelihood", "check_support"]
+__all__ = ["Likelihood"]
 
 import math
 from abc import ABC, abstractmethod

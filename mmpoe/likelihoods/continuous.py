@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from mmpoe.gaussian import widen
 
-from . import families
+from . import _elements as elements
 from .base import Likelihood, current, fixed, learned
 
 MEMORY = 0.9
@@ -101,7 +101,7 @@ class _LocationScale(_Scaled):
 
 
 class OptimalScale(dist.Independent):
-    r"""What a likelihood of optimal scale returns during training: the scale awaits the data.
+    r"""The distribution of a likelihood of optimal scale in training: the scale awaits the data.
 
     Until :meth:`fit` is called, it has the scale that the likelihood keeps.
 
@@ -184,7 +184,7 @@ class Normal(_LocationScale):
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise normal distribution with mean `phi`."""
-        return families.Normal(phi, self.scale, validate_args=False)
+        return elements.Normal(phi, self.scale, validate_args=False)
 
 
 class Laplace(_LocationScale):
@@ -216,7 +216,7 @@ class Laplace(_LocationScale):
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise Laplace distribution with location `phi`."""
-        return families.Laplace(phi, self.scale, validate_args=False)
+        return elements.Laplace(phi, self.scale, validate_args=False)
 
 
 class StudentT(_Scaled):
@@ -270,4 +270,4 @@ class StudentT(_Scaled):
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise Student's t distribution with location `phi`."""
-        return families.StudentT(self.df, phi, self.scale, validate_args=False)
+        return elements.StudentT(self.df, phi, self.scale, validate_args=False)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmpoe.gaussian import widen
 
-from . import families
+from . import _elements as elements
 from .base import Likelihood, learned
 
 
@@ -30,7 +30,7 @@ class Poisson(Likelihood):
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise Poisson distribution with log rate `phi`."""
-        return families.Poisson(phi)
+        return elements.Poisson(phi)
 
 
 class _Dispersed(Likelihood):
@@ -78,7 +78,7 @@ class NegativeBinomial(_Dispersed):
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise negative binomial distribution with log mean `phi`."""
-        return families.NegativeBinomial(phi, widen(self.log_inverse_dispersion))
+        return elements.NegativeBinomial(phi, widen(self.log_inverse_dispersion))
 
 
 class ZeroInflatedPoisson(Likelihood):
@@ -107,7 +107,7 @@ class ZeroInflatedPoisson(Likelihood):
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise distribution with log rate and gate logit `phi`."""
         log_rate, gate = phi.unbind(dim=-1)
-        return families.ZeroInflated(families.Poisson(log_rate), gate)
+        return elements.ZeroInflated(elements.Poisson(log_rate), gate)
 
 
 class ZeroInflatedNegativeBinomial(_Dispersed):
@@ -135,5 +135,5 @@ class ZeroInflatedNegativeBinomial(_Dispersed):
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise distribution with log mean and gate logit `phi`."""
         log_mean, gate = phi.unbind(dim=-1)
-        base = families.NegativeBinomial(log_mean, widen(self.log_inverse_dispersion))
-        return families.ZeroInflated(base, gate)
+        base = elements.NegativeBinomial(log_mean, widen(self.log_inverse_dispersion))
+        return elements.ZeroInflated(base, gate)

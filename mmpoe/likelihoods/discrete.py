@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from mmpoe.gaussian import widen
 
-from . import families
+from . import _elements as elements
 from .base import Likelihood
 
 
@@ -28,7 +28,7 @@ class Bernoulli(Likelihood):
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise Bernoulli distribution with logits `phi`."""
-        return families.Bernoulli(logits=phi, validate_args=False)
+        return elements.Bernoulli(logits=phi, validate_args=False)
 
 
 class Categorical(Likelihood):
@@ -63,7 +63,7 @@ class Categorical(Likelihood):
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the elementwise categorical distribution with logits `phi`, classes last."""
-        return families.Categorical(logits=phi, validate_args=False)
+        return elements.Categorical(logits=phi, validate_args=False)
 
 
 class Ordinal(Likelihood):
@@ -117,7 +117,7 @@ class Ordinal(Likelihood):
         # s(b) - s(a) = s(b) s(-a) (1 - exp(a - b)), and the last factor is s(parameter of the gap)
         between = at_most[..., 1:] + above[..., :-1] + logsigmoid(widen(self.gaps))
         logits = torch.cat([at_most[..., :1], between, above[..., -1:]], dim=-1)  # (*, K)
-        return families.Ordinal(logits=logits, validate_args=False)
+        return elements.Ordinal(logits=logits, validate_args=False)
 
 
 def _check_number(name: str, value: int) -> None:

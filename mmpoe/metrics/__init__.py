@@ -1,13 +1,10 @@
-"""How good imputations are: images, calibration, coherence, likelihood, significance.
+"""Scores of imputations: images, calibration, coherence; and their means and paired tests.
 
 Scores are never averaged: one number per image, per sample or per element, NaN for what is not
 scored. :func:`mean_with_error` averages them, and :func:`paired_table` compares systems.
 """
 
 __all__ = [
-    "Comparison",
-    "Mean",
-    "PairedTable",
     "PerceptualWeightsUnavailable",
     "conditional_coherence",
     "coverage",
@@ -16,9 +13,6 @@ __all__ = [
     "gmsd",
     "joint_coherence",
     "linear_functionals",
-    "log_conditional",
-    "log_marginal",
-    "log_predictive",
     "lpips",
     "mean_with_error",
     "ms_ssim",
@@ -31,8 +25,6 @@ __all__ = [
     "st_lpips",
 ]
 
-from mmpoe.objectives import log_conditional, log_marginal, log_predictive
-
 from .calibration import (
     coverage,
     crps,
@@ -44,12 +36,5 @@ from .calibration import (
 from .coherence import conditional_coherence, joint_coherence
 from .images import psnr, ssim
 from .perceptual import PerceptualWeightsUnavailable, lpips, st_lpips
-from .significance import (
-    Comparison,
-    Mean,
-    PairedTable,
-    mean_with_error,
-    paired_table,
-    per_case,
-)
+from .significance import mean_with_error, paired_table, per_case
 from .structure import gmsd, ms_ssim

@@ -1,4 +1,4 @@
-r"""Whether draws from a predictive distribution spread as the truth does.
+r"""Calibration: scores of the spread of draws against the truth.
 
 Draws are :math:`K` whole predictions per sample, likelihood noise included: the spread of decoder
 means alone is no predictive distribution. Per-element scores see marginals only. Whether the
@@ -78,7 +78,7 @@ def coverage(
 def rank_histogram(
     draws: Tensor, truth: Tensor, bins: int = 10, *, mask: Tensor | None = None
 ) -> Tensor:
-    r"""Counts how often the truth ranks where among the draws (PIT histogram).
+    r"""Returns the histogram of the rank of the truth among the draws (PIT histogram).
 
     The position of the truth is :math:`u = (r + v) / (K + 1)` with its rank :math:`r` and a
     uniform :math:`v`, which is integrated out. If draws and truth are exchangeable, every bin is

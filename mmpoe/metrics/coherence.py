@@ -1,4 +1,4 @@
-r"""Whether generated modalities show the same content, as classifiers of each modality see it.
+r"""Coherence: agreement of generated modalities in their content, as classifiers see it.
 
 The classifiers are the user's, and so are their errors: report their accuracy on real data beside
 the coherence, which cannot be expected to exceed it.

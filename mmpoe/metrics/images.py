@@ -1,4 +1,4 @@
-r"""How close synthesised images are to the truth, by scikit-image (extra ``mmpoe[metrics]``).
+r"""Similarity of images to the truth, by scikit-image (extra ``mmpoe[metrics]``).
 
 Images are the last two dimensions; leading dimensions index images, and each image gets its own
 score. Tensors may be on any device, and their gradients are left behind. Numbers from different
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mmpoe.extras import needs
 
-from .each import each_image
+from ._each import each_image
 
 if TYPE_CHECKING:
     import numpy as np

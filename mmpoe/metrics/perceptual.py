@@ -1,4 +1,4 @@
-r"""Learned perceptual distances, by weights that are found on this machine and never downloaded.
+r"""Learned perceptual distances. Their weights are looked up on this machine, never downloaded.
 
 Features of a network that was trained on photographs are compared, weighted as people judge
 similarity. Images are the last two dimensions and are seen as grey ones. LPIPS and ST-LPIPS are
@@ -22,7 +22,7 @@ from torch.nn.functional import conv2d, max_pool2d, pad, relu
 
 from mmpoe.extras import needs
 
-from .each import image_pair
+from ._each import image_pair
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,4 +1,4 @@
-r"""How sure a mean is, and which differences between systems are more than chance.
+r"""Means with their standard errors, and paired tests between systems.
 
 The unit is the independent case, such as a patient: scores of slices or elements of one case vary
 together, so they are averaged before anything is tested.
@@ -6,7 +6,7 @@ together, so they are averaged before anything is tested.
 
 from __future__ import annotations
 
-__all__ = ["Comparison", "Mean", "PairedTable", "mean_with_error", "paired_table", "per_case"]
+__all__ = ["mean_with_error", "paired_table", "per_case"]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -72,10 +72,6 @@ class PairedTable:
     """The number of these cases."""
     rows: tuple[Comparison, ...]
     """The other systems."""
-    test: str
-    """The test, ``"wilcoxon"`` or ``"t"``."""
-    correction: str | None
-    """The correction for several comparisons, ``"bonferroni"``, ``"holm"`` or None."""
     alpha: float
     """The level below which a corrected p-value is significant."""
 
@@ -86,7 +82,7 @@ class PairedTable:
             digits: The number of decimals of means and differences.
 
         Returns:
-            A Markdown table, with the test and its correction in a line below.
+            A Markdown table, with the test in a line below.
         """
         lines = [
             "| system | mean ± sd | median difference | p | corrected p | verdict | n |",
@@ -102,12 +98,12 @@ class PairedTable:
                 f"| {row.difference:+.{digits}f} | {row.p:.2g} | {row.corrected:.2g} "
                 f"| {verdict} | {row.n}{dropped} |"
             )
-        name = {"wilcoxon": "Wilcoxon signed-rank test", "t": "Paired t-test"}[self.test]
-        corrected = "not corrected for several comparisons"
-        if self.correction is not None:
-            several = "comparisons" if len(self.rows) > 1 else "comparison"
-            corrected = f"{self.correction.title()}-corrected for {len(self.rows)} {several}"
-        return "\n".join([*lines, "", f"{name}, two-sided, {corrected}, p < {self.alpha:g}."])
+        several = "comparisons" if len(self.rows) > 1 else "comparison"
+        test = (
+            "Wilcoxon signed-rank test, two-sided, Bonferroni-corrected for "
+            f"{len(self.rows)} {several}, p < {self.alpha:g}."
+        )
+        return "\n".join([*lines, "", test])
 
 
 def mean_with_error(scores: ArrayLike) -> Mean:
@@ -124,7 +120,8 @@ def mean_with_error(scores: ArrayLike) -> Mean:
         scores: The scores, with shape :math:`(N, *)`; NaN is not scored.
 
     Returns:
-        The mean, its standard error, and the number of samples with a score.
+        An object with the fields ``mean``, ``error``, its standard error (NaN for fewer than two
+        samples), and ``n``, the number of samples with a score.
 
     Raises:
         ValueError: If there is no dimension of samples.
@@ -181,30 +178,31 @@ def paired_table(
     scores: Mapping[str, ArrayLike],
     *,
     reference: str,
-    test: str = "wilcoxon",
-    correction: str | None = "bonferroni",
     alpha: float = 0.01,
     higher_is_better: bool = True,
 ) -> PairedTable:
     r"""Tests every system against a reference, on the cases that both have a score for.
 
-    The tests are SciPy's, two-sided. The signed-rank test leaves out cases without a difference
-    and is exact for few cases; if no case differs, :math:`p = 1`. Comparing :math:`m` systems,
-    Bonferroni's correction is :math:`\min(1, m p)`; Holm's, which is never larger, sorts the
-    p-values and takes :math:`\max_{j \le i} \min(1, (m - j + 1) \, p_{(j)})`.
+    The test is Wilcoxon's signed-rank test, two-sided, of SciPy. It leaves out cases without a
+    difference and is exact for few cases; if no case differs, :math:`p = 1`. Comparing :math:`m`
+    systems, p-values are corrected as by Bonferroni, :math:`\min(1, m p)`.
 
     Arguments:
         scores: For each system, one score per independent case, with shape :math:`(N)`, cases in
             the same order (see :func:`per_case`). NaN is no score.
         reference: The name of the system to compare the others with.
-        test: ``"wilcoxon"`` for the signed-rank test, ``"t"`` for Student's paired test.
-        correction: ``"bonferroni"``, ``"holm"``, or None. It counts the systems of this table: of
-            several tables, it knows nothing.
         alpha: The level below which a corrected p-value is significant.
         higher_is_better: Whether higher scores are better.
 
     Returns:
-        The table; its ``markdown()`` formats it.
+        The table, which ``markdown(digits=3)`` formats. Its fields are ``reference``; the ``mean``
+        and standard deviation ``sd`` of the reference over its ``n`` cases; ``alpha``; and
+        ``rows``, one for each other system. The fields of a row are ``system``, its name; the
+        ``mean`` and ``sd`` of its score over the ``n`` cases compared; ``difference``, the median
+        over these of its score minus that of the reference; the p-values ``p`` and ``corrected``;
+        ``significant``, whether the latter is below `alpha`; ``better``, whether the tested
+        difference is in its favour; and ``dropped``, the number of cases left out because either
+        has no score.
 
     Raises:
         ValueError: If scores are infinite or differ in shape, a name is unknown, there is nothing
@@ -213,8 +211,6 @@ def paired_table(
     References:
         | Individual Comparisons by Ranking Methods (Wilcoxon, 1945)
         | https://doi.org/10.2307/3001968
-        | A Simple Sequentially Rejective Multiple Test Procedure (Holm, 1979)
-        | https://www.jstor.org/stable/4615733
 
     Example:
         >>> base = torch.arange(12.0)
@@ -222,12 +218,6 @@ def paired_table(
         >>> paired_table(scores, reference="mean").rows[0].p
         0.00048828125
     """
-    if test not in ("wilcoxon", "t"):
-        raise ValueError(f"'test' should be one of wilcoxon, t, but is {test!r}.")
-    if correction not in ("bonferroni", "holm", None):
-        raise ValueError(
-            f"'correction' should be one of bonferroni, holm, None, but is {correction!r}."
-        )
     if not 0 < alpha < 1:
         raise ValueError(f"'alpha' should be between 0 and 1, but is {alpha!r}.")
     if reference not in scores or len(scores) < 2:
@@ -238,18 +228,12 @@ def paired_table(
     values = _check_scores(scores)
     base = values.pop(reference)
 
-    smallest = alpha / (len(values) if correction == "bonferroni" else 1)
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    p_values = []
-    for system, value in values.items():
-        scored = ~(value.isnan() | base.isnan())
-        pairs[system] = value[scored], base[scored]
-        p_values.append(_p_value(system, *pairs[system], test, smallest))
-    corrected = _correct([p for p, _ in p_values], correction)
-
     rows = []
-    for system, (p, sign), p_corrected in zip(pairs, p_values, corrected, strict=True):
-        value, other = pairs[system]
+    for system, score in values.items():
+        both = ~(score.isnan() | base.isnan())
+        value, other = score[both], base[both]
+        p, sign = _signed_rank_test(system, value, other, alpha / len(values))
+        corrected = min(1.0, len(values) * p)
         mean, sd = _moments(value)
         rows.append(
             Comparison(
@@ -258,8 +242,8 @@ def paired_table(
                 sd=sd,
                 difference=(value - other).quantile(0.5).item(),
                 p=p,
-                corrected=p_corrected,
-                significant=p_corrected < alpha,
+                corrected=corrected,
+                significant=corrected < alpha,
                 better=sign > 0 if higher_is_better else sign < 0,
                 n=len(value),
                 dropped=len(base) - len(value),
@@ -267,17 +251,17 @@ def paired_table(
         )
     base = base[~base.isnan()]
     mean, sd = _moments(base)
-    return PairedTable(reference, mean, sd, len(base), tuple(rows), test, correction, alpha)
+    return PairedTable(reference, mean, sd, len(base), tuple(rows), alpha)
 
 
-def _p_value(
-    system: str, value: Tensor, other: Tensor, test: str, smallest: float
+def _signed_rank_test(
+    system: str, value: Tensor, other: Tensor, smallest: float
 ) -> tuple[float, float]:
     """The two-sided p-value, and a number with the sign of the tested difference."""
     import numpy as np
     from scipy import stats
 
-    needed = 2 if test == "t" else math.floor(1 - math.log2(smallest)) + 1
+    needed = math.floor(1 - math.log2(smallest)) + 1
     if len(value) < needed:
         raise ValueError(
             f"'scores' should hold at least {needed} cases that both systems have a score for, "
@@ -285,30 +269,12 @@ def _p_value(
             "Add cases, or choose a larger 'alpha'."
         )
     change = (value - other).numpy()
-    if test == "t":
-        if change.min() == change.max():  # no spread: the statistic is 0 / 0 or infinite
-            return float(change[0] == 0), float(change[0])
-        p = np.asarray(stats.ttest_1samp(change, 0.0))[1]
-        return float(p), float(change.mean())
     change = change[change != 0]
     if len(change) == 0:
         return 1.0, 0.0
     rank = stats.rankdata(abs(change))
     p = np.asarray(stats.wilcoxon(change))[1]
     return float(p), float(rank[change > 0].sum() - rank[change < 0].sum())
-
-
-def _correct(p_values: list[float], correction: str | None) -> list[float]:
-    count = len(p_values)
-    if correction is None:
-        return p_values
-    if correction == "bonferroni":
-        return [min(1.0, count * p) for p in p_values]
-    corrected, largest = [0.0] * count, 0.0
-    for step, i in enumerate(sorted(range(count), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (count - step) * p_values[i]))
-        corrected[i] = largest
-    return corrected
 
 
 def _check_scores(scores: Mapping[str, ArrayLike]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ __all__ = ["gmsd", "ms_ssim"]
 
 from typing import TYPE_CHECKING
 
-from .each import each_image
+from ._each import each_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,7 @@ def gmsd(
 
     with the gradient magnitudes :math:`g` of the truth and :math:`\hat{g}` of the prediction, by
     Prewitt's filters, after both images were halved (means of 2 x 2 pixels). As in the authors'
-    code, images go on with zeros beyond their border, and the standard deviation divides by
+    code, images continue with zeros beyond their border, and the standard deviation divides by
     :math:`|F| - 1`.
 
     Arguments:

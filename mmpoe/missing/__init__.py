@@ -1,9 +1,9 @@
 r"""Missing modalities: batches, masks, subsets and mechanisms. True always means observed."""
 
 __all__ = [
+    "Pairs",
     "as_mask",
     "collate",
-    "fill",
     "from_multivae",
     "mar",
     "mcar",
@@ -15,13 +15,16 @@ __all__ = [
     "subsets",
 ]
 
-from .checks import check_finite as check_finite
-from .checks import check_modalities as check_modalities
-from .checks import check_names as check_names
-from .checks import check_observed as check_observed
-from .checks import check_within as check_within
+# names imported as themselves are for the library's other packages, and not public
+from ._checks import check_finite as check_finite
+from ._checks import check_modalities as check_modalities
+from ._checks import check_names as check_names
+from ._checks import check_observed as check_observed
+from ._checks import check_within as check_within
+from ._pairs import Pairs
 from .collate import collate, from_multivae
-from .masks import as_mask, fill
+from .masks import as_mask
+from .masks import fill as fill
 from .mechanisms import mar, mcar, mnar, patterns
 from .sampling import random_subsets, sample_subsets
 from .subsets import distinct_pairs as distinct_pairs

@@ -1,4 +1,4 @@
-r"""Batches of samples that each hold whichever modalities they have."""
+r"""Collation of samples that each hold whichever modalities they have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_modalities, check_names
+from ._checks import check_modalities, check_names
 
 
 def collate(

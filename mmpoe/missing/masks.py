@@ -1,15 +1,15 @@
-r"""Masks over modalities, and entries without what is missing."""
+r"""Masks over modalities."""
 
 from __future__ import annotations
 
-__all__ = ["as_mask", "fill"]
+__all__ = ["as_mask"]
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .checks import check_names
+from ._checks import check_names
 
 
 def as_mask(

@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid
 
-from .checks import check_observed
+from ._checks import check_observed
+from ._draws import draw_at
 
 
 def mcar(
@@ -229,9 +230,8 @@ def patterns(
             f"'weight' should hold one number per pattern ({len(observed)}), at least 0 and not "
             f"all 0, but is {weight}."
         )
-    edges = weights.cumsum(dim=0)
-    point = torch.rand(batch_size, generator=generator, dtype=torch.float64) * edges[-1]
-    return observed[torch.searchsorted(edges, point, right=True).to(observed.device)]
+    point = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+    return observed[draw_at(weights, point).to(observed.device)]
 
 
 def _standardised_mean(entries: Tensor) -> Tensor:
@@ -306,10 +306,10 @@ def _intercepts_of_kept(drive: Tensor, rate: Tensor) -> Tensor:
 
 
 def _missing_of_kept(log_odds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean (B, M) and covariance (M, M), averaged over rows, of what rows miss if not all.
+    """The mean (B, M) and row-averaged covariance (M, M) of the missing, given that not all are.
 
-    Also returns the log probabilities that some other modality is observed, (B, M). The log odds
-    of missing are larger by these in rows that keep a modality.
+    Also returns the log probabilities that some other modality is observed, (B, M): by so much
+    the log odds of missing are larger in rows that keep a modality.
     """
     log_p = logsigmoid(log_odds)
     log_all = log_p.sum(dim=1, keepdim=True)  # log p(all are missing)

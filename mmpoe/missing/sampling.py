@@ -1,15 +1,14 @@
-r"""Subsets of what each row observed, drawn."""
+r"""Random subsets of what each row observed."""
 
 from __future__ import annotations
 
 __all__ = ["random_subsets", "sample_subsets"]
 
-from collections.abc import Sequence
-
 import torch
 from torch import Generator, Tensor
 
-from .checks import check_observed
+from ._checks import check_observed
+from ._draws import draw_systematically
 from .subsets import check_covered, check_family, distinct, within
 
 
@@ -57,13 +56,11 @@ def sample_subsets(
     family: str | Tensor = "powerset",
     *,
     samples: int,
-    proposal: str = "family",
     special: int = 0,
-    sizes: Sequence[int] | None = None,
     generator: Generator | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Draws subsets from a family that is too large to enumerate, with importance weights.
+    r"""Draws subsets from a family that is too large to enumerate, each of weight :math:`1 / K`.
 
     For any function :math:`f` of a subset, and the weights :math:`\alpha_{s | r}` of the family
     (:func:`subsets`),
@@ -73,57 +70,49 @@ def sample_subsets(
     A family falls into strata, whose members weigh the same: the subsets of one size
     (``"powerset"``), single modalities (``"singletons"``), single patterns (a tensor) or, for
     ``"groups"``, what was observed, the special modality, and the subsets of the others by size.
-    First a stratum is drawn, then one of its members, uniformly. The strata of a row are drawn
-    systematically: the :math:`K` draws share one random number, and a stratum of probability
+    A stratum is drawn by its weight, then one of its members, uniformly. The strata of a row are
+    drawn systematically: the :math:`K` draws share one random number, and a stratum of weight
     :math:`q` is drawn :math:`K q` times, rounded up or down. Members are independent.
 
     Arguments:
         observed: What was observed, boolean, with shape :math:`(B, M)`, for any :math:`M`.
         family: The family, as for :func:`subsets`.
         samples: The number of subsets to draw for each row, :math:`K`.
-        proposal: What strata are drawn from: ``"family"`` (as they weigh, so that :math:`w_k = 1 /
-            K`), or ``"sizes"`` (evenly, so that all sizes turn up once :math:`K` is the number of
-            modalities, those of single modalities and of the full set among them).
         special: The column of the special modality of ``"groups"``.
-        sizes: The sizes of the subsets of ``"powerset"``, any if None.
         generator: The random generator, on the CPU; PyTorch's own if None.
         dtype: The dtype of the weights, PyTorch's default if None.
 
     Returns:
-        The subsets, boolean, with shape :math:`(K, B, M)`, and their weights :math:`w_k`, with
-        shape :math:`(K, B)`. A subset may stand several times for a row (:func:`pack` merges
-        them). A row that observed nothing gets nothing, of weight 0.
+        The subsets, boolean, with shape :math:`(K, B, M)`, and their weights
+        :math:`w_k = 1 / K`, with shape :math:`(K, B)`. A subset may stand several times for a row
+        (:func:`pack` merges them). A row that observed nothing gets nothing, of weight 0.
 
     Raises:
         ValueError: As :func:`subsets`, save that no family is too large, and if `samples` is not
-            positive or `proposal` is unknown.
+            positive.
 
     Example:
         >>> observed = torch.ones(1, 40, dtype=torch.bool)  # 2^40 - 1 subsets
-        >>> given, weight = sample_subsets(observed, samples=40, proposal="sizes")
-        >>> given.sum(dim=-1).flatten().tolist() == list(range(1, 41))
-        True
+        >>> given, weight = sample_subsets(observed, samples=4)
+        >>> given.shape, weight.flatten()
+        (torch.Size([4, 1, 40]), tensor([0.2500, 0.2500, 0.2500, 0.2500]))
     """
-    check_family(family, observed, special, sizes)
+    check_family(family, observed, special)
     _check_samples(samples)
-    if proposal not in ("family", "sizes"):
-        raise ValueError(f"'proposal' should be family or sizes, but is {proposal!r}.")
-    pool, size, alpha = _strata(observed, family, special, sizes)
-    check_covered(alpha.any(dim=0), observed, "family" if sizes is None else "sizes")
+    pool, size, alpha = _strata(observed, family, special)
+    covered = alpha.any(dim=0)
+    check_covered(covered, observed)
 
     offset = torch.rand(len(observed), generator=generator, dtype=torch.float64)
     keys = torch.rand(samples, *observed.shape, generator=generator, dtype=torch.float64)
-    usable = (alpha > 0).to(alpha.dtype)
-    chance = alpha if proposal == "family" else usable / usable.sum(dim=0).clamp(min=1)
-    stratum, weight = _draw_strata(alpha, chance, offset.to(alpha), samples)
+    stratum = draw_systematically(alpha, offset.to(alpha), samples)  # (K, B)
     row = torch.arange(len(observed), device=observed.device)
     given = _draw_members(pool[stratum, row], size[stratum, row], keys.to(alpha))
+    weight = (covered.to(alpha) / samples).repeat(samples, 1)
     return given, weight.to(torch.get_default_dtype() if dtype is None else dtype)
 
 
-def _strata(
-    observed: Tensor, family: str | Tensor, special: int, sizes: Sequence[int] | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _strata(observed: Tensor, family: str | Tensor, special: int) -> tuple[Tensor, Tensor, Tensor]:
     """The G strata of a family: all subsets of a pool (G, B, M) that have some size (G, B).
 
     Also returns how much the members of a stratum weigh together, in float64, with shape (G, B).
@@ -132,9 +121,9 @@ def _strata(
     if isinstance(family, str) and family == "groups":
         alone = torch.arange(modalities, device=observed.device) == special
         groups = [
-            _strata(observed, "full", special, None),
-            _strata(observed & alone, "full", special, None),
-            _strata(observed & ~alone, "powerset", special, None),
+            _strata(observed, "full", special),
+            _strata(observed & alone, "full", special),
+            _strata(observed & ~alone, "powerset", special),
         ]
         pool, size, alpha = (torch.cat(parts) for parts in zip(*groups, strict=True))
         usable = sum(alpha.any(dim=0).long() for _, _, alpha in groups)
@@ -150,28 +139,13 @@ def _strata(
     most = observed.sum(dim=1)  # (B)
     size = most[None]
     if family == "powerset":
-        size = torch.tensor(sizes or range(1, modalities + 1), device=observed.device)
-        size = size[:, None].expand(-1, len(observed))
+        size = torch.arange(1, modalities + 1, device=observed.device)[:, None]
+        size = size.expand(-1, len(observed))
     usable = (size > 0) & (size <= most)
     k, n = size.double(), most.double()
     log_count = (n + 1).lgamma() - (k + 1).lgamma() - ((n - k).clamp(min=0) + 1).lgamma()
     alpha = torch.where(usable, log_count, -torch.inf).softmax(dim=0)
     return observed.expand(len(size), -1, -1), size, torch.where(usable, alpha, 0)
-
-
-def _draw_strata(
-    alpha: Tensor, proposal: Tensor, offset: Tensor, samples: int
-) -> tuple[Tensor, Tensor]:
-    """Draws strata systematically from the proposal (G, B): which, and their weights, (K, B)."""
-    edges = proposal.cumsum(dim=0)  # (G, B)
-    point = (torch.arange(samples, device=offset.device)[:, None] + offset) / samples
-    point = point.clamp(max=1 - 2**-53) * edges[-1]  # (K, B), in front of the last edge
-    stratum = torch.searchsorted(edges.t().contiguous(), point.t().contiguous(), right=True)
-    stratum = stratum.t().clamp(max=len(edges) - 1)  # (K, B)
-
-    chance = proposal.gather(0, stratum)
-    weight = alpha.gather(0, stratum) / torch.where(chance > 0, chance, 1) / samples
-    return stratum, weight
 
 
 def _draw_members(pool: Tensor, size: Tensor, keys: Tensor) -> Tensor:

@@ -1,18 +1,15 @@
-r"""Subsets of what each row observed, enumerated."""
+r"""Families of subsets of what each row observed, enumerated."""
 
 from __future__ import annotations
 
 __all__ = ["pack", "subsets"]
 
-import itertools
-import math
 from collections import Counter
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .checks import check_observed
+from ._checks import check_observed
 
 FAMILIES = ("full", "singletons", "powerset", "groups")
 MAX_ENUMERATED = 12
@@ -24,7 +21,6 @@ def subsets(
     family: str | Tensor = "powerset",
     *,
     special: int = 0,
-    sizes: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Enumerates the subsets of what each row observed, with their mixture weights.
@@ -33,8 +29,7 @@ def subsets(
 
     - ``"full"``: :math:`r` alone;
     - ``"singletons"``: each observed modality, uniformly;
-    - ``"powerset"``: every non-empty subset of :math:`r`, uniformly; with `sizes`, every subset
-      that has one of these sizes;
+    - ``"powerset"``: every non-empty subset of :math:`r`, uniformly;
     - ``"groups"``: the groups of MMHVAE, :math:`\{r\}`, the special modality alone, and the
       non-empty subsets of the other modalities of :math:`r`, one third each and uniform inside the
       group (groups that are empty for a row share their weight among the others);
@@ -45,8 +40,6 @@ def subsets(
         observed: What was observed, boolean, with shape :math:`(B, M)`.
         family: The name of the family, or its patterns, boolean, with shape :math:`(S, M)`.
         special: The column of the special modality of ``"groups"`` (ultrasound in MMHVAE).
-        sizes: The sizes of the subsets of ``"powerset"``, any if None. Only these are enumerated,
-            so that small subsets of many modalities can be.
         dtype: The dtype of the weights, PyTorch's default if None.
 
     Returns:
@@ -57,8 +50,8 @@ def subsets(
 
     Raises:
         ValueError: If the family is unknown, `observed` is not a boolean matrix, `special` is not
-            a column, `sizes` are not sizes of subsets, there are too many subsets to enumerate, or
-            the family has no subset for a row that observed something.
+            a column, there are too many subsets to enumerate, or the family has no subset for a
+            row that observed something.
 
     References:
         | Unified Cross-Modal Medical Image Synthesis with Hierarchical Mixture of
@@ -74,7 +67,7 @@ def subsets(
                 [0.3333, 1.0000],
                 [0.3333, 0.0000]])
     """
-    check_family(family, observed, special, sizes)
+    check_family(family, observed, special)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     modalities = observed.shape[1]
     if isinstance(family, str) and family == "full":
@@ -88,9 +81,9 @@ def subsets(
     elif family == "singletons":
         members = torch.eye(modalities, dtype=torch.bool)
     else:
-        members = _powerset(modalities, sizes)
+        members = _powerset(modalities)
     given, inside = within(members, observed)
-    check_covered(inside.any(dim=0), observed, "family" if sizes is None else "sizes")
+    check_covered(inside.any(dim=0), observed)
     times = inside * count.to(inside.device)[:, None]  # (S, B)
     return given, times.to(dtype) / times.sum(dim=0).clamp(min=1)
 
@@ -135,12 +128,15 @@ def pack(given: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, s = (given.any(dim=-1) & (weight > 0)).t().nonzero(as_tuple=True)  # (N)
     given, weight = given[s, rows], weight[s, rows]  # (N, M), (N)
 
-    one, pair = distinct_pairs(rows, given)  # (R), (N)
+    found = distinct_pairs(rows, given)
+    if found is None:
+        return given, rows, weight
+    one, pair = found  # (R), (N)
     merged = weight.new_zeros(len(one)).index_add(0, pair, weight)
     return given[one], rows[one], merged
 
 
-def distinct_pairs(rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+def distinct_pairs(rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor] | None:
     """Finds the distinct pairs among some of a row and a subset, in the order of the rows.
 
     Arguments:
@@ -149,9 +145,13 @@ def distinct_pairs(rows: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The place of one of those that are equal, for each of the R distinct pairs, with shape (R);
-        and which of them each of the pairs is, with shape (N).
+        and which of them each of the pairs is, with shape (N). None if all are distinct, and in
+        order already.
     """
-    code, pair = _codes(rows, given).unique(return_inverse=True)
+    code = _codes(rows, given)
+    if bool((code[1:] > code[:-1]).all()):
+        return None
+    code, pair = code.unique(return_inverse=True)
     place = torch.arange(len(pair), device=pair.device)
     return torch.empty_like(code).scatter(0, pair, place), pair
 
@@ -163,9 +163,7 @@ def distinct(patterns: Tensor) -> tuple[Tensor, Tensor]:
     return members, torch.tensor(list(counts.values()), dtype=torch.long)
 
 
-def check_family(
-    family: str | Tensor, observed: Tensor, special: int, sizes: Sequence[int] | None
-) -> None:
+def check_family(family: str | Tensor, observed: Tensor, special: int) -> None:
     """Raises a ValueError unless the arguments describe a family of subsets of `observed`."""
     check_observed(observed)
     modalities = observed.shape[1]
@@ -184,18 +182,9 @@ def check_family(
         raise ValueError(
             f"'special' should be a column of 'observed', 0 to {modalities - 1}, but is {special}."
         )
-    if sizes is None:
-        return
-    if isinstance(family, Tensor) or family != "powerset":
-        raise ValueError(f"'sizes' should be None unless 'family' is powerset, but is {sizes}.")
-    distinct_sizes = set(sizes) & set(range(1, modalities + 1))
-    if not sizes or len(distinct_sizes) < len(sizes):
-        raise ValueError(
-            f"'sizes' should be distinct numbers from 1 to {modalities}, but is {sizes}."
-        )
 
 
-def check_covered(covered: Tensor, observed: Tensor, argument: str) -> None:
+def check_covered(covered: Tensor, observed: Tensor) -> None:
     """Raises a ValueError unless each row that observed something has a subset in the family."""
     if torch.compiler.is_compiling():  # which data cannot break off
         return
@@ -204,7 +193,7 @@ def check_covered(covered: Tensor, observed: Tensor, argument: str) -> None:
         shown = [f"row {b} ({observed[b].nonzero()[:, 0].tolist()})" for b in lost[:5]]
         more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         raise ValueError(
-            f"'{argument}' should leave a subset of what each row observed, but leaves none for "
+            f"'family' should leave a subset of what each row observed, but leaves none for "
             f"{', '.join(shown)}{more}, with the observed columns in parentheses."
         )
 
@@ -247,24 +236,13 @@ def _codes(rows: Tensor, given: Tensor) -> Tensor:
     return (rows << modalities) + (given.long() << bits).sum(dim=1)
 
 
-def _powerset(modalities: int, sizes: Sequence[int] | None = None) -> Tensor:
-    """All non-empty subsets, (2^M - 1, M), in the order of their codes; or those of some sizes."""
-    most = 2**MAX_ENUMERATED - 1
-    if sizes is None:
-        if modalities > MAX_ENUMERATED:
-            raise ValueError(
-                f"'observed' should have at most {MAX_ENUMERATED} columns for its "
-                f"{2**modalities - 1} subsets to be enumerated; choose some 'sizes', or draw "
-                "subsets with 'sample_subsets'."
-            )
-        codes = torch.arange(1, 2**modalities)
-        return (codes[:, None] >> torch.arange(modalities) & 1).bool()
-
-    total = sum(math.comb(modalities, size) for size in sizes)
-    if total > most:
+def _powerset(modalities: int) -> Tensor:
+    """All non-empty subsets, (2^M - 1, M), in the order of their codes."""
+    if modalities > MAX_ENUMERATED:
         raise ValueError(
-            f"'sizes' should leave at most {most} subsets of {modalities} modalities to be "
-            f"enumerated, but {sizes} leaves {total}; draw subsets with 'sample_subsets'."
+            f"'observed' should have at most {MAX_ENUMERATED} columns for its "
+            f"{2**modalities - 1} subsets to be enumerated; draw subsets with 'sample_subsets', "
+            "or choose some as patterns."
         )
-    members = [c for size in sizes for c in itertools.combinations(range(modalities), size)]
-    return torch.tensor([[m in member for m in range(modalities)] for member in members])
+    codes = torch.arange(1, 2**modalities)
+    return (codes[:, None] >> torch.arange(modalities) & 1).bool()

@@ -10,17 +10,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from mmpoe.distributions import DiagNormal, Draws
-from mmpoe.hierarchy import Encodings, Inference, LatentGroup, latent_groups, top_down
+from mmpoe.hierarchy import (
+    Encodings,
+    Experts,
+    Inference,
+    LatentGroup,
+    Latents,
+    State,
+    Step,
+    latent_groups,
+)
 from mmpoe.likelihoods import Likelihood
-from mmpoe.missing import check_names, check_observed, collate, fill
+from mmpoe.missing import Pairs, check_names, check_observed, collate, fill
 from mmpoe.nn import ModalityDict
 from mmpoe.nn.modes import evaluation
+from mmpoe.posteriors import Draw
 
-from .inputs import check_entries, check_noise, draw_component, given_mask, given_rows
+from ._inputs import (
+    check_entries,
+    check_noise,
+    check_pairs,
+    check_weight,
+    draw_component,
+    given_mask,
+)
+from ._scoring import score
 
 
 class UncalibratedWarning(UserWarning):
@@ -128,17 +146,13 @@ class MultimodalVAE(nn.Module):
         x: Mapping[str, Tensor],
         given: Tensor | Sequence[str] | None = None,
         *,
-        rows: Tensor | None = None,
-        component: bool = False,
-        z: Sequence[Tensor] | None = None,
         noise: Sequence[Tensor] | None = None,
         temperature: float = 1.0,
-        matched: bool = False,
-        decode: Tensor | None = None,
     ) -> Output:
         r"""Infers the latents from what is given and decodes every modality.
 
-        If the posterior is a mixture, one component is drawn for each row.
+        It is :meth:`encode`, :meth:`infer` and :meth:`decode` in a row. If the posterior is a
+        mixture, one component is drawn for each row.
 
         Arguments:
             x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`. Entries
@@ -146,47 +160,223 @@ class MultimodalVAE(nn.Module):
             given: What to condition on: a boolean mask of shape :math:`(B, M)`, or
                 :math:`(S, B, M)` for S subsets at once, or the names of some modalities, which
                 every row must then have. By default, all that `x` holds.
-            rows: The sample of the batch that each row of `given` is about, with shape
-                :math:`(R)`, for any pairs of sample and subset, see :func:`mmpoe.missing.pack`;
-                `given` then has shape :math:`(R, M)`, and so the batch shape of every output is R.
-            component: Whether `given` is itself the component to use, if the posterior is a
-                mixture, in place of what to draw one from.
-            z: The latents of each group, coarse to fine, to pass down in place of samples; they
-                are returned as they are, with the posteriors and priors of each group given them.
             noise: Standard normal noise for each group, coarse to fine, each with the shape of its
                 z; drawn if None.
             temperature: The temperature of the posterior samples; 0 passes means down. Divergences
                 are always those of temperature 1.
-            matched: Whether to infer with the matched experts, see :func:`mmpoe.calibrate`.
-            decode: Which rows to decode, for each modality, boolean, with the shape of `given`,
-                :math:`(B, M)` or :math:`(R, M)`; all if None. The likelihood of a modality then
-                has those rows alone, and there is none of a modality without rows.
 
         Raises:
             ValueError: If a modality is unknown, shapes do not agree, or a given entry is not
                 finite.
         """
-        h, steps, shape = self._infer(
-            x,
-            given,
-            rows,
-            noise=noise,
-            z=z,
-            temperature=temperature,
-            component=component,
-            matched=matched,
-        )
-        if decode is None:
-            likelihoods = self._decode(h, shape, self.modalities)
-        else:
-            likelihoods = self._decode_rows(h, shape, decode)
-        return Output(
-            likelihoods=likelihoods,
+        mask = given_mask(x, given, self.modalities, self._like())
+        encodings = self.encode(x, mask)
+        component = draw_component(mask, self.family)
+        q = self.infer(encodings, component, noise=noise, temperature=temperature)
+        return Output(self.decode(q.state), q.kl, q.z, q.posteriors, q.priors)
+
+    def encode(self, x: Mapping[str, Tensor], given: Tensor) -> Encodings:
+        r"""Runs each encoder once, only on the rows in which its modality is given.
+
+        Arguments:
+            x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`.
+            given: The entries that some inference will condition on, boolean, with shape
+                :math:`(B, M)`, or :math:`(S, B, M)` for S subsets.
+
+        Returns:
+            The features, from which :meth:`infer` infers any subset of what is given.
+
+        Raises:
+            ValueError: If a given entry is absent, of another dtype than the model, not finite or
+                of a shape that its encoder rejects, or an encoder does not return one tensor per
+                group.
+        """
+        needed = given.any(dim=0) if given.dim() == 3 else given
+        check_observed(needed, self.modalities)
+        compiling = torch.compiler.is_compiling()
+        gather = not compiling if self.gather is None else self.gather
+        rows: dict[str, Tensor | None] = {}
+        outputs: dict[str, Tensor | Sequence[Tensor]] = {}
+        for column, m in enumerate(self.modalities):
+            seen = needed[:, column]
+            present = seen.nonzero()[:, 0] if gather else None
+            if (m not in x and compiling) or (present is not None and len(present) == 0):
+                continue
+            finite = self.validate and not compiling
+            check_entries(x, m, seen, self._dtype(m), finite=finite)
+            entries = fill(x[m], seen) if present is None else x[m][present]
+            rows[m], outputs[m] = present, self._encode(m, entries)
+
+        if not outputs and x and self.groups[0].shape is None:
+            m = next(iter(x))  # encode no rows of it, to learn the shape of the latents
+            rows[m] = torch.zeros(0, dtype=torch.long, device=needed.device)
+            outputs[m] = self._encode(m, x[m][:0])
+
+        features = self._features(outputs)
+        like = self._like().new_zeros((), device=needed.device)
+        return Encodings(self.modalities, needed, rows, features, like)
+
+    def infer(
+        self,
+        encodings: Encodings,
+        given: Tensor,
+        *,
+        rows: Tensor | None = None,
+        z: Latents | None = None,
+        noise: Sequence[Tensor] | None = None,
+        temperature: float = 1.0,
+        experts: Experts = "trained",
+    ) -> Inference:
+        r"""Infers the latents of all groups, coarse to fine, in one pass.
+
+        .. math:: q(z \mid x_s) = \prod_l q(z_l \mid z_{>l}, x_s)
+
+        It takes each subset as it is: of a posterior that is a mixture, it is the component to
+        use, see :attr:`family`. Where nothing is given, the posterior is the prior.
+
+        Arguments:
+            encodings: The encodings of a batch.
+            given: The subset :math:`s` to condition on, boolean: one for each sample, with shape
+                :math:`(B, M)`; S for each, with shape :math:`(S, B, M)`; or, with `rows`, any R
+                pairs of a sample and a subset, with shape :math:`(R, M)`.
+            rows: The sample of each pair, with shape :math:`(R)`, see :func:`mmpoe.missing.pack`.
+            z: The latents of each group, coarse to fine, to pass down in place of samples; they
+                are returned as they are, with the posteriors and priors of each group given them.
+                Or a function that is called with the level of a group (0 for the coarsest) and its
+                posterior, of batch shape :math:`(N)`, and returns them.
+            noise: Standard normal noise for each group, coarse to fine, each with the shape of its
+                z; drawn if None.
+            temperature: The temperature of the posterior samples; 0 passes means down. Divergences
+                are always those of temperature 1.
+            experts: The experts to infer with: those that were ``"trained"`` with the model, or
+                the ``"matched"`` ones, see :func:`mmpoe.calibrate`.
+
+        Returns:
+            The latents, with batch shape :math:`(B)`, :math:`(S, B)` or :math:`(R)`.
+
+        Raises:
+            ValueError: If shapes do not agree, a pair is given what was not encoded, or there are
+                no matched experts.
+        """
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(
+                f"'temperature' should be finite and at least 0, but is {temperature!r}."
+            )
+        if experts not in ("trained", "matched"):
+            raise ValueError(f"'experts' should be trained or matched, but is {experts!r}.")
+        check_pairs(given, rows, encodings)
+        pairs = Pairs.of(given, rows)
+        shape = tuple(given.shape[:-1])
+        if noise is not None:
+            check_noise(noise, len(self.groups), shape)
+            noise = [n.flatten(0, len(shape) - 1) for n in noise]
+        if z is not None and not callable(z):
+            check_noise(z, len(self.groups), shape, argument="z")
+            z = [v.flatten(0, len(shape) - 1) for v in z]
+
+        h: Tensor | None = None
+        steps: list[Step] = []  # as torch.compile has it, which knows no list[Step]()
+        for level, group in enumerate(latent_groups(self.groups)):
+            draw = Draw(None if noise is None else noise[level], temperature)
+            latents = z if z is None or callable(z) else z[level]
+            step = group(h, level, encodings, pairs, draw, latents, experts)
+            h = group.merge(h, step.z)
+            steps.append(step)
+        assert h is not None  # there is at least one group
+        return Inference(
             kl=[step.kl.unflatten(0, shape) for step in steps],
             z=[step.z.unflatten(0, shape) for step in steps],
             posteriors=[_unflatten(step.posterior, shape) for step in steps],
             priors=[_unflatten(step.prior, shape) for step in steps],
+            state=State(h, Size(shape)),
         )
+
+    def decode(
+        self, state: State, targets: Sequence[str] | None = None
+    ) -> dict[str, Distribution]:
+        r"""Returns :math:`p(x_m \mid z)` of some modalities.
+
+        Arguments:
+            state: The state, of :meth:`infer`.
+            targets: The modalities to decode; by default, all of them.
+
+        Returns:
+            The distribution of each target, with the batch shape of the state.
+
+        Raises:
+            ValueError: If a target is unknown, or a decoder returns no distribution or cannot
+                decode several subsets at once.
+        """
+        targets = self.modalities if targets is None else targets
+        check_names(targets, self.modalities, argument="targets")
+        decoded = {}
+        for m in targets:
+            decoder, dims = self.decoders[m], len(state.shape)
+            if dims == 1:
+                p = decoder(state.h)
+            elif isinstance(decoder, Likelihood):
+                p = decoder(state.h.unflatten(0, state.shape), batch_dims=dims)
+            else:
+                raise ValueError(
+                    f"The decoder of {m!r} should be a mmpoe.likelihoods.Likelihood to decode "
+                    f"several subsets at once, but is a {type(decoder).__name__}."
+                )
+            if not isinstance(p, Distribution):
+                raise ValueError(
+                    f"The decoder of {m!r} should return a distribution, as the modules in "
+                    f"mmpoe.likelihoods do, but returns a {type(p).__name__}."
+                )
+            decoded[m] = p
+        return decoded
+
+    def log_likelihood(
+        self,
+        state: State,
+        x: Mapping[str, Tensor],
+        scored: Tensor,
+        *,
+        rows: Tensor | None = None,
+        weight: Tensor | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        r"""Returns the log-likelihood of entries, and decodes nothing but these.
+
+        .. math:: \sum_{m \in r} w_m \log p(x_m \mid z)
+
+        Arguments:
+            state: The state, of :meth:`infer`, with batch shape :math:`(B)`, :math:`(S, B)` or
+                :math:`(R)`.
+            x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`. Entries
+                that are not scored are never read.
+            scored: The entries :math:`r` to score, boolean, with shape :math:`(B, M)`, or
+                :math:`(R, M)` with `rows`.
+            rows: The sample that each row of the state is about, with shape :math:`(R)`.
+            weight: The weight :math:`w` of each entry, at least 0, broadcastable to the shape of
+                `scored`; 1 if None. An entry of weight 0 is not scored.
+            valid: For some modalities, the elements inside an entry to score, boolean,
+                broadcastable to :math:`(B, *)`. Elements outside are never read.
+
+        Returns:
+            The log-likelihood, in nats, with the batch shape of the state.
+
+        Raises:
+            ValueError: If shapes do not agree, a modality of `x` or `valid` is unknown, a scored
+                entry is absent, not finite or outside the support of its likelihood. Values are
+                checked if :attr:`validate` is set.
+        """
+        check_names(list(x), self.modalities, argument="x")
+        check_names(list(valid or {}), self.modalities, argument="valid")
+        check_observed(scored, self.modalities, argument="scored")
+        if state.shape[-1] != len(scored):
+            raise ValueError(
+                f"'scored' should have a row for each row of 'state' ({state.shape[-1]}), "
+                f"but has shape {tuple(scored.shape)}."
+            )
+        scored = scored.to(state.h.device)
+        if weight is not None:
+            weight = check_weight(weight, scored).to(state.h.device)
+            scored = scored & (weight > 0)
+        return score(self, state, x, scored, rows, weight, valid or {})
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
         """Makes a batch of incomplete samples, columns in the order of this model's modalities.
@@ -205,6 +395,7 @@ class MultimodalVAE(nn.Module):
         targets: Sequence[str] | None = None,
         temperature: float = 1.0,
         samples: int = 1,
+        experts: Experts | None = None,
     ) -> dict[str, Distribution | Draws]:
         r"""Predicts modalities from those that are given.
 
@@ -217,9 +408,11 @@ class MultimodalVAE(nn.Module):
             targets: The modalities to predict; by default, all of them. Only these are decoded.
             temperature: The temperature of the posterior samples; 0 is the prediction at the mean.
             samples: The number of latent samples K to draw for each row. With more than one, each
-                prediction is a mixture of K likelihoods. They are drawn from the matched experts,
-                if the model has any; if not, the spread is not calibrated, since posteriors
-                trained to reconstruct unseen modalities are too narrow, and a warning says so.
+                prediction is a mixture of K likelihoods.
+            experts: The experts to infer with, ``"trained"`` or ``"matched"``. By default the
+                matched ones, if the model has any. If not, the spread of several samples is not
+                calibrated, since posteriors trained to reconstruct unseen modalities are too
+                narrow, and a warning says so.
 
         Returns:
             For each target, a distribution with ``mean`` and ``stddev`` of shape :math:`(B, *)`;
@@ -234,69 +427,64 @@ class MultimodalVAE(nn.Module):
         if not isinstance(samples, int) or samples < 1:
             raise ValueError(f"'samples' should be an integer of at least 1, but is {samples!r}.")
         mask = given_mask(x, given, self.modalities, self._like())
-        if samples == 1:
-            with evaluation(self.modules()):
-                h, _, shape = self._infer(x, mask, temperature=temperature)
-                return {**self._decode(h, shape, targets)}
-
-        if mask.dim() != 2:
-            raise ValueError(
-                f"'given' should have shape (B, M) to draw several samples, "
-                f"but has shape {tuple(mask.shape)}."
-            )
-        matched = self.is_matched
-        if not matched:
-            warnings.warn(
-                "The spread of these samples is not calibrated: it understates how far "
-                "predictions are from the truth. 'mmpoe.calibrate' makes it match.",
-                UncalibratedWarning,
-                stacklevel=3,
-            )
-        repeated = mask.expand(samples, *mask.shape)
+        experts = self.best_experts if experts is None else experts
+        if samples > 1:
+            if mask.dim() != 2:
+                raise ValueError(
+                    f"'given' should have shape (B, M) to draw several samples, "
+                    f"but has shape {tuple(mask.shape)}."
+                )
+            if experts != "matched":
+                warnings.warn(
+                    "The spread of these samples is not calibrated: it understates how far "
+                    "predictions are from the truth. 'mmpoe.calibrate' makes it match.",
+                    UncalibratedWarning,
+                    stacklevel=3,
+                )
+            mask = mask.expand(samples, *mask.shape)
         with evaluation(self.modules()):
-            h, _, shape = self._infer(x, repeated, temperature=temperature, matched=matched)
-            return {m: Draws(p) for m, p in self._decode(h, shape, targets).items()}
+            encodings = self.encode(x, mask)
+            component = draw_component(mask, self.family_of(experts))
+            q = self.infer(encodings, component, temperature=temperature, experts=experts)
+            decoded = self.decode(q.state, targets)
+        return {m: p if samples == 1 else Draws(p) for m, p in decoded.items()}
+
+    @torch.no_grad()
+    def fix_shapes(self, x: Mapping[str, Tensor]) -> None:
+        """Fixes the shapes of latents that were left to the encoders.
+
+        Groups without a `shape` take it from what the encoders return, in every call. What has to
+        know it without a batch, such as :func:`mmpoe.imputation.add_matched_experts`, needs it
+        fixed.
+
+        Arguments:
+            x: A batch that holds a modality or more, of any number of rows.
+        """
+        if all(group.shape is not None for group in self.groups):
+            return
+        with evaluation(self.modules()):
+            none = given_mask(x, [], self.modalities, self._like())
+            q = self.infer(self.encode(x, none), none)
+        for group, z in zip(latent_groups(self.groups), q.z, strict=True):
+            group.shape = tuple(z.shape[1:])
 
     @property
     def is_matched(self) -> bool:
         """Whether every group has matched experts, see :func:`mmpoe.calibrate`."""
         return all(group.matched is not None for group in self.groups)
 
-    def encode(self, x: Mapping[str, Tensor], observed: Tensor) -> Encodings:
-        r"""Runs each encoder once, only on the rows in which its modality was observed.
+    @property
+    def best_experts(self) -> Experts:
+        """The experts whose samples spread best: the matched ones, if there are any."""
+        return "matched" if self.is_matched else "trained"
+
+    def family_of(self, experts: Experts) -> str:
+        """Returns the subsets that are components of a posterior: matched experts are a product.
 
         Arguments:
-            x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`.
-            observed: What was observed, boolean, with shape :math:`(B, M)`.
-
-        Raises:
-            ValueError: If an observed entry is absent, of another dtype than the model, not finite
-                or of a shape that its encoder rejects, or an encoder does not return one tensor
-                per group.
+            experts: The experts that infer.
         """
-        check_observed(observed, self.modalities)
-        compiling = torch.compiler.is_compiling()
-        gather = not compiling if self.gather is None else self.gather
-        rows: dict[str, Tensor | None] = {}
-        outputs: dict[str, Tensor | Sequence[Tensor]] = {}
-        for column, m in enumerate(self.modalities):
-            seen = observed[:, column]
-            present = seen.nonzero()[:, 0] if gather else None
-            if (m not in x and compiling) or (present is not None and len(present) == 0):
-                continue
-            finite = self.validate and not compiling
-            check_entries(x, m, seen, self._dtype(m), finite=finite)
-            entries = fill(x[m], seen) if present is None else x[m][present]
-            rows[m], outputs[m] = present, self._encode(m, entries)
-
-        if not outputs and x and self.groups[0].shape is None:
-            m = next(iter(x))  # encode no rows of it, to learn the shape of the latents
-            rows[m] = torch.zeros(0, dtype=torch.long, device=observed.device)
-            outputs[m] = self.encoders[m](x[m][:0])
-
-        features = self._features(outputs)
-        like = self._like().new_zeros((), device=observed.device)
-        return Encodings(self.modalities, observed.shape[0], rows, features, like)
+        return "full" if experts == "matched" else self.family
 
     def _encode(self, modality: str, entries: Tensor) -> Tensor | Sequence[Tensor]:
         """Runs one encoder, and says whose entries they are if it cannot take them."""
@@ -340,93 +528,10 @@ class MultimodalVAE(nn.Module):
                 )
         return features
 
-    def _infer(
-        self,
-        x: Mapping[str, Tensor],
-        given: Tensor | Sequence[str] | None,
-        rows: Tensor | None = None,
-        *,
-        noise: Sequence[Tensor] | None = None,
-        z: Sequence[Tensor] | None = None,
-        temperature: float = 1.0,
-        component: bool = False,
-        matched: bool = False,
-    ) -> tuple[Tensor, list[Inference], tuple[int, ...]]:
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(
-                f"'temperature' should be finite and at least 0, but is {temperature!r}."
-            )
-        if rows is None:
-            mask = given_mask(x, given, self.modalities, self._like())
-            needed = mask if mask.dim() == 2 else mask.any(dim=0)
-        else:
-            mask, needed = given_rows(x, given, rows, self.modalities)
-        shape = tuple(mask.shape[:-1])  # (B) or (S, B) or (R)
-        mask = mask.flatten(0, -2)
-        if not (component or matched):  # matched experts are one product
-            mask = draw_component(mask, self.family)
-
-        if noise is not None:
-            check_noise(noise, len(self.groups), shape)
-            noise = [n.flatten(0, len(shape) - 1) for n in noise]
-        if z is not None:
-            check_noise(z, len(self.groups), shape, argument="z")
-            z = [v.flatten(0, len(shape) - 1) for v in z]
-
-        h, steps = top_down(
-            latent_groups(self.groups),
-            self.encode(x, needed),
-            mask,
-            rows,
-            noise=noise,
-            z=z,
-            sample=temperature != 0,
-            temperature=temperature,
-            matched=matched,
-        )
-        return h, steps, shape
-
-    def _decode_rows(
-        self, h: Tensor, shape: tuple[int, ...], decode: Tensor
-    ) -> dict[str, Distribution]:
-        wanted = (*shape, len(self.modalities))
-        if decode.dtype != torch.bool or decode.shape != wanted or len(shape) > 1:
-            raise ValueError(
-                f"'decode' should be boolean and have the shape of 'given', {wanted}, of two "
-                f"dimensions, but has dtype {decode.dtype} and shape {tuple(decode.shape)}."
-            )
-        decoded = {}
-        for column, m in enumerate(self.modalities):
-            rows = decode[:, column].nonzero()[:, 0].to(h.device)  # (n)
-            if len(rows):
-                decoded |= self._decode(h.index_select(0, rows), (len(rows),), [m])
-        return decoded
-
-    def _decode(
-        self, h: Tensor, shape: tuple[int, ...], targets: Sequence[str]
-    ) -> dict[str, Distribution]:
-        decoded = {}
-        for m in targets:
-            decoder = self.decoders[m]
-            if len(shape) == 1:
-                p = decoder(h)
-            elif isinstance(decoder, Likelihood):
-                p = decoder(h.unflatten(0, shape), batch_dims=len(shape))
-            else:
-                raise ValueError(
-                    f"The decoder of {m!r} should be a mmpoe.likelihoods.Likelihood to decode "
-                    f"several subsets at once, but is a {type(decoder).__name__}."
-                )
-            if not isinstance(p, Distribution):
-                raise ValueError(
-                    f"The decoder of {m!r} should return a distribution, as the modules in "
-                    f"mmpoe.likelihoods do, but returns a {type(p).__name__}."
-                )
-            decoded[m] = p
-        return decoded
-
 
 def _unflatten(q: DiagNormal, shape: tuple[int, ...]) -> DiagNormal:
+    if len(shape) == 1:
+        return q
     return DiagNormal(
         q.loc.unflatten(0, shape), q.log_scale.unflatten(0, shape), len(q.event_shape)
     )

@@ -8,19 +8,17 @@ from .core import MultimodalVAE
 
 
 class MMHVAE(MultimodalVAE):
-    r"""Hierarchical multimodal VAE whose posterior is a mixture of products of experts.
-
-    .. math::
-        q(z \mid x_r) = \sum_{s \subseteq r} \alpha_{s \mid r} \prod_l q(z_l \mid z_{>l}, x_s)
+    r"""Hierarchical multimodal VAE, trained on a mixture of products of experts.
 
     .. math::
         q(z_l \mid z_{>l}, x_s) \propto p(z_l \mid z_{>l}) \prod_{m \in s} e_m(z_l; x_m, z_{>l})
 
-    One call conditions on the subset(s) `given`; the mixture is formed by
-    :func:`mmpoe.objectives.mixture_elbo`, or by drawing one subset per sample
-    (:func:`mmpoe.missing.random_subsets`). Arguments are those of
-    :class:`~mmpoe.models.core.MultimodalVAE`; for images, :func:`~mmpoe.models.image_mmhvae`
-    builds all parts.
+    The posterior given a subset is one product in every group, and :attr:`family` is ``"full"``:
+    evidence, predictions and imputations condition on the product of all that is given. The
+    mixture :math:`\sum_{s \subseteq r} \alpha_{s \mid r} \, q(z \mid x_s)` of the paper is that of
+    its objective, :func:`mmpoe.objectives.mmhvae`, which averages over the subsets of what a row
+    observed. Arguments are those of :class:`~mmpoe.models.core.MultimodalVAE`; for images,
+    :func:`~mmpoe.models.image_mmhvae` builds all parts.
 
     References:
         | Unified Cross-Modal Medical Image Synthesis with Hierarchical Mixture of
@@ -35,9 +33,8 @@ class MHVAE(MultimodalVAE):
     .. math::
         q(z_l \mid z_{>l}, x_s) \propto p(z_l \mid z_{>l}) \prod_{m \in s} e_m(z_l; x_m, z_{>l})
 
-    It is the network of :class:`MMHVAE`; what differs is the objective,
-    :func:`mmpoe.objectives.mhvae`. Arguments are those of
-    :class:`~mmpoe.models.core.MultimodalVAE`.
+    It is the network of :class:`MMHVAE`, for another objective: :func:`mmpoe.objectives.mhvae`.
+    Arguments are those of :class:`~mmpoe.models.core.MultimodalVAE`.
 
     References:
         | Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical Representations

@@ -12,34 +12,28 @@ __all__ = [
     "InvertedResidualCell",
     "MLPBottomUp",
     "MLPTopDown",
-    "MarkovStep",
     "ModalityDict",
     "OwnBlock",
     "PatchDiscriminator",
     "Patchify",
     "PrivateExpert",
     "ProjectionCell",
-    "ResNetHead",
     "ResidualBlock",
-    "ResidualCell",
     "SqueezeExcite",
     "TopDown",
     "UpsampleConv",
-    "receptive_field",
+    "evaluation",
 ]
 
-from .cells import (
-    InvertedResidualCell,
-    MarkovStep,
-    ProjectionCell,
-    ResidualCell,
-    ResNetHead,
-    SqueezeExcite,
-    UpsampleConv,
-)
+# names imported as themselves are for the library's other packages, and not public
+from .cells import InvertedResidualCell, ProjectionCell, SqueezeExcite, UpsampleConv
+from .cells import MarkovStep as MarkovStep
+from .cells import ResidualCell as ResidualCell
+from .cells import ResNetHead as ResNetHead
 from .containers import ModalityDict
 from .convolutional import ConvDecoder, ConvEncoder
-from .discriminators import GlobalDiscriminator, PatchDiscriminator, receptive_field
+from .discriminators import GlobalDiscriminator, PatchDiscriminator
 from .mlp import MLP, MLPBottomUp, MLPTopDown
+from .modes import evaluation
 from .private import Concatenate, OwnBlock, PrivateExpert
 from .pyramid import BottomUp, GaussianHead, ImageHead, Patchify, ResidualBlock, TopDown

@@ -1,17 +1,14 @@
 r"""Cells of the published MMHVAE: squeeze-and-excite, inverted residuals, weight-normalised ends.
 
 They work on images, :math:`(N, C, H, W)`, and with `dims` 1 or 3 on sequences and volumes.
-Activations overwrite what instance normalisation or a convolution returned, which nobody else has.
+Activations work in place, on outputs that nothing else uses.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "InvertedResidualCell",
-    "MarkovStep",
     "ProjectionCell",
-    "ResNetHead",
-    "ResidualCell",
     "SqueezeExcite",
     "UpsampleConv",
 ]
@@ -27,7 +24,7 @@ from .pyramid import Convolution, InstanceNorm, convolution
 
 
 class SqueezeExcite(nn.Module):
-    r"""Scales each channel by a number in (0, 1) that the means of all channels decide.
+    r"""Scales each channel by a number in (0, 1), computed from the means of all channels.
 
     .. math:: y_c = x_c \, s_c, \qquad s = \mathrm{sigmoid}(W_2 \, \mathrm{relu}(W_1 \bar{x}))
 
@@ -143,10 +140,11 @@ class InvertedResidualCell(nn.Module):
 
 
 class ProjectionCell(nn.Sequential):
-    """The layers of a :class:`ResidualCell`, then a weight-normalised 1 x 1 convolution.
+    """Two 3 x 3 convolutions and squeeze-and-excite, then a weight-normalised 1 x 1 convolution.
 
-    There is no sum: the number of channels changes. As an expert, it takes the state and the
-    features of one modality, stacked, and returns a mean and a log standard deviation, stacked.
+    Its input is not added, since the number of channels changes. As an expert, it takes the state
+    and the features of one modality, stacked, and returns a mean and a log standard deviation,
+    stacked.
 
     Arguments:
         channels: The number of input channels.

@@ -2,7 +2,7 @@ r"""Discriminators of images: many scores for as many patches, or one for all.""
 
 from __future__ import annotations
 
-__all__ = ["GlobalDiscriminator", "PatchDiscriminator", "receptive_field"]
+__all__ = ["GlobalDiscriminator", "PatchDiscriminator"]
 
 from collections.abc import Sequence
 
@@ -39,8 +39,8 @@ class PatchDiscriminator(nn.Module):
 
     Some convolutions of stride 2, then two of stride 1, with kernels of side 4. With a depth of 3,
     patches have 70 pixels a side, as in the reference. A score says whether texture and contours
-    are real there, and leaves to reconstruction what the image should show, as long as patches
-    are smaller than the image.
+    are real there. As long as patches are smaller than the image, its content is left to the
+    reconstruction term.
 
     Arguments:
         channels: The number of channels of the image.
@@ -121,9 +121,9 @@ class GlobalDiscriminator(nn.Module):
     r"""Scores an image as a whole: the discriminator of the published MMHVAE.
 
     Six convolutions of stride 2 and two of stride 1, with instance normalisation. Each score sees
-    574 pixels a side, and there is a single one for an image of 192 pixels a side. So it is no
-    patch discriminator, of which :class:`PatchDiscriminator` is one. Its state dict has the names
-    of the published code.
+    574 pixels a side, and an image of 192 pixels a side has a single score: it is no patch
+    discriminator, unlike :class:`PatchDiscriminator`. Its state dict has the names of the
+    published code.
 
     Arguments:
         channels: The number of channels of the image.

@@ -15,8 +15,16 @@ def evaluation(modules: Iterable[nn.Module], besides: Iterable[nn.Module] = ()) 
     """Puts modules in evaluation mode, and each back in the mode that it was in.
 
     Arguments:
-        modules: The modules.
+        modules: The modules, as ``network.modules()``.
         besides: Those of them to leave alone.
+
+    Example:
+        >>> network = nn.Sequential(nn.Dropout())
+        >>> with evaluation(network.modules()):
+        ...     network[0].training
+        False
+        >>> network[0].training
+        True
     """
     kept = set(besides)
     training = [module for module in modules if module.training and module not in kept]

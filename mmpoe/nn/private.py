@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class PrivateExpert(nn.Module):
-    r"""An expert that tells about one block of the latent variable, and nothing about the others.
+    r"""An expert about one block of the latent variable, which says nothing about the others.
 
     Elsewhere its mean is 0 and its log standard deviation :math:`+\infty`: a factor that changes
     no bit of a product. A soft clamp would make that scale finite, so the group needs a rule
@@ -62,7 +62,7 @@ class Concatenate(nn.Module):
 
 
 class OwnBlock(nn.Module):
-    r"""Takes what one modality may see: the state above the private blocks, and its own block.
+    r"""Selects the input of one modality: the state above the private blocks, and its own block.
 
     Arguments:
         size: The number of channels of each block.

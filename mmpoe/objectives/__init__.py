@@ -1,17 +1,19 @@
-r"""Objectives under missing modalities: one number per sample, never averaged."""
+r"""Objectives under missing modalities: bounds with one number per sample, never averaged.
+
+An objective calls a model's four verbs: :meth:`~mmpoe.models.core.MultimodalVAE.encode`,
+:meth:`~mmpoe.models.core.MultimodalVAE.infer`, :meth:`~mmpoe.models.core.MultimodalVAE.decode` and
+:meth:`~mmpoe.models.core.MultimodalVAE.log_likelihood`. What else is here says how a batch fares:
+:func:`group_kl`, :func:`collapsed`, and the costs of divergences that average over the batch,
+:func:`free_bits` and :func:`balanced`.
+"""
 
 __all__ = [
     "balanced",
     "collapsed",
-    "cyclical",
-    "effective_sample_size",
     "elbo",
     "free_bits",
     "group_kl",
-    "log_conditional",
     "log_marginal",
-    "log_predictive",
-    "log_weights",
     "mhvae",
     "mixture_elbo",
     "mixture_iwae",
@@ -26,15 +28,10 @@ __all__ = [
     "warmup",
 ]
 
-from .annealing import balanced, collapsed, cyclical, free_bits, group_kl, warmup
+from mmpoe.evidence import log_marginal
+
+from .annealing import balanced, collapsed, free_bits, group_kl, warmup
 from .bounds import elbo
-from .importance import (
-    effective_sample_size,
-    log_conditional,
-    log_marginal,
-    log_predictive,
-    log_weights,
-)
 from .matching import posterior_matching
 from .missingness import not_miwae
 from .mixtures import mixture_elbo, mixture_iwae

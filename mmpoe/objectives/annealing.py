@@ -1,34 +1,19 @@
-r"""What divergences cost during training: schedules, free bits and balance.
+r"""The cost of divergences during training: warm-up, free bits and balance.
 
-A schedule maps a step to a number, for the `beta` of an objective. Free bits and balance map
+A warm-up maps a step to a number, for the `beta` of an objective. Free bits and balance map
 divergences to their cost, and are a `beta` themselves.
 """
 
 from __future__ import annotations
 
-__all__ = ["balanced", "collapsed", "cyclical", "free_bits", "group_kl", "warmup"]
+__all__ = ["balanced", "collapsed", "free_bits", "group_kl", "warmup"]
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mmpoe.distributions import DiagNormal
-
-
-class Inferred(Protocol):
-    """The part of a model's output that says what was inferred."""
-
-    @property
-    def kl(self) -> list[Tensor]:
-        """The divergence of each group."""
-        ...
-
-    @property
-    def posteriors(self) -> list[DiagNormal]:
-        """The posterior of each group."""
-        ...
+from mmpoe.models import Output
 
 
 def warmup(step: float, steps: float, *, start: float = 0.0) -> float:
@@ -56,36 +41,6 @@ def warmup(step: float, steps: float, *, start: float = 0.0) -> float:
         raise ValueError(f"'step' and 'steps' should be at least 0, but are {step} and {steps}.")
     share = 1.0 if steps == 0 else min(1.0, step / steps)
     return start + (1.0 - start) * share
-
-
-def cyclical(step: int, period: int, *, rise: float = 0.5, start: float = 0.0) -> float:
-    r"""Rises linearly to 1 in the first part of every period, and stays there for the rest.
-
-    Arguments:
-        step: The step, from 0.
-        period: The number of steps of a period.
-        rise: The share of a period that is spent rising, in (0, 1].
-        start: The value at the start of every period.
-
-    Raises:
-        ValueError: If `step` is negative, `period` is not positive, or `rise` is out of range.
-
-    References:
-        | Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing (Fu et al.,
-          2019)
-        | https://arxiv.org/abs/1903.10145
-
-    Example:
-        >>> [cyclical(step, 4) for step in range(6)]
-        [0.0, 0.5, 1.0, 1.0, 0.0, 0.5]
-    """
-    if step < 0 or period < 1:
-        raise ValueError(
-            f"'step' should be at least 0 and 'period' at least 1, but are {step} and {period}."
-        )
-    if not 0 < rise <= 1:
-        raise ValueError(f"'rise' should be in (0, 1], but is {rise}.")
-    return start + (1.0 - start) * min(1.0, step % period / (rise * period))
 
 
 def free_bits(kl: Tensor, floor: float | Sequence[float]) -> Tensor:
@@ -123,13 +78,13 @@ def free_bits(kl: Tensor, floor: float | Sequence[float]) -> Tensor:
     return torch.where(kl.detach().mean(dim=-1, keepdim=True) > floors, kl, floors)
 
 
-def balanced(kl: Tensor, sizes: float | Sequence[float] = 1.0) -> Tensor:
+def balanced(kl: Tensor) -> Tensor:
     r"""Charges groups in proportion to what they hold, so that small ones are spared.
 
     .. math::
         \gamma_l \, \mathrm{KL}_{l b}, \qquad
         \gamma_l = \frac{L \, c_l}{\sum_k c_k}, \qquad
-        c_l = \frac{1}{n_l B} \sum_b \mathrm{KL}_{l b}
+        c_l = \frac{1}{B} \sum_b \mathrm{KL}_{l b}
 
     The factors :math:`\gamma_l` average to 1 and are constants for gradients. It belongs to the
     warm-up: with it an objective is not a bound. It is a `beta` of :func:`elbo` and others:
@@ -137,14 +92,9 @@ def balanced(kl: Tensor, sizes: float | Sequence[float] = 1.0) -> Tensor:
 
     Arguments:
         kl: The divergences, with shape :math:`(L, B)` or :math:`(L, S, B)`, at least 0.
-        sizes: The size :math:`n_l` of each group, such as its number of latents, if large groups
-            should hold more.
 
     Returns:
         The cost, in nats, with the shape of `kl`.
-
-    Raises:
-        ValueError: If a size is not positive, or there is not one for each group.
 
     References:
         | NVAE: A Deep Hierarchical Variational Autoencoder (Vahdat & Kautz, 2020)
@@ -155,15 +105,12 @@ def balanced(kl: Tensor, sizes: float | Sequence[float] = 1.0) -> Tensor:
         tensor([[0.5000, 0.5000],
                 [3.0000, 6.0000]])
     """
-    numbers = _one_per_group("sizes", sizes, kl)
-    if not bool((numbers > 0).all()):
-        raise ValueError(f"'sizes' should be positive, but is {sizes}.")
-    content = kl.detach().flatten(1).mean(dim=1).reshape(numbers.shape) / numbers  # (L, 1...)
+    content = kl.detach().flatten(1).mean(dim=1).reshape(-1, *(1,) * (kl.dim() - 1))  # (L, 1...)
     mean = content.mean()
     return torch.where(mean > 0, content / torch.where(mean > 0, mean, 1), 1) * kl
 
 
-def group_kl(output: Inferred) -> Tensor:
+def group_kl(output: Output) -> Tensor:
     r"""Returns the mean divergence of each group, coarse to fine, in nats, with shape :math:`(L)`.
 
     Arguments:
@@ -172,19 +119,18 @@ def group_kl(output: Inferred) -> Tensor:
     return torch.stack([kl.detach().mean() for kl in output.kl])
 
 
-def collapsed(output: Inferred, threshold: float = 0.01) -> Tensor:
-    r"""Returns which groups are not in use: those that hold next to nothing per latent dimension.
+def collapsed(output: Output) -> Tensor:
+    r"""Returns which groups have collapsed: their KL is below 0.01 nats per latent dimension.
 
     Arguments:
         output: The output of a model.
-        threshold: The least mean divergence per dimension of a group in use, in nats.
 
     Returns:
-        Which groups are collapsed, coarse to fine, boolean, with shape :math:`(L)`.
+        Whether each group has collapsed, coarse to fine, boolean, with shape :math:`(L)`.
     """
     sizes = [q.event_shape.numel() for q in output.posteriors]
     kl = group_kl(output)
-    return kl < threshold * torch.tensor(sizes, device=kl.device)
+    return kl < 0.01 * torch.tensor(sizes, device=kl.device)
 
 
 def _one_per_group(argument: str, value: float | Sequence[float], kl: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""Matched experts learn what the posterior of complete data would be, from a part of them."""
+r"""The loss of matched experts: they learn the posterior of complete data from a part of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from mmpoe.hierarchy import LatentGroup, latent_groups, top_down
+from mmpoe.hierarchy import latent_groups
 from mmpoe.missing import (
     check_names,
     check_observed,
@@ -18,15 +18,15 @@ from mmpoe.missing import (
     random_subsets,
     sample_subsets,
 )
+from mmpoe.models import MultimodalVAE
+from mmpoe.models._inputs import subset_mask
 from mmpoe.nn.modes import evaluation
-
-from .importance import Model, subset_mask
 
 TEACHERS = ("complete", "bootstrap", "all")
 
 
 def posterior_matching(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     given: Tensor | Sequence[str] | None = None,
@@ -83,17 +83,17 @@ def posterior_matching(
         | Posterior Matching for Arbitrary Conditioning (Strauss & Oliva, 2022)
         | https://arxiv.org/abs/2201.12414
     """
-    return match(model, x, observed, given, teacher=teacher, by=latent_groups(model.groups))
+    return match(model, x, observed, given, teacher=teacher, by=model)
 
 
 def match(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     given: Tensor | Sequence[str] | None = None,
     *,
     teacher: str,
-    by: Sequence[LatentGroup],
+    by: MultimodalVAE,
 ) -> Tensor:
     """Returns the loss, see :func:`posterior_matching`.
 
@@ -103,7 +103,7 @@ def match(
         observed: What was observed.
         given: The subset of it that the matched experts see.
         teacher: Which rows teach.
-        by: The groups whose matched experts teach incomplete rows.
+        by: The model whose matched experts teach incomplete rows: a frozen copy, or the model.
     """
     check_observed(observed, model.modalities)
     check_names(list(x), model.modalities, argument="x")
@@ -124,11 +124,11 @@ def match(
     loss = torch.zeros(len(observed), dtype=dtype, device=observed.device)
     loss.requires_grad_(torch.is_grad_enabled())  # so that backward works if no row teaches
     by_matched = teaching & ~complete & (teacher == "bootstrap")
-    for where, groups in ((teaching & ~by_matched, None), (by_matched, by)):
+    for where, matched_teacher in ((teaching & ~by_matched, None), (by_matched, by)):
         rows = where.nonzero()[:, 0]
         if len(rows):
             part = {m: v[rows] for m, v in x.items()}
-            kl = _divergence(model, matched, part, observed[rows], given[rows], groups)
+            kl = _divergence(model, matched, part, observed[rows], given[rows], matched_teacher)
             loss = loss.index_add(0, rows, kl.to(dtype))
     return loss
 
@@ -150,7 +150,7 @@ def teaching_rows(observed: Tensor, teacher: str) -> Tensor:
     return complete | (observed.sum(dim=1) > 1)  # with one modality, there is no proper subset
 
 
-def _matched(model: Model) -> nn.ModuleList:
+def _matched(model: MultimodalVAE) -> nn.ModuleList:
     """The matched experts of all groups."""
     found = [group.matched for group in latent_groups(model.groups) if group.matched is not None]
     if len(found) < len(model.groups):
@@ -162,23 +162,20 @@ def _matched(model: Model) -> nn.ModuleList:
 
 
 def _divergence(
-    model: Model,
+    model: MultimodalVAE,
     matched: nn.ModuleList,
     x: Mapping[str, Tensor],
     observed: Tensor,
     given: Tensor,
-    by: Sequence[LatentGroup] | None,
+    by: MultimodalVAE | None,
 ) -> Tensor:
-    """The loss of rows that the posterior teaches, or the matched experts of some groups."""
-    groups = latent_groups(model.groups)
+    """The loss of rows that the posterior teaches, or the matched experts of some model."""
+    teacher, experts = (model, "trained") if by is None else (by, "matched")
     with evaluation(model.modules()), torch.no_grad():
         encodings = model.encode(x, observed)
-        family = model.family if by is None else "full"
-        shown = sample_subsets(observed, family, samples=1)[0][0]
-        teaching = groups if by is None else by
-        _, teachers = top_down(teaching, encodings, shown, matched=by is not None)
+        shown = sample_subsets(observed, model.family_of(experts), samples=1)[0][0]
+        q = teacher.infer(encodings, shown, experts=experts)
     with evaluation(model.modules(), besides=matched.modules()):
-        z = [step.z for step in teachers]
-        _, learners = top_down(groups, encodings, given, z=z, matched=True)
-    pairs = zip(teachers, learners, strict=True)
-    return torch.stack([kl_divergence(q.posterior, r.posterior) for q, r in pairs]).sum(dim=0)
+        r = model.infer(encodings, given, z=q.z, experts="matched")
+    levels = zip(q.posteriors, r.posteriors, strict=True)
+    return torch.stack([kl_divergence(taught, learned) for taught, learned in levels]).sum(dim=0)

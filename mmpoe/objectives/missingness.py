@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mmpoe.evidence import log_ratio, propose
+from mmpoe.hierarchy import State
 from mmpoe.missing import check_names, check_observed
-
-from .importance import Model, log_ratio, propose, score
+from mmpoe.models import MultimodalVAE
 
 
 def not_miwae(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     missingness: Callable[..., Tensor],
@@ -73,39 +74,42 @@ def not_miwae(
     encodings = model.encode(x, observed)
     observed = observed.to(encodings.like.device)
     log_w = []
-    for h, steps in propose(model, encodings, observed, x, samples):
+    for q in propose(model, encodings, observed, x, samples):
+        count = len(q.kl[0])
         complete = {
-            m: _complete(model, m, h, x.get(m), observed[:, column]).flatten(0, 1)
+            m: _complete(model, m, q.state, x.get(m), observed[:, column]).flatten(0, 1)
             for column, m in enumerate(model.modalities)
         }
-        seen = (complete, [step.z for step in steps]) if latents else (complete,)
+        seen = (complete, [z.flatten(0, 1) for z in q.z]) if latents else (complete,)
         logits = missingness(*seen)  # (K B, M)
-        if logits.shape != (h.shape[0] * h.shape[1], len(model.modalities)):
+        if logits.shape != (count * len(observed), len(model.modalities)):
             raise ValueError(
                 "'missingness' should return one logit per row and modality, with shape "
-                f"{(h.shape[0] * h.shape[1], len(model.modalities))}, "
+                f"{(count * len(observed), len(model.modalities))}, "
                 f"but returns {tuple(logits.shape)}."
             )
-        sign = torch.where(observed, 1, -1).repeat(len(h), 1)
-        log_r = logsigmoid(sign * logits).sum(dim=1).unflatten(0, h.shape[:2])
+        sign = torch.where(observed, 1, -1).repeat(count, 1)
+        log_r = logsigmoid(sign * logits).sum(dim=1).view_as(q.kl[0])
         log_w.append(
-            log_ratio(model, encodings, observed, steps, len(h))
-            + score(model, h, x, observed, valid)
+            log_ratio(model, encodings, observed, q)
+            + model.log_likelihood(q.state, x, observed, valid=valid)
             + log_r
         )
     return torch.cat(log_w).logsumexp(dim=0) - math.log(samples)
 
 
-def _complete(model: Model, modality: str, h: Tensor, x: Tensor | None, seen: Tensor) -> Tensor:
+def _complete(
+    model: MultimodalVAE, modality: str, state: State, x: Tensor | None, seen: Tensor
+) -> Tensor:
     """One modality with draws where it is missing, with shape (K, B, *)."""
-    rows = (~seen).nonzero()[:, 0]  # (n)
+    count, rows = state.shape[0], (~seen).nonzero()[:, 0]  # (n)
     if len(rows) == 0:
         assert x is not None  # it was observed
-        return x.expand(len(h), *x.shape)
-    p = model.decoders[modality](h[:, rows].flatten(0, 1))
+        return x.expand(count, *x.shape)
+    p = model.decode(state.take(rows).flatten(), [modality])[modality]
     drawn = p.rsample() if p.has_rsample else p.sample()
-    drawn = drawn.unflatten(0, (len(h), len(rows)))
+    drawn = drawn.unflatten(0, (count, len(rows)))
     if x is None:
         return drawn
-    # what a missing slot holds is replaced, not read
-    return x.to(drawn.dtype).expand(len(h), *x.shape).index_copy(1, rows, drawn)
+    # a missing slot is replaced, not read
+    return x.to(drawn.dtype).expand(count, *x.shape).index_copy(1, rows, drawn)

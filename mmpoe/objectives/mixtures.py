@@ -11,91 +11,35 @@ has a posterior :math:`q_s`, one component of a mixture. They differ in the dive
 
 from __future__ import annotations
 
-__all__ = [
-    "Model",
-    "log_likelihood",
-    "mixture_elbo",
-    "mixture_iwae",
-    "nothing",
-    "packed_elbo",
-    "posteriors_at",
-    "sum_by_sample",
-    "take",
-]
+__all__ = ["mixture_elbo", "mixture_iwae"]
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
-from mmpoe.distributions import DiagNormal
-from mmpoe.missing import check_names
+from mmpoe.distributions import log_mixture
+from mmpoe.evidence import log_posterior
+from mmpoe.evidence.samples import sum_log_prob
+from mmpoe.hierarchy import Encodings, Inference
+from mmpoe.models import MultimodalVAE
+from mmpoe.models._inputs import check_weight
 
-from .bounds import Beta, absent, elbo, penalty, score
-from .pairs import Family, Pairs, choose, choose_family, places
-
-
-class Sampled(Protocol):
-    """A model's output."""
-
-    @property
-    def likelihoods(self) -> dict[str, Distribution]:
-        """The distribution of each modality, of the rows that were decoded."""
-        ...
-
-    @property
-    def kl(self) -> list[Tensor]:
-        """The divergence of each group."""
-        ...
-
-    @property
-    def z(self) -> list[Tensor]:
-        """The sample of each group."""
-        ...
-
-    @property
-    def posteriors(self) -> list[DiagNormal]:
-        """The posterior of each group given the sample of those above."""
-        ...
-
-    @property
-    def priors(self) -> list[DiagNormal]:
-        """The prior of each group given the sample of those above."""
-        ...
-
-
-class Model(Protocol):
-    """A multimodal model: conditions on one subset for each row, of any sample of a batch."""
-
-    modalities: list[str]
-
-    def __call__(
-        self,
-        x: Mapping[str, Tensor],
-        given: Tensor,
-        *,
-        rows: Tensor | None = None,
-        component: bool = False,
-        z: Sequence[Tensor] | None = None,
-        decode: Tensor | None = None,
-    ) -> Sampled:
-        """Infers, and decodes some rows, see :meth:`mmpoe.models.MultimodalVAE.forward`."""
-        ...
+from ._pairs import Family, Packed, choose, choose_family, places
+from .bounds import Beta, elbo, penalty
 
 
 def mixture_elbo(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     beta: Beta = 1.0,
     *,
     family: Family = "powerset",
-    special: str | None = None,
     reconstruct: str = "observed",
     decode: str = "all",
+    weight: Tensor | None = None,
     valid: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     r"""Averages the bound over a family of subsets of what was observed.
@@ -118,25 +62,25 @@ def mixture_elbo(
         observed: What was observed, boolean, with shape :math:`(B, M)`.
         beta: What divergences cost, see :func:`elbo`.
         family: The family of subsets and its weights, see :func:`mmpoe.missing.subsets`:
-            ``"powerset"`` (uniform, as in MoPoE), ``"groups"`` (as in MMHVAE) and others, or a
-            tensor of patterns. Or the subsets of each row, with shape :math:`(S, B, M)`, and their
-            weights, with shape :math:`(S, B)`, as a tuple, for instance those of
-            :func:`mmpoe.missing.sample_subsets`.
-        special: The name of the special modality of ``"groups"``; by default, the first one.
+            ``"powerset"`` (uniform, as in MoPoE), ``"groups"`` (as in MMHVAE, whose special
+            modality is the first) and others, or a tensor of patterns. Or the subsets of each row,
+            with shape :math:`(S, B, M)`, and their weights, with shape :math:`(S, B)`, as a tuple,
+            for instance those of :func:`mmpoe.missing.sample_subsets`.
         reconstruct: What each subset has to explain: ``"observed"``, all of it; or ``"given"``,
             the subset itself, which makes :math:`\mathcal{L}_s` a bound of :math:`\log p(x_s)`.
         decode: The subsets to decode from: ``"all"``; or ``"drawn"``, one for each row, drawn by
             its weight. The expectation is the same, divergences are those of all subsets either
             way, and decoders run once for each row.
+        weight: The weight of each entry that is scored, broadcastable to :math:`(B, M)`, see
+            :func:`elbo`.
         valid: Which elements of each modality to score, see :func:`elbo`.
 
     Returns:
         The bound, in nats, with shape :math:`(B)`; 0 for a row that observed nothing.
 
     Raises:
-        ValueError: As :func:`elbo` and :func:`mmpoe.missing.subsets`, and if `special` is unknown,
-            `reconstruct` or `decode` are none of their choices, or subsets in `family` hold what
-            was not observed.
+        ValueError: As :func:`elbo` and :func:`mmpoe.missing.subsets`, and if `reconstruct` or
+            `decode` are none of their choices, or subsets in `family` hold what was not observed.
 
     References:
         | Generalized Multimodal ELBO (Sutter et al., 2021)
@@ -153,21 +97,30 @@ def mixture_elbo(
         >>> mixture_elbo(oracle.model(), x, observed, family="singletons").shape
         torch.Size([5])
     """
-    pairs = choose_family(x, observed, model.modalities, family, special)
+    pairs = choose_family(x, observed, model.modalities, family)
     return packed_elbo(
-        model, x, observed, pairs, beta, reconstruct=reconstruct, decode=decode, valid=valid
+        model,
+        x,
+        observed,
+        pairs,
+        beta,
+        reconstruct=reconstruct,
+        decode=decode,
+        weight=weight,
+        valid=valid,
     )
 
 
 def packed_elbo(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
-    pairs: Pairs,
+    pairs: Packed,
     beta: Beta = 1.0,
     *,
     reconstruct: str = "observed",
     decode: str = "all",
+    weight: Tensor | None = None,
     valid: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Sums the bounds of pairs of a row and a subset, by their weights: see :func:`mixture_elbo`.
@@ -177,36 +130,35 @@ def packed_elbo(
         x: The batch.
         observed: What was observed, boolean, with shape (B, M).
         pairs: The pairs. Their weights may have any sum.
-        beta: What divergences cost.
+        beta: The cost of divergences.
         reconstruct: What each subset has to explain.
         decode: The subsets to decode from.
+        weight: The weight of each entry, broadcastable to (B, M).
         valid: Which elements of each modality to score.
     """
-    _check_choice("reconstruct", reconstruct, ["observed", "given"])
-    _check_choice("decode", decode, ["all", "drawn"])
-    given, rows, weight = pairs
-    if len(rows) == 0:
+    check_choice("reconstruct", reconstruct, ["observed", "given"])
+    check_choice("decode", decode, ["all", "drawn"])
+    if len(pairs.rows) == 0:
         return nothing(model, x, observed)
-
+    given, rows, alpha = pairs
     scored = given if reconstruct == "given" else observed.to(rows.device)[rows]  # (R, M)
-    share = choose(pairs) if decode == "drawn" else weight
-    scored = scored & (share > 0)[:, None]
-    # a compiled graph decodes all, since it cannot depend on what there is to score
-    decoded = None if torch.compiler.is_compiling() else scored
-    output = model(x, given, rows=rows, component=True, decode=decoded)
-    log_p = log_likelihood(model, output, x, scored, rows, share, valid)  # (R)
-    return sum_by_sample(rows, share * log_p - weight * penalty(output.kl, beta), observed)
+    share = choose(pairs) if decode == "drawn" else alpha
+    entry = share[:, None]  # the weight of the log-likelihood of each pair and modality
+    if weight is not None:
+        entry = entry * check_weight(weight, observed).to(rows.device)[rows]
+
+    q = model.infer(model.encode(x, pairs.needed(len(observed))), given, rows=rows)
+    log_p = model.log_likelihood(q.state, x, scored, rows=rows, weight=entry, valid=valid)  # (R)
+    return pairs.sum(log_p - alpha * penalty(q.kl, beta), len(observed))
 
 
 def mixture_iwae(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     beta: float = 1.0,
     *,
     family: Family = "powerset",
-    special: str | None = None,
-    reconstruct: str = "observed",
     samples: int = 1,
     density: str = "mixture",
     stratified: bool = False,
@@ -248,10 +200,6 @@ def mixture_iwae(
         observed: What was observed, boolean, with shape :math:`(B, M)`.
         beta: The weight of the log-ratio.
         family: The family of subsets and its weights, see :func:`mixture_elbo`.
-        special: The name of the special modality of ``"groups"``; by default, the first one.
-        reconstruct: What each subset has to explain, ``"observed"`` or ``"given"``, see
-            :func:`mixture_elbo`. The latter needs the density of the component and an average
-            outside the logarithm: it takes each subset for itself.
         samples: The number of samples :math:`K` of each component.
         density: The density :math:`q`, ``"mixture"`` or ``"component"``.
         stratified: Whether the average over components is inside the logarithm.
@@ -280,50 +228,49 @@ def mixture_iwae(
           2019)
         | https://arxiv.org/abs/1810.04152
     """
-    _check_choice("reconstruct", reconstruct, ["observed", "given"])
-    _check_choice("density", density, ["mixture", "component"])
-    _check_choice("gradient", gradient, ["pathwise", "stl", "dreg"])
+    check_choice("density", density, ["mixture", "component"])
+    check_choice("gradient", gradient, ["pathwise", "stl", "dreg"])
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"'samples' should be an integer of at least 1, but is {samples!r}.")
-    if reconstruct == "given" and (density == "mixture" or stratified):
+    levels = len(model.groups)
+    if not 0 <= private < levels:
         raise ValueError(
-            "'reconstruct' should be observed unless 'density' is component and 'stratified' is "
-            f"False, but is {reconstruct!r} with {density!r} and {stratified}."
+            f"'private' should be at least 0 and less than the number of groups ({levels}), "
+            f"but is {private}."
         )
-    pairs = choose_family(x, observed, model.modalities, family, special)
+    mixed = levels - private if density == "mixture" else 0  # groups with that of the mixture
+    pairs = choose_family(x, observed, model.modalities, family)
     if len(pairs.rows) == 0:
         return nothing(model, x, observed)
     present, row, column = places(pairs.rows)  # (N), (R), (R)
     total = torch.zeros_like(pairs.weight).index_add(0, row, pairs.weight)
-    alpha = pairs.weight / total[row]
+    pairs = pairs._replace(weight=pairs.weight / total[row])
     if gradient != "pathwise":
         _check_gradient(gradient, samples, density, stratified, several=bool(column.any()))
 
-    # sample k of pair r is row k R + r of what the model computes
+    # sample k of pair r is row k R + r of all that is inferred
     given, rows = pairs.given.repeat(samples, 1), pairs.rows.repeat(samples)
-    scored = given if reconstruct == "given" else observed.to(rows.device)[rows]
-    factor = torch.ones_like(alpha).repeat(samples)  # of the gradient of each sample
+    alpha = pairs.weight.repeat(samples)
+    encodings = model.encode(x, pairs.needed(len(observed)))
+    factor = torch.ones_like(alpha)  # of the gradient of each sample
     z = None
     if gradient == "dreg":
-        drawn = model(x, given, rows=rows, component=True, decode=scored & False)
+        # the gradient of each sample is scaled, once, on its way back to what it was drawn from;
+        # those that are passed down have no history but that
+        drawn = model.infer(encodings, given, rows=rows)
         z = [_scale_gradient(v, factor) for v in drawn.z]
-    output = model(x, given, rows=rows, component=True, z=z, decode=scored)
-    z = output.z
+    q = model.infer(encodings, given, rows=rows, z=z)
 
-    mixed = len(z) - private if density == "mixture" else 0
-    if not 0 <= private < len(z):
-        raise ValueError(
-            f"'private' should be at least 0 and less than the number of groups ({len(z)}), "
-            f"but is {private}."
-        )
-    pairs = pairs._replace(weight=alpha)
-    log_q = _log_density(model, x, output, pairs, z, mixed)  # (K R)
+    log_q = _log_density(model, encodings, q, pairs, mixed)  # (K R)
     if gradient != "pathwise":
         # at fixed latents, all that is left of the gradient is the score: take it away
-        fixed = _log_density(model, x, output, pairs, [v.detach() for v in z], mixed)
-        log_q = log_q - (fixed - fixed.detach())
-    log_p = log_likelihood(model, output, x, scored, rows, alpha.repeat(samples), valid)
-    log_w = log_p + beta * (_sum_log_prob(output.priors, z) - log_q)
+        fixed = model.infer(encodings, given, rows=rows, z=[v.detach() for v in q.z])
+        score = _log_density(model, encodings, fixed, pairs, mixed)
+        log_q = log_q - (score - score.detach())
+    scored = observed.to(rows.device)[rows]
+    # weights say how much a pair counts in an optimal scale, and not in its own log-likelihood
+    log_p = model.log_likelihood(q.state, x, scored, rows=rows, weight=alpha[:, None], valid=valid)
+    log_w = log_p / alpha + beta * (sum_log_prob(q.priors, q.z) - log_q)
     log_w = log_w.unflatten(0, (samples, len(row)))  # (K, R)
 
     if gradient == "dreg":
@@ -331,146 +278,38 @@ def mixture_iwae(
         factor.copy_(1 - beta + beta * share)
     bound = log_w.logsumexp(dim=0) - math.log(samples)  # (R)
     if not stratified:
-        return sum_by_sample(pairs.rows, alpha * bound, observed)
-    table = _table(row, column, bound + alpha.log())
-    return sum_by_sample(present, table.logsumexp(dim=1), observed)
-
-
-def posteriors_at(
-    model: Model,
-    x: Mapping[str, Tensor],
-    output: Sampled,
-    pairs: Pairs,
-    index: Tensor,
-    z: Sequence[Tensor],
-) -> list[DiagNormal]:
-    r"""Returns the posteriors of some pairs, of each group given the latents of those above.
-
-    Arguments:
-        model: The model.
-        x: The batch.
-        output: The output of the model whose first R rows are the pairs.
-        pairs: The pairs.
-        index: Which pairs, with shape (N).
-        z: The latents of each group, coarse to fine, each with shape (N, \*).
-    """
-    if len(z) > 1:
-        given, rows = pairs.given[index], pairs.rows[index]
-        return model(
-            x, given, rows=rows, component=True, z=z, decode=torch.zeros_like(given)
-        ).posteriors
-    (q,) = output.posteriors  # there is nothing above it
-    return [take(q, index)]
-
-
-def take(q: DiagNormal, index: Tensor) -> DiagNormal:
-    """Returns some rows of a distribution."""
-    loc, log_scale = q.loc.index_select(0, index), q.log_scale.index_select(0, index)
-    return DiagNormal(loc, log_scale, len(q.event_shape))
+        return pairs.sum(pairs.weight * bound, len(observed))
+    shape = (len(present), int(column.max()) + 1)
+    table = bound.new_zeros(shape).index_put((row, column), bound)
+    weight = bound.new_zeros(shape).index_put((row, column), pairs.weight.to(bound.dtype))
+    bound = log_mixture(table, weight, dim=1)  # (N)
+    return bound.new_zeros(len(observed)).index_add(0, present, bound)
 
 
 def _log_density(
-    model: Model,
-    x: Mapping[str, Tensor],
-    output: Sampled,
-    pairs: Pairs,
-    z: Sequence[Tensor],
-    mixed: int,
+    model: MultimodalVAE, encodings: Encodings, q: Inference, pairs: Packed, mixed: int
 ) -> Tensor:
-    r"""The log-density of the posterior at the latents of each row, with shape (K R).
+    """The log-density of the posterior at K samples of each pair, with shape (K R).
 
     Arguments:
         model: The model.
-        x: The batch.
-        output: The output of the model, at K samples of each of R pairs.
-        pairs: The pairs. Their weights are those of the mixture.
-        z: The latents of each group, coarse to fine, each with shape (K R, \*).
+        encodings: The encodings of the batch.
+        q: The inference at these samples.
+        pairs: The R pairs. Their weights are those of the mixture.
         mixed: The number of groups, from the first, that take the density of the mixture; the
             others take that of the component.
     """
-    present, row, column = places(pairs.rows)
-    size = len(z[0])
-    pair = torch.arange(len(row), device=row.device).repeat(size // len(row))  # (K R)
-    log_q = torch.zeros_like(pairs.weight[pair])
-    if mixed < len(z):
-        own = output.posteriors
-        if z is not output.z:
-            own = posteriors_at(model, x, output, pairs, pair, z)
-        log_q = log_q + _sum_log_prob(own[mixed:], z[mixed:])
+    log_q = sum_log_prob(q.posteriors[mixed:], q.z[mixed:]) if mixed < len(q.z) else 0
     if mixed == 0:
-        return log_q
-
-    # all pairs that have the same sample: the first of them is at `first`
-    counts = row.bincount(minlength=len(present))[row][pair]  # (K R)
-    first = (torch.arange(len(row), device=row.device) - column)[pair]
-    here = torch.arange(size, device=row.device).repeat_interleave(counts)  # (N)
-    offset = torch.arange(len(here), device=row.device) - (counts.cumsum(0) - counts)[here]
-    other = first[here] + offset
-
-    there = [v.index_select(0, here) for v in z]
-    components = posteriors_at(model, x, output, pairs, other, there)
-    each = _sum_log_prob(components[:mixed], there[:mixed]) + pairs.weight.log()[other]
-    return log_q + _table(here, offset, each).logsumexp(dim=1)
+        return torch.as_tensor(log_q)
+    of_sample = pairs.rows.repeat(len(q.z[0]) // len(pairs.rows))
+    return log_q + log_posterior(model, encodings, q.z, of_sample, pairs, groups=mixed)
 
 
-def log_likelihood(
-    model: Model,
-    output: Sampled,
-    x: Mapping[str, Tensor],
-    scored: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    valid: Mapping[str, Tensor] | None,
-) -> Tensor:
-    """The log-likelihood of what is scored of each row, (R, M), from what was decoded: (R)."""
-    check_names(list(valid or {}), model.modalities, argument="valid")
-    total = torch.zeros_like(output.kl[0])
-    for column, m in enumerate(model.modalities):
-        if m not in output.likelihoods:
-            continue
-        compiling = torch.compiler.is_compiling()
-        if m not in x:
-            if compiling:  # nor on whether it was observed
-                continue
-            raise absent(m, x)
-        p, inside = output.likelihoods[m], None if valid is None else valid.get(m)
-        if compiling:
-            seen = scored[:, column]
-            total = total + score(p, x[m], m, seen, rows=rows, valid=inside, weight=weight)
-            continue
-        where = scored[:, column].nonzero()[:, 0]  # (n)
-        log_p = score(
-            p,
-            x[m],
-            m,
-            torch.ones_like(where, dtype=torch.bool),
-            rows=rows[where],
-            valid=inside,
-            weight=weight[where],
-        )
-        total = total + log_p.new_zeros(len(rows)).index_add(0, where, log_p)
-    return total
-
-
-def nothing(model: Model, x: Mapping[str, Tensor], observed: Tensor) -> Tensor:
+def nothing(model: MultimodalVAE, x: Mapping[str, Tensor], observed: Tensor) -> Tensor:
     """The bound of a batch that observed nothing: 0, from which gradients can be taken."""
     given = torch.zeros_like(observed)
     return elbo(model(x, given), x, given)
-
-
-def sum_by_sample(rows: Tensor, bound: Tensor, observed: Tensor) -> Tensor:
-    """Adds up the bounds of each sample: from (R) to (B)."""
-    return bound.new_zeros(len(observed)).index_add(0, rows, bound)
-
-
-def _table(row: Tensor, column: Tensor, values: Tensor) -> Tensor:
-    """A table of logarithms, with zeros, of which the logarithm is -inf, where there is none."""
-    shape = (int(row.max()) + 1, int(column.max()) + 1)
-    return values.new_full(shape, -torch.inf).index_put((row, column), values)
-
-
-def _sum_log_prob(distributions: Sequence[Distribution], z: Sequence[Tensor]) -> Tensor:
-    return torch.stack([q.log_prob(v) for q, v in zip(distributions, z, strict=True)]).sum(dim=0)
 
 
 def _scale_gradient(z: Tensor, factor: Tensor) -> Tensor:
@@ -481,7 +320,7 @@ def _scale_gradient(z: Tensor, factor: Tensor) -> Tensor:
     return z
 
 
-def _check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"'{argument}' should be one of {', '.join(choices)}, but is {value!r}.")
 

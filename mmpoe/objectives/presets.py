@@ -14,23 +14,17 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from mmpoe.distributions import DiagNormal
+from mmpoe.missing import check_names, check_observed, subsets
+from mmpoe.models import MultimodalVAE
+
+from ._pairs import beside, full_and_singletons, weight_dtype
 from .bounds import Beta, penalty
-from .mixtures import (
-    Model,
-    log_likelihood,
-    mixture_elbo,
-    mixture_iwae,
-    nothing,
-    packed_elbo,
-    posteriors_at,
-    sum_by_sample,
-    take,
-)
-from .pairs import full_and_singletons
+from .mixtures import mixture_elbo, mixture_iwae, nothing, packed_elbo
 
 
 def mvae(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     beta: Beta = 1.0,
@@ -72,7 +66,7 @@ def mvae(
 
 
 def mmvae(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     beta: float = 1.0,
@@ -127,7 +121,7 @@ def mmvae(
 
 
 def mmvae_plus(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     beta: float = 1.0,
@@ -186,7 +180,7 @@ def mmvae_plus(
 
 
 def mopoe(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     beta: Beta = 1.0,
@@ -226,7 +220,7 @@ def mopoe(
 
 
 def mvtcae(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     beta: Beta = 1.0,
@@ -273,32 +267,32 @@ def mvtcae(
     if len(pairs.rows) == 0:
         return nothing(model, x, observed)
     observed = observed.to(pairs.rows.device)
-    size = pairs.given.sum(dim=1)  # (R)
-    full = (pairs.given == observed[pairs.rows]).all(dim=1)
-    scored = pairs.given & full[:, None]
-    output = model(x, pairs.given, rows=pairs.rows, component=True, decode=scored)
+    given, rows, weight = pairs
+    size = given.sum(dim=1)  # (R)
+    full = (given == observed[rows]).all(dim=1)
+    joint, single = full.nonzero()[:, 0], (size == 1).nonzero()[:, 0]  # (N), (n)
+    encodings = model.encode(x, pairs.needed(len(observed)))
+    q = model.infer(encodings, given[joint], rows=rows[joint])
 
     # the joint posterior against that of each modality, at latents drawn from the former
-    joint, single = full.nonzero()[:, 0], (size == 1).nonzero()[:, 0]  # (N), (n)
     of_sample = torch.zeros_like(observed[:, 0], dtype=torch.long)  # (B)
-    of_sample[pairs.rows[joint]] = joint
-    against = of_sample[pairs.rows[single]]  # (n)
-    z = [v.index_select(0, against) for v in output.z]
-    alone = posteriors_at(model, x, output, pairs, single, z)
-    share = alpha / size[against].to(pairs.weight)
+    of_sample[rows[joint]] = torch.arange(len(joint), device=rows.device)
+    against = of_sample[rows[single]]  # (n), the joint posterior of each single modality
+    z = [v.index_select(0, against) for v in q.z]
+    alone = model.infer(encodings, given[single], rows=rows[single], z=z)
+    share = alpha / size[joint][against].to(weight)
     cost = []
-    for kl, q, q_m in zip(output.kl, output.posteriors, alone, strict=True):
-        q_r = take(q, against)
-        between = kl.new_zeros(len(kl)).index_add(0, against, share * kl_divergence(q_r, q_m))
-        cost.append(((1 - alpha) * kl + between)[joint])
+    for kl, q_r, q_m in zip(q.kl, q.posteriors, alone.posteriors, strict=True):
+        between = share * kl_divergence(_take(q_r, against), q_m)
+        cost.append((1 - alpha) * kl + kl.new_zeros(len(kl)).index_add(0, against, between))
 
-    log_p = log_likelihood(model, output, x, scored, pairs.rows, pairs.weight, valid)[joint]
-    bound = (1 - alpha / size[joint].to(log_p)) * log_p - penalty(cost, beta)
-    return sum_by_sample(pairs.rows[joint], bound, observed)
+    log_p = model.log_likelihood(q.state, x, given[joint], rows=rows[joint], valid=valid)
+    bound = (1 - alpha / size[joint].to(log_p)) * log_p - penalty(cost, beta)  # (N)
+    return bound.new_zeros(len(observed)).index_add(0, rows[joint], bound)
 
 
 def mhvae(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     beta: Beta = 1.0,
@@ -339,7 +333,7 @@ def mhvae(
 
 
 def mmhvae(
-    model: Model,
+    model: MultimodalVAE,
     x: Mapping[str, Tensor],
     observed: Tensor,
     beta: Beta = 1.0,
@@ -377,4 +371,17 @@ def mmhvae(
           Product-of-Experts (Dorent et al., 2026)
         | https://doi.org/10.1109/TPAMI.2025.3616632
     """
-    return mixture_elbo(model, x, observed, beta, family="groups", special=special, valid=valid)
+    check_observed(observed, model.modalities)
+    column = 0
+    if special is not None:
+        check_names([special], model.modalities, argument="special")
+        column = model.modalities.index(special)
+    observed = beside(observed, x)
+    family = subsets(observed, "groups", special=column, dtype=weight_dtype(x))
+    return mixture_elbo(model, x, observed, beta, family=family, valid=valid)
+
+
+def _take(q: DiagNormal, index: Tensor) -> DiagNormal:
+    """Returns some rows of a distribution."""
+    loc, log_scale = q.loc.index_select(0, index), q.log_scale.index_select(0, index)
+    return DiagNormal(loc, log_scale, len(q.event_shape))

@@ -14,8 +14,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from mmpoe.missing import as_mask, check_modalities, check_names, check_observed
 from mmpoe.models import MVAE
 
-from .inputs import check_covariance, check_diagonal, check_shape, read
-from .networks import Expert, likelihood, probe
+from ._inputs import check_covariance, check_diagonal, check_shape, read
+from ._networks import Expert, likelihood, probe
 
 
 class LinearGaussian:

@@ -13,10 +13,10 @@ from mmpoe.hierarchy import LatentGroup
 from mmpoe.models import MMHVAE
 from mmpoe.posteriors import CommonNoisePoE, PoE, Posterior
 
-from .chain import Step, carry, check_steps, finest_prior, without_noise
+from ._chain import Step, carry, check_steps, finest_prior, without_noise
+from ._inputs import check_diagonal, read
+from ._networks import ChainEncoder, Expert, JointPoE, Transition, likelihood, probe
 from .flat import LinearGaussian
-from .inputs import check_diagonal, read
-from .networks import ChainEncoder, Expert, JointPoE, Transition, likelihood, probe
 
 FUSIONS = ("joint", "common_noise", "poe")
 

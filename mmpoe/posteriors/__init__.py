@@ -5,9 +5,9 @@ member of a family of subsets of what is given; its rule fuses one component, wh
 draws once for all groups of a hierarchy.
 """
 
-__all__ = ["CommonNoisePoE", "GPoE", "MoE", "MoPoE", "PoE", "Posterior"]
+__all__ = ["CommonNoisePoE", "Draw", "Factors", "GPoE", "MoE", "MoPoE", "PoE", "Posterior"]
 
-from .base import Posterior
+from .base import Draw, Factors, Posterior
 from .common_noise import CommonNoisePoE
 from .mixtures import MoE, MoPoE
 from .products import GPoE, PoE

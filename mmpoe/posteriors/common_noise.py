@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmpoe import gaussian, kernels
+from mmpoe import kernels
 
-from .base import Posterior, Rows, as_rows
+from .base import Draw, Factors, Posterior
 
 
 class CommonNoisePoE(Posterior):
@@ -35,14 +35,10 @@ class CommonNoisePoE(Posterior):
         channels: The number of channels: the size of the first event dimension of z.
         gamma: The common noise at the start, one number or one per channel; learned from
             there if all of it is positive, and fixed if not.
-        groups: Sets of experts, by their positions, that share further noise among themselves:
-            the rule is first applied inside each set, with a :math:`\gamma` of its own, then
-            between them. Every expert should be in one set.
         clamp: The limit of the soft clamp, see :class:`Posterior`.
 
     Raises:
-        ValueError: If `gamma` is negative or has the wrong number of channels, or `groups` is not
-            a partition of the experts.
+        ValueError: If `gamma` is negative or has the wrong number of channels.
 
     Example:
         >>> rule = CommonNoisePoE(1, gamma=1.0)
@@ -57,7 +53,6 @@ class CommonNoisePoE(Posterior):
         self,
         channels: int,
         gamma: float | Sequence[float] = 0.05,
-        groups: Sequence[Sequence[int]] | None = None,
         clamp: float | None = None,
     ) -> None:
         super().__init__(clamp)
@@ -70,15 +65,7 @@ class CommonNoisePoE(Posterior):
                 f"'gamma' should be one number of at least 0, or one per channel ({channels}), "
                 f"but is {gamma!r}."
             )
-        self.groups = None if groups is None else [list(members) for members in groups]
-        if self.groups is not None:
-            flat = sorted(m for members in self.groups for m in members)
-            if flat != list(range(len(flat))) or not all(self.groups):
-                raise ValueError(
-                    f"'groups' should hold each expert in one set, but is {self.groups!r}."
-                )
-        rules = 1 + len(self.groups or [])
-        log_gamma = torch.tensor(values).log().expand(rules, channels).clone()
+        log_gamma = torch.tensor([values]).log()  # (1, C), as in the state dicts of older versions
         if all(g > 0 for g in values):
             self.log_gamma = nn.Parameter(log_gamma)
         else:
@@ -86,76 +73,9 @@ class CommonNoisePoE(Posterior):
 
     @property
     def gamma(self) -> Tensor:
-        """The common noise of all experts, then of each group: shape (1 + groups, channels)."""
-        return self.log_gamma.exp()
+        """The common noise, with shape (channels)."""
+        return self.log_gamma[0].exp()
 
-    def forward(
-        self,
-        loc: Sequence[Tensor],
-        log_scale: Sequence[Tensor],
-        given: Tensor,
-        prior: tuple[Tensor, Tensor] | None = None,
-        *,
-        noise: Tensor | None = None,
-        sample: bool = True,
-        temperature: float = 1.0,
-        squashed: bool = False,
-    ) -> kernels.PoE:
-        """Fuses, samples and measures, see :meth:`Posterior.forward`."""
-        shape, clamp = given.shape[:-1], None if squashed else self.clamp
-        if self.groups is not None:
-            rows = as_rows(loc, log_scale, given, prior, noise)
-            loc, log_scale, given, prior, noise = self._messages(*rows, squashed=squashed)
-            clamp = None
-        q = kernels.gaussian_poe(
-            loc,
-            log_scale,
-            given,
-            prior,
-            noise=noise,
-            sample=sample,
-            temperature=temperature,
-            clamp=clamp,
-            common_noise=self.gamma[0],
-        )
-        return q if self.groups is None else kernels.PoE(*(v.unflatten(0, shape) for v in q))
-
-    def _messages(
-        self,
-        loc: list[Tensor],
-        log_scale: list[Tensor],
-        given: Tensor,
-        prior: tuple[Tensor, Tensor] | None,
-        noise: Tensor | None,
-        *,
-        squashed: bool,
-    ) -> Rows:
-        """One expert for each group: the product of its members, with their noise in common."""
-        if not squashed:
-            loc, log_scale = [self.squash(v) for v in loc], [self.squash(v) for v in log_scale]
-            prior = None if prior is None else (self.squash(prior[0]), self.squash(prior[1]))
-        if len(loc) != sum(map(len, self.groups or [])):
-            raise ValueError(
-                f"'groups' should hold each of the {len(loc)} experts in one set, "
-                f"but is {self.groups!r}."
-            )
-        event_dim = loc[0].dim() - 1
-        prior_log_scale = 0 if prior is None else prior[1]
-        group_loc, group_log_scale, group_given = [], [], []
-        for members, log_gamma in zip(self.groups or [], self.log_gamma[1:], strict=True):
-            takes_part = given[:, members]  # (R, m)
-            mean, deviation = gaussian.product_of_experts(
-                torch.stack([loc[m] for m in members]),
-                torch.stack([log_scale[m] for m in members]),
-                takes_part.T.reshape(len(members), -1, *(1,) * event_dim),
-            )
-            any_part = takes_part.any(dim=1)
-            seen = any_part.reshape(-1, *(1,) * event_dim)
-            deviation = torch.where(seen, deviation, 0)
-            log_ratio = 2 * (prior_log_scale - deviation)  # log R
-            log_gamma = log_gamma.reshape(-1, *(1,) * (event_dim - 1))
-            deviation = deviation + nn.functional.softplus(log_gamma + log_ratio) / 2
-            group_loc.append(mean)
-            group_log_scale.append(deviation.to(mean.dtype))
-            group_given.append(any_part)
-        return group_loc, group_log_scale, torch.stack(group_given, dim=1), prior, noise
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
+        """Fuses factors, see :meth:`Posterior.fuse`."""
+        return draw.product(factors, clamp=self.clamp, common_noise=self.gamma)

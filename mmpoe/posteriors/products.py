@@ -4,24 +4,28 @@ from __future__ import annotations
 
 __all__ = ["GPoE", "PoE"]
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from mmpoe import gaussian, kernels
 
-from .base import Posterior, as_rows
+from .base import Draw, Factors, Posterior, spread
 
 MAX_GAP = 600.0
 """The largest difference of log precisions whose exponentials float64 can add up."""
+
+ExpertProduct = tuple[Tensor, Tensor]
+r"""The mean and log precision of a product of experts without the prior, each of shape (R, \*).
+They are 0 and minus infinity for a pair that is given nothing."""
 
 
 class PoE(Posterior):
     r"""Product of experts, with the prior as one of them.
 
     .. math:: q(z \mid x_s) \propto p(z) \prod_{m \in s} \mathcal{N}(z; \mu_m, \sigma_m^2)
+
+    One pair for each sample is fused by :func:`mmpoe.kernels.gaussian_poe`, and any other pairs by
+    a sparse matrix product.
 
     Arguments:
         power: The power of the inverse scale that adds up: 2 is the product of Gaussians, 1 the
@@ -50,126 +54,102 @@ class PoE(Posterior):
             )
         self.power, self.prior_in = power, prior_in
 
-    def forward(
-        self,
-        loc: Sequence[Tensor],
-        log_scale: Sequence[Tensor],
-        given: Tensor,
-        prior: tuple[Tensor, Tensor] | None = None,
-        *,
-        noise: Tensor | None = None,
-        sample: bool = True,
-        temperature: float = 1.0,
-        squashed: bool = False,
-    ) -> kernels.PoE:
-        """Fuses, samples and measures, see :meth:`Posterior.forward`."""
-        if self.prior_in == "always":
-            return kernels.gaussian_poe(
-                loc,
-                log_scale,
-                given,
-                prior,
-                noise=noise,
-                sample=sample,
-                temperature=temperature,
-                power=self.power,
-                clamp=None if squashed else self.clamp,
-            )
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
+        """Fuses factors, see :meth:`Posterior.fuse`."""
+        always = self.prior_in == "always"
+        product = None if always and factors.rows is None else self._sparse_product(factors)
+        if product is None and always:
+            return draw.product(factors, power=self.power, clamp=self.clamp)
+        if product is None:
+            product = self._dense_product(factors)
+        return self._times_prior(*product, factors, draw)
 
-        shape = given.shape[:-1]
-        loc, log_scale, given, prior, noise = as_rows(loc, log_scale, given, prior, noise)
-        if prior is None:
-            blank = torch.zeros_like(loc[0])
-            prior = (blank, blank)
-        if not squashed:
-            loc, log_scale = [self.squash(v) for v in loc], [self.squash(v) for v in log_scale]
-            prior = (self.squash(prior[0]), self.squash(prior[1]))
+    def _sparse_product(self, factors: Factors) -> ExpertProduct | None:
+        """Adds up the precisions of all pairs by one sparse matrix product, in float64.
 
-        takes_part = ~given.any(dim=1)  # of the prior: an empty product is the prior
-        if self.prior_in == "full":
-            takes_part = takes_part | given.all(dim=1)
-        mask = torch.cat([takes_part[None], given.T])
-        mean, deviation = gaussian.product_of_experts(
-            torch.stack([prior[0], *loc]),
-            torch.stack([prior[1], *log_scale]),
-            mask.reshape(*mask.shape, *(1,) * (loc[0].dim() - 1)),  # (M + 1, R, 1...)
-            power=self.power,
-        )
-        z = mean
-        if sample:
-            noise = torch.randn_like(mean) if noise is None else noise
-            z = gaussian.sample(mean, deviation, noise, temperature)
-        kl = gaussian.kl_divergence(mean, deviation, *prior).flatten(1).sum(dim=1)
-        return kernels.PoE(*(v.unflatten(0, shape) for v in (z, mean, deviation, kl)))
-
-    def pairs(
-        self,
-        loc: Sequence[Tensor],
-        log_scale: Sequence[Tensor],
-        given: Tensor,
-        rows: Tensor,
-        prior: tuple[Tensor, Tensor] | None = None,
-        *,
-        noise: Tensor | None = None,
-        sample: bool = True,
-        temperature: float = 1.0,
-    ) -> kernels.PoE:
-        """Fuses, samples and measures pairs, see :meth:`Posterior.pairs`.
-
-        Precisions add up by one sparse matrix product, so the work is proportional to the number
-        of pairs, not to that times the number of experts.
+        The work is proportional to the number of pairs, not to that times the number of experts.
+        None if it cannot be done: neither a compiler nor other devices know sparse matrices of
+        float64, and it cannot hold precisions that are too far apart.
         """
-        options = {"noise": noise, "sample": sample, "temperature": temperature}
-        # neither a compiler nor other devices know sparse matrices of float64
+        loc, log_scale, given, _, rows = factors
         if torch.compiler.is_compiling() or loc[0].device.type not in ("cpu", "cuda"):
-            return super().pairs(loc, log_scale, given, rows, prior, **options)
-        dtype, event = loc[0].dtype, loc[0].shape[1:]
-
-        def spread(v: Tensor) -> Tensor:
-            return v.reshape(*v.shape, *(1,) * len(event))
-
+            return None
+        if rows is None:
+            rows = torch.arange(given.shape[0], device=given.device)
+        event = (1,) * (loc[0].dim() - 1)
         counts = given.new_zeros((len(loc[0]), len(loc)), dtype=torch.long)
-        used = spread(counts.index_add(0, rows, given.long()) > 0)  # by some pair, (B, M, 1...)
-        means = self.squash(torch.where(used, torch.stack(list(loc), dim=1), 0)).double()
-        scales = self.squash(torch.where(used, torch.stack(list(log_scale), dim=1), 0)).double()
+        used = counts.index_add(0, rows, given.long()) > 0  # by some pair, (B, M)
+        used = used.reshape(*used.shape, *event)
+        means = self.squash(torch.where(used, torch.stack(loc, dim=1), 0)).double()
+        scales = self.squash(torch.where(used, torch.stack(log_scale, dim=1), 0)).double()
         log_precisions = torch.where(used, -self.power * scales, -torch.inf)  # (B, M, *)
         if _gap(log_precisions) > MAX_GAP:
-            return super().pairs(loc, log_scale, given, rows, prior, **options)
-        wide = torch.promote_types(dtype, torch.float32)
-        mean, log_precision = (  # (R, *)
-            v.to(wide) for v in _sum_pairs(means, log_precisions, given, rows)
-        )
+            return None
+        wide = torch.promote_types(loc[0].dtype, torch.float32)
+        mean, log_precision = _sum_pairs(means, log_precisions, given, rows)
+        return mean.to(wide), log_precision.to(wide)
 
+    def _dense_product(self, factors: Factors) -> ExpertProduct:
+        """Multiplies the experts of each pair, all of them in a row."""
+        loc, log_scale, given, _, _ = self.squashed(factors.filled())
+        some = given.any(dim=1)
+        mask = (given | ~some[:, None]).T  # (M, R), not empty for any pair
+        mean, deviation = gaussian.product_of_experts(
+            torch.stack(loc),
+            torch.stack(log_scale),
+            mask.reshape(*mask.shape, *(1,) * (loc[0].dim() - 1)),  # (M, R, 1...)
+            power=self.power,
+        )
+        some = spread(some, mean)
+        log_precision = torch.where(some, -self.power * deviation, -torch.inf)
+        return torch.where(some, mean, 0), log_precision
+
+    def _times_prior(
+        self, mean: Tensor, log_precision: Tensor, factors: Factors, draw: Draw
+    ) -> kernels.Product:
+        """Multiplies products of experts by the prior where it is a factor, and samples."""
+        given, prior, dtype = factors.given, factors.prior, factors.loc[0].dtype
         prior_loc, prior_log_precision = mean.new_zeros(()), mean.new_zeros(())
         if prior is not None:
-            prior_loc = self.squash(prior[0]).to(wide)
-            prior_log_precision = -self.power * self.squash(prior[1]).to(wide)
+            prior_loc = self.squash(prior[0]).to(mean.dtype)
+            prior_log_precision = -self.power * self.squash(prior[1]).to(mean.dtype)
 
-        some = spread(given.any(dim=1))
-        if self.prior_in != "never":  # multiply by the prior: a weighted average with it
-            joins = given.any(dim=1) if self.prior_in == "always" else given.all(dim=1)
-            at = joins.nonzero()[:, 0]  # often a few of many pairs
-            fused, log_fused = mean.index_select(0, at), log_precision.index_select(0, at)
+        if self.prior_in == "always":
+            mean, log_precision = _times(mean, log_precision, prior_loc, prior_log_precision)
+        else:
+            joins = ~given.any(dim=1)  # an empty product is the prior
+            if self.prior_in == "full":
+                joins = joins | given.all(dim=1)
+            if torch.compiler.is_compiling():
+                at = torch.arange(given.shape[0], device=given.device)
+            else:
+                at = joins.nonzero()[:, 0]  # often a few of many pairs
             own, log_own = prior_loc, prior_log_precision
             if prior is not None:
                 own, log_own = own.index_select(0, at), log_own.index_select(0, at)
-            share = (log_fused - log_own).sigmoid()  # of the experts in the precision
-            mean = mean.index_copy(0, at, own + share * (fused - own))
-            log_precision = log_precision.index_copy(0, at, torch.logaddexp(log_fused, log_own))
-        if not bool(some.all()):
-            mean = torch.where(some, mean, prior_loc)
-            log_precision = torch.where(some, log_precision, prior_log_precision)
+            few, log_few = mean.index_select(0, at), log_precision.index_select(0, at)
+            joined, log_joined = _times(few, log_few, own, log_own)
+            there = spread(joins[at], mean)
+            mean = mean.index_copy(0, at, torch.where(there, joined, few))
+            log_precision = log_precision.index_copy(
+                0, at, torch.where(there, log_joined, log_few)
+            )
 
         log_ratio = (prior_log_precision - log_precision) * (2 / self.power)  # of variances
         distance = (mean - prior_loc) * torch.exp(prior_log_precision / self.power)
         kl = (torch.expm1(log_ratio) - log_ratio + distance.square()) / 2
-        kl = kl.flatten(1).sum(dim=1)
         mean, deviation = mean.to(dtype), (-log_precision / self.power).to(dtype)
-        z = mean
-        if sample:
-            noise = torch.randn_like(mean) if noise is None else noise
-            z = gaussian.sample(mean, deviation, noise, temperature)
-        return kernels.PoE(z, mean, deviation, kl)
+        return kernels.Product(
+            draw.sample(mean, deviation), mean, deviation, kl.flatten(1).sum(dim=1)
+        )
+
+
+def _times(
+    mean: Tensor, log_precision: Tensor, other: Tensor, log_other: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The mean and log precision of a Gaussian times another; the first may have precision 0."""
+    share = (log_precision - log_other).sigmoid()  # of the first in the precision
+    return other + share * (mean - other), torch.logaddexp(log_precision, log_other)
 
 
 def _gap(log_precisions: Tensor) -> float:
@@ -185,8 +165,13 @@ def _sum_pairs(
 ) -> tuple[Tensor, Tensor]:
     """The mean and log precision of the product of what each pair is given, with shape (R, *).
 
-    They are 0 and minus infinity where that says nothing. Experts, (B, M, *), that no pair is
-    given have a log precision of minus infinity and any finite mean.
+    Row r of a sparse matrix, (R, B M), has a 1 for each expert that takes part in pair r. It is
+    multiplied by a table, (B M, 2 E), that holds the precision of each expert and that times its
+    mean, relative to the largest precision of the sample, so that no exponential overflows.
+
+    The mean is 0 and the log precision minus infinity where nothing is given that says something.
+    Experts, (B, M, *), that no pair is given have a log precision of minus infinity and any finite
+    mean.
     """
     batch, experts, *event = loc.shape
     shift = log_precision.detach().amax(dim=1)  # (B, *)
@@ -221,18 +206,15 @@ class GPoE(Posterior):
         \mathcal{N}(z; \mu_m, \sigma_m^2)^{\alpha_{m \mid s}}, \qquad
         \alpha_{m \mid s} = \frac{a_m}{\sum_{k \in s} a_k}
 
-    Powers are renormalised over the experts that take part, so that :math:`n` equal experts count
-    as one, whatever is missing.
+    The powers :math:`a_m` are learned, and equal at first. They are renormalised over the experts
+    that take part, so that :math:`n` equal experts count as one, whatever is missing.
 
     Arguments:
         experts: The number of experts :math:`M`.
-        powers: The powers :math:`a_m` before normalisation: ``"learned"``, one parameter for each
-            expert, equal at first; ``"even"``, which gives :math:`1 / |s|`; or :math:`M` positive
-            numbers.
         clamp: The limit of the soft clamp, see :class:`Posterior`.
 
     Raises:
-        ValueError: If `experts` is not positive, or `powers` is none of its choices.
+        ValueError: If `experts` is not positive.
 
     References:
         | Generalized Product of Experts for Automatic and Principled Fusion of Gaussian Process
@@ -240,72 +222,31 @@ class GPoE(Posterior):
         | https://arxiv.org/abs/1410.7827
 
     Example:
-        >>> rule = GPoE(2, powers="even")
+        >>> rule = GPoE(2)
         >>> q = rule([torch.ones(1, 1)] * 2, [torch.zeros(1, 1)] * 2, torch.tensor([[True, True]]))
-        >>> q.loc  # as with one expert
-        tensor([[0.5000]])
+        >>> q.loc.item()  # as with one expert
+        0.5
     """
 
-    log_powers: Tensor
-
-    def __init__(
-        self, experts: int, powers: str | Sequence[float] = "learned", clamp: float | None = None
-    ) -> None:
+    def __init__(self, experts: int, clamp: float | None = None) -> None:
         super().__init__(clamp)
         if experts < 1:
             raise ValueError(f"'experts' should be at least 1, but is {experts}.")
-        if isinstance(powers, str):
-            if powers not in ("learned", "even"):
-                raise ValueError(
-                    '\'powers\' should be "learned", "even" or a sequence of numbers, '
-                    f"but is {powers!r}."
-                )
-            values = [1.0] * experts
-        else:
-            values = [float(a) for a in powers]
-        if len(values) != experts or not all(math.isfinite(a) and a > 0 for a in values):
-            raise ValueError(
-                f"'powers' should hold one positive number per expert ({experts}), "
-                f"but is {powers!r}."
-            )
-        log_powers = torch.tensor(values).log()
-        if isinstance(powers, str) and powers == "learned":
-            self.log_powers = nn.Parameter(log_powers)
-        else:
-            self.register_buffer("log_powers", log_powers)
+        self.log_powers = nn.Parameter(torch.zeros(experts))
 
-    def forward(
-        self,
-        loc: Sequence[Tensor],
-        log_scale: Sequence[Tensor],
-        given: Tensor,
-        prior: tuple[Tensor, Tensor] | None = None,
-        *,
-        noise: Tensor | None = None,
-        sample: bool = True,
-        temperature: float = 1.0,
-        squashed: bool = False,
-    ) -> kernels.PoE:
-        """Fuses, samples and measures, see :meth:`Posterior.forward`."""
-        if len(loc) != len(self.log_powers):
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
+        """Fuses factors, see :meth:`Posterior.fuse`."""
+        factors = self.squashed(factors.filled())
+        if len(factors.loc) != len(self.log_powers):
             raise ValueError(
                 f"'loc' should hold one tensor per expert of this rule ({len(self.log_powers)}), "
-                f"but holds {len(loc)}."
+                f"but holds {len(factors.loc)}."
             )
-        shape = given.shape[:-1]
-        loc, log_scale, given, prior, noise = as_rows(loc, log_scale, given, prior, noise)
-        if not squashed:
-            loc, log_scale = [self.squash(v) for v in loc], [self.squash(v) for v in log_scale]
-            prior = None if prior is None else (self.squash(prior[0]), self.squash(prior[1]))
-
         # a Gaussian to the power of alpha has a variance that is 1 / alpha times as large
+        given, like = factors.given, factors.loc[0]
         present = torch.where(given, self.log_powers, -torch.inf)  # (R, M)
         total = torch.logsumexp(torch.where(given.any(dim=1, keepdim=True), present, 0), dim=1)
         log_alpha = torch.where(given, self.log_powers - total[:, None], 0)
-        widening = -log_alpha.T.reshape(len(loc), -1, *(1,) * (loc[0].dim() - 1)) / 2  # (M, R, 1)
-        log_scale = [(v + w).to(v.dtype) for v, w in zip(log_scale, widening, strict=True)]
-
-        q = kernels.gaussian_poe(
-            loc, log_scale, given, prior, noise=noise, sample=sample, temperature=temperature
-        )
-        return kernels.PoE(*(v.unflatten(0, shape) for v in q))
+        widening = [-spread(log_alpha[:, m], like) / 2 for m in range(len(factors.loc))]
+        wide = [(v + w).to(v.dtype) for v, w in zip(factors.log_scale, widening, strict=True)]
+        return draw.product(factors._replace(log_scale=wide))

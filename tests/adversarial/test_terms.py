@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from adversaries import by_hand, discriminators, every_kind, inferred
-from example_models import NAMES, OBSERVED, batch, flat, hierarchical, make, noise_for
+from example_models import NAMES, OBSERVED, batch, conditioned, flat, hierarchical, make, noise_for
 from torch import nn
 from torch.distributions import Independent, Normal
 
@@ -231,7 +231,7 @@ def test_packed_rows_are_rows():
     model, x, networks = make(hierarchical), batch(), discriminators()
     given, weight = subsets(OBSERVED)
     given, rows, _ = pack(given, weight)
-    output = model(x, given, rows=rows, component=True)
+    output = conditioned(model, x, given, rows=rows)
     scored = scored_targets(given, OBSERVED[rows]) & OBSERVED[rows]
     own = {m: v[rows] for m, v in x.items()}
     found = discriminator_loss(output, networks, own, OBSERVED[rows], scored)

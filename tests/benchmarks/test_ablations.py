@@ -11,7 +11,7 @@ from benchmarks.synthesis.ablations import __main__ as command
 from benchmarks.synthesis.ablations import figure, missing, tables, variants
 from benchmarks.synthesis.ablations.factors import variants as every_variant
 from benchmarks.synthesis.ablations.variants import BASE, FUSIONS, MeanFusion, Variant, build
-from benchmarks.synthesis.run import Profile
+from benchmarks.synthesis.profiles import Profile
 from benchmarks.synthesis.scoring import SUBSETS
 from benchmarks.synthesis.systems import build as build_system
 from benchmarks.synthesis.systems.common import predict_means
@@ -108,7 +108,7 @@ def test_mean_fusion_is_one_expert_of_mean_parameters():
     prior = torch.randn(2, 2, 4, generator=rng, dtype=torch.float64)
     given = torch.tensor([[True, False, True], [False, False, False]])
     loc[1] = torch.nan
-    q = MeanFusion()(list(loc), list(log_scale), given, (prior[0], prior[1]), sample=False)
+    q = MeanFusion()(list(loc), list(log_scale), given, (prior[0], prior[1]), temperature=0.0)
     mean = (loc[0, 0] + loc[2, 0]) / 2
     precision = (-(log_scale[0, 0] + log_scale[2, 0])).exp()
     own = (-2 * prior[1, 0]).exp()

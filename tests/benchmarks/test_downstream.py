@@ -8,7 +8,6 @@ import pytest
 from blobs import subject
 
 from benchmarks.downstream import run, systems, table
-from benchmarks.synthesis import run as synthesis
 from benchmarks.synthesis.systems import build
 from examples.medical_mri_us.modalities import MODALITIES
 
@@ -38,7 +37,7 @@ def tiny(monkeypatch, tmp_path):
     learnt = [*subjects, subject("lacks", 5, ["us", "cet1"], (4, 32, 32))]
     monkeypatch.setattr(run, "load", lambda profile: run.Data(learnt, subjects, places))
     monkeypatch.setattr(
-        synthesis, "load_trained", lambda folder, name, seed: build(name, MODALITIES, 32)
+        run, "load_trained", lambda folder, name, seed: build(name, MODALITIES, 32)
     )
     done = []
 

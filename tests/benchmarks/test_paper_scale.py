@@ -1,4 +1,4 @@
-"""The recipe for genuine ReMIND runs on a tiny copy of its layout, and quotes what was quoted."""
+"""The recipe for ReMIND runs on a tiny copy of its layout, and quotes what was quoted."""
 
 import json
 import os

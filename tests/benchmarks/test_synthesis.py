@@ -1,14 +1,9 @@
-"""The synthesis benchmark trains, goes on, scores and tells the truth in its tables."""
+"""The synthesis benchmark trains, resumes, scores and tells the truth in its tables."""
 
-import importlib.util
 import json
-import os
 import re
 import signal
-import threading
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +11,11 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from benchmarks import _results, _workers
-from benchmarks.synthesis import costs, figures, run, scoring, statistics, table
-from benchmarks.synthesis.run import BASELINE, Profile, compare
+from benchmarks.synthesis import costs, figures, results, scoring, statistics, table, training
+from benchmarks.synthesis.profiles import Profile
+from benchmarks.synthesis.scoring import BASELINE
 from benchmarks.synthesis.systems import LABELS, build
+from benchmarks.synthesis.training import compare
 from examples.medical_mri_us.data import Subject
 from examples.medical_mri_us.evaluation import PROTOCOLS
 from examples.medical_mri_us.modalities import MODALITIES
@@ -160,9 +156,9 @@ def test_training_goes_on_as_if_it_had_not_stopped(name, tmp_path):
             return original(batch, done)
 
         system.loss = loss
-        keep, watch = tmp_path / folder, run.Stopwatch()
+        keep, watch = tmp_path / folder, training.Stopwatch()
         watches.append(watch)
-        history = run.train(system, TRAIN, steps=4, batch=2, seed=0, keep=keep, watch=watch)
+        history = training.train(system, TRAIN, steps=4, batch=2, seed=0, keep=keep, watch=watch)
         assert len(history.bounds) == (stop or 4)
         return list(system.network.parameters())
 
@@ -174,10 +170,10 @@ def test_training_goes_on_as_if_it_had_not_stopped(name, tmp_path):
 
 def test_stopwatches_go_on(monkeypatch):
     clock = iter([100.0, 103.0, 500.0, 600.0, 604.0])
-    monkeypatch.setattr(run.time, "process_time", lambda: next(clock))
-    state = run.Stopwatch().state_dict()
+    monkeypatch.setattr(training.time, "process_time", lambda: next(clock))
+    state = training.Stopwatch().state_dict()
     assert state == {"seconds": 3.0}
-    later = run.Stopwatch()
+    later = training.Stopwatch()
     later.load_state_dict(state)
     assert later.seconds == 7.0
 
@@ -192,7 +188,7 @@ def test_a_finished_run_is_not_done_again(tmp_path, capsys, monkeypatch):
     assert facts["steps"] == json.loads((tmp_path / "mopoe.plan.json").read_text())["steps"]
     assert len(facts["cells"]) == 8
     assert facts["scoring_seconds"] > 0
-    system = run.load_trained(tmp_path, "mopoe", 0)
+    system = training.load_trained(tmp_path, "mopoe", 0)
     assert not system.network.training
     assert scoring.score_system(system, TEST)[0]["psnr"] == facts["cells"][0]["psnr"]
     assert compare("mopoe", 0, TRAIN, TEST, TINY, tmp_path) == 0
@@ -204,16 +200,16 @@ def test_a_finished_run_is_not_done_again(tmp_path, capsys, monkeypatch):
 
 def test_weights_of_unfinished_runs_are_not_loaded(tmp_path):
     with pytest.raises(ValueError, match=r"'folder' should hold mopoe-0.json and mopoe-0.safe"):
-        run.load_trained(tmp_path, "mopoe", 0)
+        training.load_trained(tmp_path, "mopoe", 0)
 
 
 @pytest.mark.parametrize("name", list(LABELS))
 def test_weights_come_back(name, tmp_path):
     torch.manual_seed(0)
     system = build(name, MODALITIES, 32)
-    run.save_weights(system, tmp_path, name, 3)
+    training.save_weights(system, tmp_path, name, 3)
     (tmp_path / f"{name}-3.json").write_text('{"size": 32}')
-    again = run.load_trained(tmp_path, name, 3).network.state_dict()
+    again = training.load_trained(tmp_path, name, 3).network.state_dict()
     for key, value in system.network.state_dict().items():
         assert torch.equal(again[key], value)
 
@@ -234,9 +230,9 @@ def trial(monkeypatch, start, step, seconds):
         nonlocal now
         now += start + step * steps
 
-    monkeypatch.setattr(run.time, "process_time", lambda: now)
-    monkeypatch.setattr(run, "train", train)
-    return run.affordable_steps("unet", TRAIN, replace(TINY, trial=4, seconds=seconds))
+    monkeypatch.setattr(training.time, "process_time", lambda: now)
+    monkeypatch.setattr(training, "train", train)
+    return training.affordable_steps("unet", TRAIN, replace(TINY, trial=4, seconds=seconds))
 
 
 def fake_run(system, seed, shift, patients=12, places=None):
@@ -271,18 +267,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-PSNR, SSIM, ST_LPIPS = table.METRICS[:3]
+PSNR, SSIM, ST_LPIPS = results.METRICS[:3]
 
 
 def test_seeds_are_averaged_before_patients(folder):
-    results = {r.system: r for r in table.read(folder)}
-    assert list(results) == [BASELINE, "U-Net", "MHVAE", "MMHVAE"]
+    found = {r.system: r for r in results.read(folder)}
+    assert list(found) == [BASELINE, "U-Net", "MHVAE", "MMHVAE"]
     place = (("us",), "t2")
-    found = results["MMHVAE"].score(PSNR, [place])
-    assert found == pytest.approx(np.arange(11, 23), abs=1e-3)
-    by_seed = results["MMHVAE"].by_seed(PSNR, [place])
+    scores = found["MMHVAE"].score(PSNR, [place])
+    assert scores == pytest.approx(np.arange(11, 23), abs=1e-3)
+    by_seed = found["MMHVAE"].by_seed(PSNR, [place])
     assert by_seed.mean(axis=1) == pytest.approx([15.5, 17.5], abs=1e-3)
-    assert results["MHVAE"].score(PSNR, [place, (("us",), "flair")]) is None
+    assert found["MHVAE"].score(PSNR, [place, (("us",), "flair")]) is None
 
 
 def test_tables_put_what_was_missing_first_and_test_whole_systems(folder):
@@ -339,8 +335,7 @@ def test_verdict_counts_cells_that_are_best_or_tied(folder):
             noise = rng.normal(size=12)
             cell["psnr"] = list(ours + noise - noise.mean() + 0.01)
     path.write_text(json.dumps(content))
-    results = table.read(folder)
-    found = table.content(results, {"seeds": [0]})["verdict"]["strict/psnr"]
+    found = results.content(results.read(folder), {"seeds": [0]})["verdict"]["strict/psnr"]
     assert found == {"cells": 28, "best": 10, "tied": 16, "uncorrected": 16, "tested": True}
     text = table.report(folder, "quick")
     assert "PSNR, dB: MMHVAE has the best mean in 10 of 28 cells (36%), and is best" in text
@@ -361,9 +356,9 @@ def test_too_few_patients_are_not_tested(tmp_path):
 def test_runs_of_other_patients_are_not_mixed(folder):
     (folder / "z-9.json").write_text(json.dumps(fake_run("unet", 1, 1, patients=11)))
     with pytest.raises(ValueError, match=r"unet .* other patients"):
-        table.read(folder)
+        results.read(folder)
     with pytest.raises(ValueError, match=r"'folder' should hold scores"):
-        table.read(folder / "nothing")
+        results.read(folder / "nothing")
 
 
 def test_comparisons_are_scipys_with_an_effect():
@@ -432,103 +427,6 @@ def test_results_are_written_with_what_made_them(folder, tmp_path, monkeypatch):
         with Image.open(to / name) as image:
             assert image.size[0] > 300
     assert (to / "synthesis.json").stat().st_size < 200_000
-
-
-def test_results_hold_json_alone(tmp_path):
-    content = {"a": np.float32(1.5), "b": [np.nan, np.inf, 1], "c": torch.ones(2), 3: (True, None)}
-    _results.write("x", content, "# X\n\n", tmp_path)
-    text = (tmp_path / "x.json").read_text()
-    assert json.loads(text) == {"a": 1.5, "b": [None, None, 1], "c": [1.0, 1.0], "3": [True, None]}
-    assert '"b": [null, null, 1]' in text  # numbers on one line
-    assert (tmp_path / "x.md").read_text() == "# X\n"
-    facts = _results.facts("command", "quick", [0, 1])
-    assert facts["command"] == "command"
-    assert facts["seeds"] == [0, 1]
-    assert set(facts["machine"]) >= {"cpu", "cores", "torch"}
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts["date"])
-
-
-def job(name, tmp_path, code):
-    (tmp_path / f"job_{name}.py").write_text(code)
-    return _workers.Job(name, f"job_{name}", (), tmp_path / f"{name}.log")
-
-
-@pytest.fixture
-def jobs(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return lambda name, code: job(name, tmp_path, code)
-
-
-def test_jobs_run_some_at_a_time_with_one_thread(jobs, tmp_path, capsys):
-    code = "import os, pathlib; print(os.environ['OMP_NUM_THREADS'])"
-    assert _workers.run_jobs([jobs(name, code) for name in "abc"], 2) == 0
-    assert [(tmp_path / f"{name}.log").read_text() for name in "abc"] == ["1\n"] * 3
-    out = capsys.readouterr().out.splitlines()
-    assert len(out) == 3
-    assert re.fullmatch(r"3 of 3: . done in \d+ s; running: none; 0 waiting", out[-1])
-    with pytest.raises(ValueError, match=r"'workers' should be at least 1, but is 0"):
-        _workers.run_jobs([], 0)
-
-
-def test_a_job_that_fails_ends_the_others_and_shows_why(jobs, tmp_path, capsys):
-    bad = jobs("bad", "import sys; print('the reason'); sys.exit(5)")
-    slow = jobs("slow", "import time; time.sleep(60)")
-    start = time.monotonic()
-    assert _workers.run_jobs([slow, bad, jobs("never", "")], 2) == 5
-    assert time.monotonic() - start < 30
-    assert "the reason" in capsys.readouterr().out
-    assert not (tmp_path / "never.log").exists()
-
-
-def test_a_signal_ends_jobs_once_and_in_order(jobs, tmp_path, capsys):
-    code = """
-import pathlib, signal, sys, time
-place = pathlib.Path(sys.argv[0]).parent
-def end(*_):
-    signals.append(1)
-signals = []
-signal.signal(signal.SIGTERM, end)
-(place / "ready").touch()
-while not signals:
-    time.sleep(0.01)
-time.sleep(1)
-(place / "ended").write_text(str(len(signals)))
-sys.exit(143)
-"""
-
-    def interrupt():
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    assert _workers.run_jobs([jobs("a", code), jobs("b", "")], 1) == 130
-    thread.join()
-    assert (tmp_path / "ended").read_text() == "1"
-    assert not (tmp_path / "b.log").exists()
-    assert "Stopped after 0 of 2 runs; the same command goes on" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_documentation_includes_what_there_is_and_names_what_is_not(tmp_path):
-    path = Path(__file__).parents[2] / "docs" / "_ext" / "benchmark_results.py"
-    spec = importlib.util.spec_from_file_location("benchmark_results", path)
-    extension = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(extension)
-    assert extension.show("x", "make x", tmp_path) == "*Not measured yet:* `make x`."
-    (tmp_path / "x.md").touch()
-    shown = extension.show("x", "make x", tmp_path)
-    assert shown.startswith("```{include} ../benchmarks/results/x.md\n")
-    page = (path.parents[1] / "benchmarks.md").read_text()
-    names = [name for name, _ in extension.LINE.findall(page)]
-    assert names == ["synthesis", "downstream", "ablations", "uncertainty", "synthesis_costs"]
-    source = [page]
-    extension.fill(None, "another", source)
-    assert source == [page]
-    extension.fill(None, "benchmarks", source)
-    assert "{results}" not in source[0]
 
 
 def test_costs_count_what_layers_do():

@@ -4,23 +4,36 @@ import math
 
 import pytest
 import torch
-from example_models import NAMES, OBSERVED, SIZES, batch, every_model, flat, hierarchical, make
+from example_models import (
+    NAMES,
+    OBSERVED,
+    batch,
+    conditioned,
+    every_model,
+    flat,
+    hierarchical,
+    make,
+)
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal
 
 import mmpoe
-from mmpoe.hierarchy import top_down
-from mmpoe.likelihoods import Normal
-from mmpoe.missing import subsets
-from mmpoe.objectives import (
+from mmpoe import hierarchy
+from mmpoe.evidence import (
     effective_sample_size,
-    importance,
     log_conditional,
     log_marginal,
     log_predictive,
+    log_ratio,
     log_weights,
-    not_miwae,
+    propose,
 )
+from mmpoe.evidence import samples as samples_module
+from mmpoe.hierarchy import State
+from mmpoe.likelihoods import Normal
+from mmpoe.missing import subsets
+from mmpoe.models import _scoring
+from mmpoe.objectives import not_miwae
 from mmpoe.oracles import LinearGaussian, LinearGaussianHierarchy
 from mmpoe.posteriors import MoE, MoPoE
 
@@ -192,14 +205,13 @@ def test_density_of_a_mixture_is_that_of_all_components(rule):
     rows = OBSERVED[1:]  # all but the empty one
     x = {m: v[1:] for m, v in x.items()}
     encodings = model.encode(x, rows)
-    ((_, (step,)),) = importance.propose(model, encodings, rows, x, samples=50)
+    (drawn,) = propose(model, encodings, rows, x, samples=50)
 
     given, weight = subsets(rows, rule.family, dtype=torch.float64)
-    components = model(x, given, component=True).posteriors[0]
+    components = conditioned(model, x, given).posteriors[0]
     q = mmpoe.distributions.MixtureOfProducts(components, weight)
-    z = step.z.unflatten(0, (50, 7))
-    expected = step.prior.log_prob(step.z).unflatten(0, (50, 7)) - q.log_prob(z)
-    found = importance.log_ratio(model, encodings, rows, [step], 50)
+    expected = drawn.priors[0].log_prob(drawn.z[0]) - q.log_prob(drawn.z[0])
+    found = log_ratio(model, encodings, rows, drawn)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
@@ -207,9 +219,9 @@ def test_components_are_drawn_as_often_as_they_weigh():
     _, model, x = mixture(MoE())
     x = {m: v[7:] for m, v in x.items()}
     encodings = model.encode(x, ALL[:1])
-    ((_, (step,)),) = importance.propose(model, encodings, ALL[:1], x, samples=30)
-    drawn = step.posterior.loc[:, 0].unique(return_counts=True)[1]
-    assert drawn.tolist() == [10, 10, 10]
+    (drawn,) = propose(model, encodings, ALL[:1], x, samples=30)
+    counts = drawn.posteriors[0].loc[:, 0, 0].unique(return_counts=True)[1]
+    assert counts.tolist() == [10, 10, 10]
 
 
 def test_gradient_is_that_of_the_evidence():
@@ -277,7 +289,7 @@ def count_rows(module, counts, name):
 @pytest.mark.parametrize("build", [flat, hierarchical], ids=["flat", "hierarchical"])
 @pytest.mark.parametrize("elements", [1, 2**22])
 def test_encodes_once_and_decodes_what_is_scored(monkeypatch, build, elements):
-    monkeypatch.setattr(importance, "ELEMENTS", elements)
+    monkeypatch.setattr(samples_module, "ELEMENTS", elements)
     model, x = make(build), batch()
     model(x, OBSERVED)
     encoded, decoded = {}, {}
@@ -304,7 +316,7 @@ def test_encodes_once_and_decodes_what_is_scored(monkeypatch, build, elements):
 
 def test_portions_change_nothing_but_the_draws(monkeypatch):
     oracle, model, x = chain("joint")
-    monkeypatch.setattr(importance, "ELEMENTS", 1)
+    monkeypatch.setattr(samples_module, "ELEMENTS", 1)
     log_w = log_weights(model, x, OBSERVED, samples=3)
     assert (log_w - oracle.log_prob(x, OBSERVED)).abs().max() < 1e-10
     _, model, x = mixture(MoPoE())
@@ -324,6 +336,11 @@ def test_batches_without_rows(build):
         not_miwae(model, x, observed, lambda x: x["us"][:, :3], samples=3),
     ]
     assert [v.shape for v in found] == [(0,)] * 4
+
+
+def scored(model, h, x, observed, valid=None):
+    """The log-likelihood at K states of each row, (K, B, *)."""
+    return model.log_likelihood(State(h.flatten(0, 1), h.shape[:2]), x, observed, valid=valid)
 
 
 class PlainDecoder(nn.Module):
@@ -354,7 +371,7 @@ def test_a_decoder_may_have_events_of_its_own():
     decoder = Joint()
     model = mmpoe.MVAE({"a": nn.Linear(6, 8)}, {"a": decoder})  # which nothing is encoded with
     h, x = torch.randn(5, 8, 4), torch.randn(8, 3, 2)
-    found = importance.score(model, h, {"a": x}, torch.ones(8, 1, dtype=torch.bool))
+    found = scored(model, h, {"a": x}, torch.ones(8, 1, dtype=torch.bool))
     squares = (x - decoder.network(h).unflatten(2, (3, 2))).square().sum(dim=(2, 3))
     assert torch.allclose(found, -squares / 2 - 3 * math.log(2 * math.pi), rtol=1e-5)
 
@@ -373,114 +390,62 @@ def test_slices_that_a_cache_holds_change_nothing(monkeypatch, cached):
     model.decoders["us"] = PlainDecoder(model.decoders["us"])
     valid = {m: torch.tensor([True, False, True]) for m in NAMES[:2]}
     h, decoded = torch.randn(7, 8, 2).double(), {}
-    whole = importance.score(model, h, x, OBSERVED, valid)
-    monkeypatch.setattr(importance, "CACHED", cached)
+    whole = scored(model, h, x, OBSERVED, valid)
+    monkeypatch.setattr(_scoring, "CACHED", cached)
     count_rows(model.decoders[NAMES[2]].network, decoded, "slices")
     with torch.no_grad():
-        found = importance.score(model, h, x, OBSERVED, valid)
+        found = scored(model, h, x, OBSERVED, valid)
     assert torch.allclose(found, whole, rtol=1e-12)
     wanted = [4] * 7 if cached == 1 else [16, 12]  # four rows of three elements each
     assert decoded["slices"] == wanted
-    importance.score(model, h, x, OBSERVED, valid)  # with gradients, all is kept in any case
+    scored(model, h, x, OBSERVED, valid)  # with gradients, all is kept in any case
     assert decoded["slices"] == [*wanted, 28]
 
 
-def _total(steps):
+def _total(q):
     """A number that depends on all that was inferred."""
-    return sum(s.kl.sum() + s.posterior.log_prob(s.z.detach() + 1).sum() for s in steps)
+    parts = zip(q.kl, q.posteriors, q.z, strict=True)
+    return sum(kl.sum() + p.log_prob(z.detach() + 1).sum() for kl, p, z in parts)
 
 
 @every_model
-def test_the_coarsest_group_is_inferred_once_for_each_subset(build):
-    model, inferred = make(build), []
+def test_the_coarsest_group_is_fused_once_for_each_subset(build, monkeypatch):
+    model, fused = make(build), []
+    rule = model.groups[0].posterior
     encodings = model.encode(batch(), OBSERVED)
     given = OBSERVED & (torch.rand(20, 8, 3) < 0.5)
     distinct = {(row, *flags) for k in given.tolist() for row, flags in enumerate(k)}
-    model.groups[0].register_forward_hook(lambda _, inputs, output: inferred.append(inputs[3]))
-    _, steps = importance.walk(model, encodings, given, matched=False)
-    assert len(inferred[0]) == len(distinct) < 160
+    fuse = rule.fuse
 
-    z = [step.z for step in steps]
-    h, walked = importance.walk(model, encodings, given, z, matched=False)
-    state, wanted = top_down(list(model.groups), encodings, given.flatten(0, 1), z=z)
-    assert torch.equal(h, state)
+    def counted(factors, draw):
+        fused.append(len(factors.given))
+        return fuse(factors, draw)
+
+    monkeypatch.setattr(rule, "fuse", counted)
+    q = model.infer(encodings, given)
+    assert fused == [len(distinct)]
+    assert fused[0] < 160
+    noise = (q.z[0] - q.posteriors[0].loc) / q.posteriors[0].scale
+    assert len(noise.flatten().unique()) == noise.numel()  # samples have noise of their own
+
+    # each pair for itself says the same, and so do the gradients
+    once = model.infer(encodings, given, z=q.z)
+    monkeypatch.setattr(hierarchy, "distinct_pairs", lambda rows, given: None)
+    each = model.infer(encodings, given, z=q.z)
+    assert fused[-1] == 160
+    assert torch.equal(once.state.h, each.state.h)
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradients = [
-        torch.autograd.grad(_total(steps), parameters, retain_graph=True, allow_unused=True)
-        for steps in (walked, wanted)
+        torch.autograd.grad(_total(found), parameters, retain_graph=True, allow_unused=True)
+        for found in (once, each)
     ]
     for a, b in zip(*gradients, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    for one, other in zip(walked, wanted, strict=True):
-        torch.testing.assert_close(one.kl, other.kl)
-        for a, b in ((one.posterior, other.posterior), (one.prior, other.prior)):
-            torch.testing.assert_close(a.loc, b.loc)
-            torch.testing.assert_close(a.log_scale, b.log_scale)
-    noise = (z[0] - steps[0].posterior.loc) / steps[0].posterior.scale
-    assert len(noise.flatten().unique()) == noise.numel()  # samples have noise of their own
-
-
-def test_bad_inputs():
-    model, x = make(flat), batch()
-    with pytest.raises(ValueError, match=r"'samples' should be an integer of at least 1, .* 0"):
-        log_weights(model, x, OBSERVED, samples=0)
-    with pytest.raises(ValueError, match=r"'given' should be boolean with shape .*\(8, 3\).*2, 3"):
-        log_weights(model, x, OBSERVED, OBSERVED[:2], samples=2)
-    with pytest.raises(ValueError, match=r"'targets' .*unknown|'targets' .*us"):
-        log_conditional(model, x, ["t1"], NAMES[:1], samples=2)
-    with pytest.raises(ValueError, match=r"'x' should hold 'us'"):
-        log_predictive(model, {m: x[m] for m in NAMES[1:]}, ["us"], NAMES[1:2], samples=2)
-    with pytest.raises(ValueError, match=r"'x' should hold at least one modality"):
-        log_predictive(model, {}, ["us"], [], samples=2)
-    x["us"][7, 0] = math.nan
-    with pytest.raises(ValueError, match=r"'us'"):
-        log_weights(model, x, OBSERVED, NAMES[:0], samples=2)
-    x["us"] = torch.zeros(8, 2 * SIZES["us"])
-    with pytest.raises(ValueError, match=r"'x' should have the shape of what is decoded.*\(8, 10"):
-        log_weights(model, x, OBSERVED, NAMES[:0], samples=2)
-
-
-@pytest.mark.parametrize("plain", [False, True])
-def test_elements_that_are_not_valid_are_not_scored(plain):
-    # the evidence of what is valid, from a posterior that is exact for more than that
-    oracle, model, x = flat_oracle()
-    if plain:
-        model.decoders["us"] = PlainDecoder(model.decoders["us"])
-    valid = {"us": torch.tensor([True, False, False])}
-    hidden = {**x, "us": torch.where(valid["us"], x["us"], math.nan)}
-    rest = NAMES[1:]
-    truth = []
-    for b in range(8):
-        one = {m: v[b : b + 1] for m, v in x.items()}
-        mean, covariance = oracle.conditional(one, rest, NAMES[:1])
-        part = torch.distributions.Normal(mean[:, 0], covariance[:, 0, 0].sqrt()).log_prob(
-            one["us"][:, 0]
-        )
-        truth.append(part + oracle.log_prob(one, torch.tensor([[False, True, True]])))
-    truth = torch.cat(truth)
-    with torch.no_grad():
-        log_w = log_weights(model, hidden, ALL, rest, samples=20_000, valid=valid)
-        part = log_predictive(model, hidden, NAMES[:1], rest, samples=20_000, valid=valid)
-    ratio = (log_w - truth).exp()
-    z_score = (ratio.mean(dim=0) - 1) / (ratio.std(dim=0) / math.sqrt(len(ratio)))
-    assert z_score.abs().max() < 4
-    evidence = oracle.log_prob(x, torch.tensor([[False, True, True]]).expand(8, 3))
-    assert (part + evidence - truth).abs().max() < 0.1
-
-    nothing = {"us": torch.zeros(8, 1, dtype=torch.bool)}
-    found = log_conditional(model, x, NAMES[:1], rest, samples=3, valid=nothing)
-    whole = log_conditional(model, x, NAMES[:1], rest, samples=3)
-    assert (found - whole).abs().max() > 0.5
-    with pytest.raises(ValueError, match=r"'valid' should hold modalities among us.*'flair'"):
-        log_marginal(model, x, ALL, samples=2, valid={"flair": ALL})
-    with pytest.raises(ValueError, match=r"'valid' should broadcast .*\(8, 3\).*\(8, 2\)"):
-        log_marginal(model, x, ALL, samples=2, valid={"us": ALL[:, :2]})
-
-
-def test_values_outside_the_support_name_their_row():
-    model, x = make(hierarchical), batch()
-    x["type"][6, 1] = 2
-    with pytest.raises(ValueError, match=r"'type' holds 2 in row 6"):
-        log_marginal(model, x, OBSERVED, samples=2)
+    for a, b in zip(once.kl, each.kl, strict=True):
+        torch.testing.assert_close(a, b)
+    pairs = zip([*once.posteriors, *once.priors], [*each.posteriors, *each.priors], strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a.loc, b.loc)
+        torch.testing.assert_close(a.log_scale, b.log_scale)

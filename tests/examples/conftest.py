@@ -35,7 +35,7 @@ def evaluated(tmp_path_factory):
     """The folder of an evaluation of two small models, on cases that are not all complete."""
     from scored import write_dataset, write_run
 
-    from examples.medical_mri_us.verbs import evaluate
+    from examples.medical_mri_us.subcommands import evaluate
 
     folder = tmp_path_factory.mktemp("evaluated")
     every = ("us", "t2", "cet1", "flair")

@@ -1,4 +1,4 @@
-"""The command line: its verbs, its exit codes, and what it says when something is wrong."""
+"""The command line: its subcommands, its exit codes, and what it says when something is wrong."""
 
 import errno
 import sys
@@ -59,8 +59,8 @@ def test_exit_codes(error, code, text, answer, monkeypatch):
     def fail(options):
         raise error
 
-    options = cli.VERBS["import-official"][0]
-    monkeypatch.setitem(cli.VERBS, "import-official", (options, fail))
+    options = cli.SUBCOMMANDS["import-official"][0]
+    monkeypatch.setitem(cli.SUBCOMMANDS, "import-official", (options, fail))
     arguments = ["import-official", "a.pth", "--out", "b"]
     found, out, err = answer(*arguments)
     assert (found, out) == (code, "")
@@ -79,9 +79,9 @@ def test_every_verb_is_there_with_help(answer):
     assert code == 0
     assert "Start with: python -m examples.medical_mri_us demo" in out
     assert "Exit codes: 0" in out
-    for verb, (options, _) in cli.VERBS.items():
-        assert verb in out
-        code, text, _ = answer(verb, "--help")
+    for subcommand, (options, _) in cli.SUBCOMMANDS.items():
+        assert subcommand in out
+        code, text, _ = answer(subcommand, "--help")
         assert code == 0
         assert " ".join(options.__doc__.split()[:3]) in " ".join(text.split())
 
@@ -97,6 +97,8 @@ def test_wrong_usage(arguments, answer):
 
 def test_changes_may_be_given_again(answer, monkeypatch):
     seen = []
-    monkeypatch.setitem(cli.VERBS, "train", (cli.VERBS["train"][0], lambda o: seen.append(o) or 0))
+    monkeypatch.setitem(
+        cli.SUBCOMMANDS, "train", (cli.SUBCOMMANDS["train"][0], lambda o: seen.append(o) or 0)
+    )
     assert answer("train", "--out", "r", "--set", "size=32", "--set", "training.lr=1")[0] == 0
     assert seen[0].set == ("size=32", "training.lr=1")

@@ -1,4 +1,4 @@
-"""Downstream tasks: each measure beside its definition, and what the verb writes."""
+"""Downstream tasks: each measure beside its definition, and what the subcommand writes."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ from examples.medical_mri_us.downstream import (
     training_volumes,
 )
 from examples.medical_mri_us.phantom import cached_dataset
-from examples.medical_mri_us.verbs import downstream
+from examples.medical_mri_us.subcommands import downstream
 
 
 def points(rng, count=25):

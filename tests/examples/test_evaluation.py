@@ -34,7 +34,7 @@ from examples.medical_mri_us.evaluation.published import quantise
 from examples.medical_mri_us.evaluation.published import score as published
 from examples.medical_mri_us.evaluation.strict import score as strict
 from examples.medical_mri_us.modalities import MODALITIES
-from examples.medical_mri_us.verbs import evaluate
+from examples.medical_mri_us.subcommands import evaluate
 from mmpoe.metrics import PerceptualWeightsUnavailable, st_lpips
 from mmpoe.training import CheckpointError
 

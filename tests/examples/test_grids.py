@@ -32,7 +32,7 @@ from examples.medical_mri_us.data import (
     write_image,
 )
 from examples.medical_mri_us.modalities import MODALITIES
-from examples.medical_mri_us.verbs.check import Check, run
+from examples.medical_mri_us.subcommands.check import Check, run
 
 angles = st.floats(-180, 180)
 shapes = st.tuples(*[st.integers(1, 7)] * 3)

@@ -38,7 +38,7 @@ from examples.medical_mri_us.phantom import (
 from examples.medical_mri_us.phantom.colin import COLIN27
 from examples.medical_mri_us.phantom.patient import draw_lesion
 from examples.medical_mri_us.phantom.tissues import tissue_values
-from examples.medical_mri_us.verbs.phantom import Phantom, run
+from examples.medical_mri_us.subcommands.phantom import Phantom, run
 
 SMALL = {"size": 16, "slices": 2, "progress": False}
 

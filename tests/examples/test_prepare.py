@@ -14,7 +14,7 @@ from layouts import AFFINE, BLOB, RIGID, TO_RAS, US_AFFINE, US_SHAPE
 
 from examples.medical_mri_us.data import Grid, load_subjects, read_image, read_index, same_grid
 from examples.medical_mri_us.prepare import read_split, read_tag, read_transform
-from examples.medical_mri_us.verbs.prepare import Prepare, run
+from examples.medical_mri_us.subcommands.prepare import Prepare, run
 
 SPACING, SIZE = 0.8, 40
 SETTINGS = {"spacing": SPACING, "size": SIZE}

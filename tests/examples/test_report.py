@@ -17,7 +17,7 @@ from examples.medical_mri_us.report import EvaluationError, make_page, read_eval
 from examples.medical_mri_us.report.charts import coverage_plot, line_plot, missingness_plot
 from examples.medical_mri_us.report.sections import training
 from examples.medical_mri_us.report.sprites import make_sprites
-from examples.medical_mri_us.verbs import report
+from examples.medical_mri_us.subcommands import report
 
 VOID = {"meta", "input", "br", "img"}
 LEFT_OPEN = {"html", "head", "body"}
@@ -146,7 +146,7 @@ def test_a_run_tells_what_it_was_trained_on(evaluated, tmp_path):
 def test_a_short_training_has_no_curve_and_says_so(evaluated):
     facts = read_evaluation(evaluated / "eval").facts
     short = training({**facts, "log": {k: v[:1] for k, v in facts["log"].items()}})
-    assert short.count("The training was too short for a curve.") == 2
+    assert short.count("Training was too short for a curve.") == 2
     assert "too short" not in training(facts)
 
 

@@ -17,13 +17,13 @@ from examples.medical_mri_us.data import CaseError, Grid, Image, axis_codes, reo
 from examples.medical_mri_us.data.grids import orientations
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.models import build_model, load_model
+from examples.medical_mri_us.subcommands.synthesize import Synthesize, run
 from examples.medical_mri_us.synthesis import slices as slices_module
 from examples.medical_mri_us.synthesis.case import synthesise_case
 from examples.medical_mri_us.synthesis.frame import Frame
 from examples.medical_mri_us.synthesis.intensities import to_model
 from examples.medical_mri_us.synthesis.jobs import choose, stem
 from examples.medical_mri_us.synthesis.slices import predict
-from examples.medical_mri_us.verbs.synthesize import Synthesize, run
 from examples.medical_mri_us.windows import Window
 from mmpoe.imputation import add_matched_experts
 

@@ -300,7 +300,7 @@ def test_discriminators_learn_from_a_bank_what_was_never_observed(tmp_path, monk
     assert torch.equal(state[f"images.{two[1]}"], banks[0].images[two[1]])
 
 
-def test_discriminators_are_trained_late_and_charge_the_model():
+def test_discriminators_are_trained_late_and_their_loss_counts_later():
     subjects = [subject(0), subject(1, MODALITIES[:2])]
     settings = Settings(steps=4, minutes=None, batch=4)
     plain, _ = train(subjects, settings, network=SMALL, progress=False)

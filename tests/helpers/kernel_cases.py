@@ -3,8 +3,8 @@
 import torch
 from hypothesis import strategies as st
 
-from mmpoe.kernels import launch, reference
-from mmpoe.kernels.arguments import Inputs, Needed, Outputs
+from mmpoe.kernels import _launch, _reference
+from mmpoe.kernels._arguments import Inputs, Outputs
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -57,13 +57,14 @@ def make(
         loc,
         log_scale,
         given,
-        (draw(rows, *event), draw(rows, *event, scale=spread / 2)) if prior else None,
-        draw(subsets, rows, *event) if noise == "tensor" else None,
-        torch.tensor(seed + 2**40) if noise == "seed" else None,
-        gamma if common else None,
-        power,
-        clamp,
-        0.8,
+        prior_loc=draw(rows, *event) if prior else None,
+        prior_log_scale=draw(rows, *event, scale=spread / 2) if prior else None,
+        noise=draw(subsets, rows, *event) if noise == "tensor" else None,
+        seed=torch.tensor(seed + 2**40) if noise == "seed" else None,
+        common_noise=gamma if common else None,
+        power=power,
+        clamp=clamp,
+        temperature=0.8,
     )
 
 
@@ -88,10 +89,16 @@ def drawn(draw, dtypes=tuple(DTYPES), experts=(1, 6), events=None):
     )
 
 
+def prior_of(inputs):
+    """Returns the prior as the public operation takes it."""
+    return None if inputs.prior_loc is None else (inputs.prior_loc, inputs.prior_log_scale)
+
+
 def needed(inputs):
-    experts = [True] * len(inputs.loc)
-    prior = inputs.prior is not None
-    return Needed(experts, experts, prior, prior, inputs.common_noise is not None)
+    """Says that all gradients are needed that there are, in the order of `inputs.tensors`."""
+    experts, prior = 2 * len(inputs.loc), inputs.prior_loc is not None
+    others = [False, prior, prior, False, False, inputs.common_noise is not None]
+    return [True] * experts + others
 
 
 def gradients_for(outputs, seed=1):
@@ -102,13 +109,13 @@ def gradients_for(outputs, seed=1):
 def run(inputs, on=None):
     """Returns all outputs and all gradients of a kernel, as one list."""
     wanted = inputs.noise is not None or inputs.seed is not None
-    outputs = launch.forward(inputs, (wanted, True, True, True), on)
+    outputs = _launch.forward(inputs, (wanted, True, True, True), on)
     outputs = outputs._replace(z=outputs.z if wanted else outputs.loc)
     gradients = gradients_for(outputs)
     if not wanted:
         gradients = gradients._replace(z=None)
-    into = launch.backward(inputs, gradients, needed(inputs), on)
-    return [*outputs, *into.loc, *into.log_scale, *(t for t in into[2:] if t is not None)]
+    into = _launch.backward(inputs, gradients, needed(inputs), on)
+    return [*outputs, *(t for t in into if t is not None)]
 
 
 def exact(inputs):
@@ -117,23 +124,22 @@ def exact(inputs):
     def wide(t):
         return None if t is None else t.double().requires_grad_()
 
-    noise = None if inputs.noise is None else inputs.noise.double()
     double = inputs._replace(
         loc=[wide(t) for t in inputs.loc],
         log_scale=[wide(t) for t in inputs.log_scale],
-        prior=inputs.prior and (wide(inputs.prior[0]), wide(inputs.prior[1])),
-        noise=noise,
+        prior_loc=wide(inputs.prior_loc),
+        prior_log_scale=wide(inputs.prior_log_scale),
+        noise=None if inputs.noise is None else inputs.noise.double(),
         common_noise=wide(inputs.common_noise),
     )
-    outputs = reference.run(double)
+    outputs = _reference.forward(double)
     shaped = (torch.empty(t.shape, dtype=inputs.loc[0].dtype) for t in outputs[:3])
     gradients = gradients_for([*shaped, torch.empty(outputs[3].shape)])
     gradients = Outputs(*(t.double() for t in gradients))
     if inputs.noise is None and inputs.seed is None:
         gradients = gradients._replace(z=None)
-    into = reference.gradients(double, gradients, needed(inputs))
-    found = [*outputs, *into.loc, *into.log_scale, *(t for t in into[2:] if t is not None)]
-    return [t.detach() for t in found]
+    into = _reference.gradients(double, gradients, needed(inputs))
+    return [t.detach() for t in (*outputs, *into) if t is not None]
 
 
 def distance(inputs, on=None):

@@ -9,9 +9,19 @@ from torch import nn
 import mmpoe
 from mmpoe.hierarchy import LatentGroup
 from mmpoe.likelihoods import Normal
-from mmpoe.objectives.pairs import places
+from mmpoe.objectives._pairs import places
 
 NAMES = ["a", "b"]
+
+
+class Wrapped:
+    """A model whose inference is another one."""
+
+    def __init__(self, model, infer):
+        self.model, self.infer = model, infer
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
 
 
 class Quadrature:
@@ -22,7 +32,7 @@ class Quadrature:
     """
 
     def __init__(self, model, *, nodes=40, samples=1, components=1, apart=False):
-        self.model, self.modalities, self.samples = model, model.modalities, samples
+        self.model, self.samples = model, samples
         self.components = components if apart else 1
         self.sizes = [group.shape[0] for group in model.groups]
         points, weights = np.polynomial.hermite_e.hermegauss(nodes)
@@ -32,14 +42,17 @@ class Quadrature:
         self.weight = torch.as_tensor(products / products.sum())
         self.grid = torch.as_tensor(grid).reshape(len(grid), samples, self.components, -1)
 
-    def __call__(self, x, given, *, rows=None, z=None, **options):
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def infer(self, encodings, given, *, rows=None, z=None, **options):
         if z is not None:
-            return self.model(x, given, rows=rows, z=z, **options)
+            return self.model.infer(encodings, given, rows=rows, z=z, **options)
         pairs = len(given) // self.samples
         column = places(rows[:pairs])[2].repeat(self.samples) % self.components
         sample = torch.arange(len(given)) // pairs
         noise = self.grid[rows, sample, column].split(self.sizes, dim=1)
-        return self.model(x, given, rows=rows, noise=list(noise), **options)
+        return self.model.infer(encodings, given, rows=rows, noise=list(noise), **options)
 
     def expect(self, objective, x, observed, *args, **options):
         """The expectation of an objective for the one row of a batch."""

@@ -1,4 +1,4 @@
-"""Small volumes, models and runs for the tests of the verbs."""
+"""Small volumes, models and runs for the tests of the subcommands."""
 
 import csv
 import json

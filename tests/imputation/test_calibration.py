@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from example_models import NAMES, OBSERVED, batch, every_model, flat, make
+from example_models import NAMES, OBSERVED, batch, conditioned, every_model, flat, make
 from oracle import NAMES as GOLDEN_NAMES
 from oracle import B, expected_elbo, golden
 from scipy.stats import norm
@@ -83,7 +83,7 @@ def test_optimum_has_the_slope_and_variance_of_the_posterior_of_a_part():
     x = {m: torch.tensor([[0.0], [1.0]]).double() for m in GOLDEN_NAMES}
     for m, (slope, variance, least) in PARTS.items():
         assert mean_loss(vae, [m]).item() == pytest.approx(least, abs=1e-9)
-        q = vae(x, [m], matched=True).posteriors[0]
+        q = conditioned(vae, x, [m], experts="matched").posteriors[0]
         assert q.loc.diff(dim=0).item() == pytest.approx(slope, abs=1e-4)
         assert q.variance[0].item() == pytest.approx(variance, abs=1e-4)
 
@@ -152,7 +152,8 @@ def test_exact_chains_lose_what_is_missing_and_no_more(fusion, exact):
     given = torch.tensor([True, True, False]).expand(4000, 3)
     with torch.no_grad():
         z = teacher(x, observed).z
-        q, r = teacher(x, observed, z=z).posteriors, vae(x, given, z=z).posteriors
+        q = conditioned(teacher, x, observed, z=z).posteriors
+        r = conditioned(vae, x, given, z=z).posteriors
     loss = sum(kl_divergence(a, b) for a, b in zip(q, r, strict=True))
     part, whole = (oracle.flat.posterior(x, mask)[1][0] for mask in (given, observed))
     missing = 0.5 * (part.logdet() - whole.logdet())
@@ -185,7 +186,7 @@ def test_matching_learns_the_posterior_of_every_subset_if_the_rule_has_it(fusion
         for given in OBSERVED[1:, None].expand(-1, 256, -1):
             with torch.no_grad():
                 q = vae(x, given)
-                r = vae(x, given, z=q.z, matched=True)
+                r = conditioned(vae, x, given, z=q.z, experts="matched")
             pairs = zip(q.posteriors, r.posteriors, strict=True)
             gaps.append(sum(kl_divergence(a, b) for a, b in pairs).mean())
         return torch.stack(gaps)
@@ -215,7 +216,7 @@ def test_loss_is_the_expected_log_ratio_of_teacher_and_matched():
     part = torch.tensor([True, False, True]).expand(10_000, 3)
     with torch.no_grad():
         q = vae(x, whole)
-        r = vae(x, part, z=q.z, matched=True)
+        r = conditioned(vae, x, part, z=q.z, experts="matched")
         ratio = sum(
             a.log_prob(z) - b.log_prob(z)
             for a, b, z in zip(q.posteriors, r.posteriors, q.z, strict=True)
@@ -229,7 +230,7 @@ def test_loss_is_the_expected_log_ratio_of_teacher_and_matched():
 
 def matched_model(build):
     model = make(build)
-    model(batch(), OBSERVED)
+    model.fix_shapes(batch())
     add_matched_experts(model)
     return model
 
@@ -257,7 +258,7 @@ def test_matched_experts_change_no_bit_of_the_objective(build):
     results = []
     for add in (False, True):
         model = make(build)
-        model(batch(), OBSERVED)
+        model.fix_shapes(batch())
         if add:
             add_matched_experts(model)
         torch.manual_seed(3)
@@ -293,7 +294,10 @@ def test_rows_that_teach_themselves_do_so_by_the_matched_experts():
         nn.init.normal_(p, std=0.3)
     given = OBSERVED & torch.tensor([False, True, True])
     loss = posterior_matching(model, batch(), OBSERVED, given, teacher="bootstrap")
-    whole, part = (model(batch(), mask, matched=True).posteriors[0] for mask in (OBSERVED, given))
+    whole, part = (
+        conditioned(model, batch(), mask, experts="matched").posteriors[0]
+        for mask in (OBSERVED, given)
+    )
     q = model(batch(), OBSERVED).posteriors[0]
     several = [3, 5, 6]  # of what these rows have, something can be left out
     torch.testing.assert_close(loss[several], kl_divergence(whole, part)[several])
@@ -303,14 +307,14 @@ def test_rows_that_teach_themselves_do_so_by_the_matched_experts():
 @pytest.mark.parametrize("teacher", ["complete", "bootstrap"])
 def test_subsets_are_drawn_uniformly_and_proper_where_incomplete(monkeypatch, teacher):
     model, seen = matched_model(flat), []
-    top_down = mmpoe.objectives.matching.top_down
+    infer = model.infer
 
-    def spy(groups, encodings, given, *args, z=None, **kwargs):
-        if z is not None:
+    def spy(encodings, given, **options):
+        if "z" in options:
             seen.append(given)
-        return top_down(groups, encodings, given, *args, z=z, **kwargs)
+        return infer(encodings, given, **options)
 
-    monkeypatch.setattr(mmpoe.objectives.matching, "top_down", spy)
+    monkeypatch.setattr(model, "infer", spy)
     rows = OBSERVED[7:] if teacher == "complete" else OBSERVED[3:4]
     x = {m: v[-1:].expand(7000, -1) for m, v in batch(rows=ALL).items()}
     posterior_matching(model, x, rows.expand(7000, 3), teacher=teacher)
@@ -393,8 +397,8 @@ def test_bad_arguments_of_matching():
         posterior_matching(model, x, OBSERVED, ALL[:2])
     with pytest.raises(ValueError, match=r"'model' should have matched experts"):
         posterior_matching(make(flat), x, OBSERVED)
-    with pytest.raises(ValueError, match=r"'matched' should be False"):
-        make(flat)(x, OBSERVED, matched=True)
+    with pytest.raises(ValueError, match=r"'experts' should be .trained."):
+        conditioned(make(flat), x, OBSERVED, experts="matched")
 
 
 @every_model
@@ -402,8 +406,8 @@ def test_matched_experts_start_as_the_experts(build):
     model = matched_model(build)
     assert model.is_matched
     noise = [torch.randn_like(z) for z in model(batch(), OBSERVED).z]
-    q = model(batch(), OBSERVED, noise=noise, component=True)
-    r = model(batch(), OBSERVED, noise=noise, matched=True)
+    q = conditioned(model, batch(), OBSERVED, noise=noise)
+    r = conditioned(model, batch(), OBSERVED, noise=noise, experts="matched")
     for a, b in zip(q.z, r.z, strict=True):
         assert torch.equal(a, b)
     for a, b in zip(q.kl, r.kl, strict=True):
@@ -431,11 +435,11 @@ def test_widths_of_the_prior():
     with torch.no_grad():
         vae.groups[0].matched.posterior.log_width.fill_(width.log())
     nothing, one = torch.tensor([[False, False]]), torch.tensor([[True, False]])
-    q = vae(x, nothing.expand(4, 2), matched=True)
+    q = conditioned(vae, x, nothing.expand(4, 2), experts="matched")
     torch.testing.assert_close(q.posteriors[0].scale, width.expand(4, 1))
     torch.testing.assert_close(q.priors[0].scale, torch.ones(4, 1).double())  # that of the model
     for given in (nothing, one):
-        q = vae(x, given.expand(4, 2), matched=True)
+        q = conditioned(vae, x, given.expand(4, 2), experts="matched")
         torch.testing.assert_close(q.kl[0], kl_divergence(q.posteriors[0], q.priors[0]))
     precision = 1 + 1 / width**2  # that of the expert of a is 1
     torch.testing.assert_close(q.posteriors[0].variance, (1 / precision).expand(4, 1))
@@ -459,7 +463,7 @@ def test_posteriors_that_are_wider_than_the_prior_are_matched():
     calibrate(vae, (x, observed), steps=600, lr=1e-2, held_out=0)
     with torch.no_grad():
         complete = vae(x, ["a", "b"]).posteriors[0]
-        part = vae(x, ["b"], matched=True).posteriors[0]
+        part = conditioned(vae, x, ["b"], experts="matched").posteriors[0]
     spread = complete.loc.var() + complete.variance.mean()
     assert spread > 3
     assert part.variance.mean().item() == pytest.approx(spread.item(), rel=0.05)
@@ -479,7 +483,7 @@ def test_calibration_changes_nothing_else(build):
     model.encoders[NAMES[0]].eval()
     before, modes = copy.deepcopy(model.state_dict()), {m: m.training for m in model.modules()}
     noise = [torch.randn_like(z) for z in model(batch(), OBSERVED).z]
-    output = model(batch(), OBSERVED, noise=noise, component=True)
+    output = conditioned(model, batch(), OBSERVED, noise=noise)
     x = {m: v.repeat(4, 1) for m, v in batch(rows=ALL).items()}
     history = calibrate(model, (x, ALL.repeat(4, 1)), steps=30, batch_size=8)
     assert model.is_matched
@@ -488,7 +492,7 @@ def test_calibration_changes_nothing_else(build):
     assert all(m.training == mode for m, mode in modes.items())
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
     assert all(p.grad is None for p in split(model)[1])
-    again = model(batch(), OBSERVED, noise=noise, component=True)
+    again = conditioned(model, batch(), OBSERVED, noise=noise)
     assert all(torch.equal(a, b) for a, b in zip(output.z, again.z, strict=True))
 
 
@@ -515,7 +519,9 @@ def test_calibration_is_saved_and_loaded():
     add_matched_experts(fresh)
     fresh.load_state_dict(model.state_dict())
     x, observed = vectors()
-    a, b = (m.eval()(x, observed, matched=True).posteriors[0] for m in (model, fresh))
+    a, b = (
+        conditioned(m.eval(), x, observed, experts="matched").posteriors[0] for m in (model, fresh)
+    )
     assert torch.equal(a.loc, b.loc)
 
 

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from example_models import conditioned
 from torch import nn
 from torch.distributions import MultivariateNormal
 
@@ -74,7 +75,7 @@ def train_linear(loadings, cross, steps, rows=256):
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 2e-2 * cosine(step / steps)
         x = linear_data(loadings, rows)
-        output = vae(x, given, rows=torch.arange(rows).repeat(3))
+        output = conditioned(vae, x, given, rows=torch.arange(rows).repeat(3))
         x = {m: v.repeat(3, 1) for m, v in x.items()}
         scored = torch.ones_like(given) if cross else given
         loss = -mmpoe.elbo(output, x, scored).mean()
@@ -95,7 +96,9 @@ def linear_scores(vae, loadings):
     axis = torch.linalg.eigh(covariance)[1][:, -1:]
 
     draws = impute(vae, x, ["a"], DRAWS, targets=["b"])["b"].draws
-    q = vae(x, ["a"], matched=vae.is_matched).posteriors[0]
+    q = conditioned(vae, x, ["a"], experts="matched" if vae.is_matched else "trained").posteriors[
+        0
+    ]
     network, scale = vae.decoders["b"].network, vae.decoders["b"].scale
     spread = (network.weight * q.variance.unsqueeze(1)) @ network.weight.T
     predicted = MultivariateNormal(network(q.loc), spread + scale.square() * torch.eye(8))

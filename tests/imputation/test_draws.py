@@ -4,16 +4,26 @@ import math
 
 import pytest
 import torch
-from example_models import NAMES, OBSERVED, batch, every_model, flat, hierarchical, make
+from example_models import (
+    NAMES,
+    OBSERVED,
+    batch,
+    conditioned,
+    every_model,
+    flat,
+    hierarchical,
+    make,
+)
 from oracle import golden
 from scipy.stats import t
 from torch import nn
 
 import mmpoe
+from mmpoe.evidence import log_marginal, samples
 from mmpoe.imputation import Imputation, add_matched_experts, impute, rubin_pool
 from mmpoe.likelihoods import Bernoulli, Normal
 from mmpoe.models import UncalibratedWarning
-from mmpoe.objectives import importance, log_marginal, not_miwae
+from mmpoe.objectives import not_miwae
 from mmpoe.oracles import LinearGaussian, LinearGaussianHierarchy
 
 ALL = torch.ones(8, 3, dtype=torch.bool)
@@ -26,7 +36,7 @@ def _seed():
 
 def matched_model(build):
     model = make(build)
-    model(batch(), OBSERVED)
+    model.fix_shapes(batch())
     add_matched_experts(model)
     return model
 
@@ -49,52 +59,26 @@ def test_observed_entries_stay_and_missing_slots_are_never_read(build):
         assert all(torch.equal(draws, other[m].draws) for other in results[1:])
 
 
-@pytest.mark.parametrize("proposals", [None, 64])
-def test_draws_are_those_of_the_conditional(proposals):
+def test_draws_are_those_of_the_conditional():
     oracle = LinearGaussianHierarchy.random(NAMES, levels=2, latent_dim=2, data_dim=2)
     model = oracle.model("common_noise")
     add_matched_experts(model)
     x, _ = oracle.sample(4)
     mean, covariance = oracle.flat.conditional(x, NAMES[:1], NAMES[1:])
     given = torch.tensor([[True, False, False]]).expand(4, 3)
-    filled = impute(
-        model, x, given, draws=20_000, targets=NAMES[1:], proposals=proposals and 20_000
-    )
+    filled = impute(model, x, given, draws=20_000, targets=NAMES[1:])
     draws = torch.cat([filled[m].draws for m in NAMES[1:]], dim=2)  # both of a draw together
     deviation = draws - draws.mean(dim=0)
     found = torch.einsum("kbi,kbj->bij", deviation, deviation) / len(draws)
     assert (draws.mean(dim=0) - mean).abs().max() < 0.05
     assert (found - covariance).abs().max() < 0.15
-    if proposals:  # all weights are equal: the matched experts are exact
-        size = filled[NAMES[1]].effective_sample_size
-        torch.testing.assert_close(size, torch.full((4,), 20_000.0, dtype=torch.float64))
-    else:
-        assert filled[NAMES[1]].effective_sample_size is None
 
 
-def test_choosing_draws_corrects_matched_experts_that_are_nearly_right():
-    vae = golden().model()
-    add_matched_experts(vae)
-    last = vae.groups[0].matched.expert["a"].network[-1]
-    with torch.no_grad():
-        last.bias.copy_(torch.tensor([0.3, -0.2]))  # of mean and log standard deviation
-    x, _ = golden().sample(3)
-    mean, covariance = golden().conditional(x, ["a"], ["b"])
-    plain = impute(vae, x, ["a"], 5000, targets=["b"])["b"]
-    chosen = impute(vae, x, ["a"], 5000, targets=["b"], proposals=40_000)["b"]
-    assert (plain.mean - mean).abs().max() > 0.2
-    assert (chosen.mean - mean).abs().max() < 0.1
-    assert (chosen.stddev.square() / covariance[:, 0] - 1).abs().max() < 0.12
-    assert ((chosen.effective_sample_size > 1) & (chosen.effective_sample_size < 39_900)).all()
-
-
-def test_models_without_matched_experts_warn_and_do_not_choose():
+def test_models_without_matched_experts_warn():
     model = make(flat)
     with pytest.warns(UncalibratedWarning, match=r"'mmpoe.calibrate' makes it match") as caught:
         impute(model, batch(), OBSERVED, draws=2)
     assert caught[0].filename == __file__
-    with pytest.raises(ValueError, match=r"'proposals' should be None unless .* matched"):
-        impute(model, batch(), OBSERVED, draws=2, proposals=10)
 
 
 def test_matched_experts_are_used(recwarn):
@@ -104,7 +88,10 @@ def test_matched_experts_are_used(recwarn):
             p.normal_(std=0.5)
     given = OBSERVED[1:2].expand(8, 3)
     filled = impute(model, batch(rows=ALL), given, 4000, targets=NAMES[1:2])[NAMES[1]]
-    q = [model(batch(rows=ALL), given, matched=matched) for matched in (True, False)]
+    q = [
+        conditioned(model, batch(rows=ALL), given, experts="matched" if matched else "trained")
+        for matched in (True, False)
+    ]
     z = torch.stack([part.posteriors[0].rsample((4000,)) for part in q])
     means = [
         model.decoders[NAMES[1]](v.flatten(0, 1)).mean.unflatten(0, (4000, 8)).mean(0) for v in z
@@ -125,8 +112,8 @@ def test_only_missing_targets_are_decoded(monkeypatch):
     impute(model, batch(), OBSERVED, draws=5, targets=NAMES[:2])
     assert {m: sum(n) for m, n in rows.items()} == dict.fromkeys(NAMES[:2], 4 * 5)
     rows.clear()
-    monkeypatch.setattr(importance, "ELEMENTS", 1)
-    filled = impute(model, batch(), OBSERVED, draws=5, targets=NAMES[:1], proposals=7)
+    monkeypatch.setattr(samples, "ELEMENTS", 1)
+    filled = impute(model, batch(), OBSERVED, draws=5, targets=NAMES[:1])
     assert filled[NAMES[0]].draws.shape == (5, 8, 5)
     assert rows[NAMES[0]].count(4) >= 5  # one draw at a time
 
@@ -142,12 +129,11 @@ def test_absent_modalities_and_modes(draws):
     assert not filled[NAMES[2]].draws.requires_grad
 
 
-@pytest.mark.parametrize("proposals", [None, 4])
-def test_batches_without_rows(proposals):
+def test_batches_without_rows():
     model = matched_model(hierarchical)
     x = {m: v[:0] for m, v in batch().items()}
     for held in (x, {"us": x["us"]}):
-        filled = impute(model, held, OBSERVED[:0], draws=3, proposals=proposals)
+        filled = impute(model, held, OBSERVED[:0], draws=3)
         assert {m: f.draws.shape for m, f in filled.items()} == {
             m: (3, 0, v.shape[1]) for m, v in x.items()
         }
@@ -193,8 +179,6 @@ def test_bad_arguments_of_impute():
         impute(model, {})
     with pytest.raises(ValueError, match=r"'draws' should be an integer of at least 1.* 0"):
         impute(model, x, OBSERVED, draws=0)
-    with pytest.raises(ValueError, match=r"'proposals' should be .* at least 'draws' \(9\).* 8"):
-        impute(model, x, OBSERVED, draws=9, proposals=8)
     with pytest.raises(ValueError, match=r"'us'"):
         impute(model, batch(math.nan), ALL, draws=2)
 

@@ -3,10 +3,10 @@
 import os
 
 import pytest
+import torch
 
 from benchmarks import audit_poe
-from mmpoe.kernels import jit
-from mmpoe.kernels.arguments import Specialisation
+from mmpoe.kernels import BuildError, Specialisation, cuda_binary, jit
 
 exhaustive = pytest.mark.skipif(
     not os.environ.get("MMPOE_EXHAUSTIVE"), reason="takes minutes: make test-kernels"
@@ -16,7 +16,7 @@ exhaustive = pytest.mark.skipif(
 def has_tools():
     try:
         jit.nvrtc()
-    except jit.BuildError:
+    except BuildError:
         return False
     return audit_poe.tool() is not None
 
@@ -36,7 +36,7 @@ def check(special, architecture):
 
     # every tensor by one instruction per thread, and once more where an expert is far
     experts = special.experts
-    packet = 8 * special.width * (4 if special.storage == "float" else 2)
+    packet = 8 * special.width * special.dtype.itemsize
     clamped = 2 * (experts + 1) if special.clamp else 0
     loads = {"forward": 4 * experts + 3, "backward": 5 * experts + 6 + clamped}
     stores = {"forward": 3, "backward": 2 * experts + 2}
@@ -49,10 +49,10 @@ def check(special, architecture):
         assert report.instructions / special.width <= INSTRUCTIONS[special.direction]
 
 
-@pytest.mark.parametrize("storage", ["float", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_four_experts(storage, direction):
-    check(Specialisation(direction, storage, 4, 4, clamp=False, common_noise=False), 90)
+def test_four_experts(dtype, direction):
+    check(Specialisation(direction, dtype, experts=4), 90)
 
 
 @exhaustive
@@ -63,21 +63,21 @@ def test_the_grid(special, architecture):
 
 
 def test_nvrtc_says_nothing(caplog):
-    special = Specialisation("forward", "float16", 3, 4, clamp=True, common_noise=True)
-    binary = jit.cuda_binary(special, 80)
+    special = Specialisation("forward", torch.float16, 3, clamp=True, common_noise=True)
+    binary = cuda_binary(special, 80)
     assert binary[:4] == b"\x7fELF"
     assert "NVRTC says" not in caplog.text
 
 
 def test_an_architecture_from_the_future_gets_ptx():
-    special = Specialisation("forward", "float", 1, 4, clamp=False, common_noise=False)
-    text = jit.cuda_binary(special, 999)
+    special = Specialisation("forward", torch.float32, experts=1)
+    text = cuda_binary(special, 999)
     assert b".entry gpoe_forward" in text
-    with pytest.raises(jit.BuildError, match="does not compile for compute capability 10"):
-        jit.cuda_binary(special, 10)
+    with pytest.raises(BuildError, match="does not compile for compute capability 10"):
+        cuda_binary(special, 10)
 
 
 def test_errors_of_nvrtc_are_said():
-    special = Specialisation("forward", "no_such_type", 1, 4, clamp=False, common_noise=False)
-    with pytest.raises(jit.BuildError, match=r"NVRTC failed: .*no_such_type"):
-        jit.cuda_binary(special, 90)
+    special = Specialisation("forward", torch.float32, experts=1)
+    with pytest.raises(BuildError, match=r"NVRTC failed: .*no_such_type"):
+        cuda_binary(special, 90, ["-Dfloat=no_such_type"])

@@ -4,16 +4,16 @@ import logging
 
 import pytest
 import torch
-from kernel_cases import make
+from kernel_cases import make, prior_of
 
 from mmpoe import kernels
-from mmpoe.kernels import cpu, cuda, gaussian_poe, jit, last_backend, status, use_backend
+from mmpoe.kernels import _cpu, _cuda, gaussian_poe, jit, last_backend, status, use_backend
 
 
 @pytest.fixture
 def no_compiler(monkeypatch):
     """A machine without a compiler, where nothing has been loaded yet."""
-    monkeypatch.setattr(cpu, "_libraries", {})
+    monkeypatch.setattr(_cpu, "_libraries", {})
     monkeypatch.setenv("CXX", "no-such-compiler")
 
 
@@ -61,6 +61,52 @@ def test_a_backend_of_another_device_is_an_error():
         gaussian_poe(meta, meta, given, backend="cpu")
 
 
+FORCED = [{"backend": "cpu"}, "use_backend", "MMPOE_BACKEND"]
+
+
+@pytest.fixture(params=FORCED, ids=str)
+def forced(request, monkeypatch):
+    """The ways to ask for a backend: yields what to give to the call, and what errors name."""
+    if request.param == "MMPOE_BACKEND":
+        monkeypatch.setenv("MMPOE_BACKEND", "cpu")
+        yield {}, "MMPOE_BACKEND"
+    elif request.param == "use_backend":
+        with use_backend("cpu"):
+            yield {}, "use_backend"
+    else:
+        yield request.param, "backend"
+
+
+def test_what_only_pytorch_differentiates_is_an_error_of_a_backend_that_is_asked_for(forced):
+    options, source = forced
+    noise = torch.zeros(2, 3, requires_grad=True)
+    message = f"'cpu' asked for by '{source}' does not compute a gradient of 'noise': 'eager' does"
+    with pytest.raises(RuntimeError, match=message):
+        fuse(noise=noise, **options)
+    with torch.no_grad():  # then there is none to compute
+        fuse(noise=noise, **options)
+    assert last_backend() == "cpu"
+
+    with pytest.raises(RuntimeError, match=f"'{source}' does not run inside transforms of torch"):
+        torch.vmap(lambda x: fuse(noise=x, **options).z)(torch.zeros(4, 2, 3))
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(RuntimeError, match=f"'{source}' does not compute forward-mode derivatives"),
+    ):
+        fuse(**options)
+
+
+@pytest.mark.parametrize("rows", [(0, 3), (2, 0)])
+def test_a_backend_that_is_asked_for_has_nothing_to_run_on_an_empty_batch(forced, rows):
+    options, _ = forced
+    rows, size = rows
+    one = [torch.zeros(rows, size)]
+    q = gaussian_poe(one, one, torch.ones(rows, 1, dtype=torch.bool), **options)
+    assert last_backend() == "eager"
+    assert q.z.shape == (rows, size)
+    assert torch.equal(q.kl, torch.zeros(rows))
+
+
 def test_the_call_then_the_block_then_the_environment_decide(monkeypatch):
     monkeypatch.setenv("MMPOE_BACKEND", "eager")
     fuse()
@@ -96,7 +142,7 @@ def test_a_missing_gpu_is_said():
 
 def test_other_reasons_against_a_gpu_are_said(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert "AMD" in cuda.unavailable()
+    assert "AMD" in _cuda.unavailable()
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
@@ -104,13 +150,13 @@ def test_other_reasons_against_a_gpu_are_said(monkeypatch):
         raise jit.BuildError("no NVRTC: it is not installed")
 
     monkeypatch.setattr(jit, "nvrtc", missing)
-    assert cuda.unavailable() == "no NVRTC: it is not installed"
+    assert _cuda.unavailable() == "no NVRTC: it is not installed"
 
 
 @pytest.mark.fault(53)
 def test_without_a_compiler_pytorch_runs_and_that_is_said_once(no_compiler, caplog):
     inputs = make()
-    arguments = (inputs.loc, inputs.log_scale, inputs.given[0], inputs.prior)
+    arguments = (inputs.loc, inputs.log_scale, inputs.given[0], prior_of(inputs))
     with caplog.at_level(logging.INFO, logger="mmpoe.kernels"):
         q = gaussian_poe(*arguments, noise=inputs.noise[0])
         assert last_backend() == "eager"
@@ -128,7 +174,7 @@ def test_a_compiler_that_fails_is_not_asked_again(monkeypatch, tmp_path, caplog)
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho called >> \"$0.log\"\necho 'error: no luck' >&2\nexit 3\n")
     broken.chmod(0o700)
-    monkeypatch.setattr(cpu, "_libraries", {})
+    monkeypatch.setattr(_cpu, "_libraries", {})
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("MMPOE_CACHE", str(tmp_path))
     for _ in range(3):
@@ -140,11 +186,11 @@ def test_a_compiler_that_fails_is_not_asked_again(monkeypatch, tmp_path, caplog)
         fuse(backend="cpu")
 
 
-def test_warmup_says_what_will_run():
-    assert kernels.warmup(4) == "cpu"
-    assert kernels.warmup(4, torch.float64) == "eager"
+def test_build_says_what_will_run():
+    assert kernels.build(4) == "cpu"
+    assert kernels.build(4, torch.float64) == "eager"
     with use_backend("eager"):
-        assert kernels.warmup(4) == "eager"
+        assert kernels.build(4) == "eager"
 
 
 def test_each_thread_has_its_own_block():

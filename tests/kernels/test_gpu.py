@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from kernel_cases import DTYPES, distance, make
+from kernel_cases import DTYPES, distance, make, prior_of
 from torch.utils.checkpoint import checkpoint
 
 from mmpoe import kernels
-from mmpoe.kernels import gaussian_poe, launch, selftest
+from mmpoe.kernels import _comparison, _launch, gaussian_poe
+from mmpoe.kernels._arguments import gather
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,22 +16,12 @@ pytestmark = [
 
 
 def move(inputs, device="cuda"):
-    def to(t):
-        return None if t is None else t.to(device)
-
-    return inputs._replace(
-        loc=[to(t) for t in inputs.loc],
-        log_scale=[to(t) for t in inputs.log_scale],
-        given=to(inputs.given),
-        prior=inputs.prior and (to(inputs.prior[0]), to(inputs.prior[1])),
-        noise=to(inputs.noise),
-        seed=to(inputs.seed),
-        common_noise=to(inputs.common_noise),
-    )
+    moved = [None if t is None else t.to(device) for t in inputs.tensors]
+    return gather(moved, inputs.numbers)
 
 
 def fuse(inputs, **options):
-    arguments = (inputs.loc, inputs.log_scale, inputs.given, inputs.prior)
+    arguments = (inputs.loc, inputs.log_scale, inputs.given, prior_of(inputs))
     return gaussian_poe(*arguments, common_noise=inputs.common_noise, **options)
 
 
@@ -40,8 +31,8 @@ def test_it_is_available_and_chosen():
     assert kernels.last_backend() == "cuda"
 
 
-def test_selftest():
-    for row in selftest.compare("cuda"):
+def test_comparison():
+    for row in _comparison.compare("cuda"):
         assert row.error < row.tolerance, row
 
 
@@ -57,7 +48,7 @@ def test_outputs_and_gradients_equal_the_float64_reference(dtype, event, experts
 def test_the_same_noise_as_on_the_cpu():
     inputs = make(event=(8, 40), noise="seed", prior=False, share=0.0, filler=0.0)
     want = (True, False, False, False)
-    on_cpu, on_gpu = (launch.forward(i, want).z for i in (inputs, move(inputs)))
+    on_cpu, on_gpu = (_launch.forward(i, want).z for i in (inputs, move(inputs)))
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-3)
 
 
@@ -75,7 +66,7 @@ def test_a_stream_of_its_own():
 
 def test_a_cuda_graph():
     inputs = move(make(event=(8, 64)))
-    kernels.warmup(4, device="cuda")
+    kernels.build(4, device="cuda")
     fuse(inputs, noise=inputs.noise)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

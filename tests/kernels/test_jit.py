@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmpoe.kernels import cpu, jit
-from mmpoe.kernels.arguments import SIZE
+from mmpoe.kernels import _cpu, jit
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +34,7 @@ def test_it_is_compiled_once(folder, caplog):
     compiler = Compiler()
     with caplog.at_level(logging.INFO, logger="mmpoe.kernels"):
         for _ in range(3):
-            assert jit.build("k", ".so", "what it depends on", compiler, "g++") == b"machine code"
+            assert jit.cached("k", ".so", "what it depends on", compiler, "g++") == b"machine code"
     assert compiler.calls == 1
     (path,) = folder.iterdir()
     (record,) = caplog.records
@@ -46,23 +45,23 @@ def test_it_is_compiled_once(folder, caplog):
 
 def test_anything_it_depends_on_makes_another():
     first, second = Compiler(b"1"), Compiler(b"2")
-    assert jit.build("k", ".so", "a", first) == b"1"
-    assert jit.build("k", ".so", "b", second) == b"2"
-    assert jit.build("k", ".so", "a", second) == b"1"
+    assert jit.cached("k", ".so", "a", first) == b"1"
+    assert jit.cached("k", ".so", "b", second) == b"2"
+    assert jit.cached("k", ".so", "a", second) == b"1"
 
 
 @pytest.mark.fault(53)
 @pytest.mark.parametrize("damage", [b"", b"machine cod", b"Machine code", b"machine code "])
 def test_what_does_not_hold_what_its_name_says_is_built_again(folder, damage, caplog):
     compiler = Compiler()
-    jit.build("k", ".so", "a", compiler)
+    jit.cached("k", ".so", "a", compiler)
     (path,) = folder.iterdir()
     path.write_bytes(damage)
-    assert jit.build("k", ".so", "a", compiler) == b"machine code"
+    assert jit.cached("k", ".so", "a", compiler) == b"machine code"
     assert compiler.calls == 2
     assert "does not hold what its name says" in caplog.text
     assert path.read_bytes() == b"machine code"
-    jit.build("k", ".so", "a", compiler)
+    jit.cached("k", ".so", "a", compiler)
     assert compiler.calls == 2
 
 
@@ -70,7 +69,7 @@ def test_what_does_not_hold_what_its_name_says_is_built_again(folder, damage, ca
 def test_a_folder_that_cannot_be_made_is_done_without(monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MMPOE_CACHE", str(tmp_path / "file"))
-    assert jit.build("k", ".so", "a", Compiler()) == b"machine code"
+    assert jit.cached("k", ".so", "a", Compiler()) == b"machine code"
     assert "No cache of compiled kernels" in caplog.text
 
 
@@ -81,16 +80,16 @@ def test_a_folder_that_cannot_be_written_is_done_without(monkeypatch, folder, ca
 
     monkeypatch.setattr(jit.tempfile, "NamedTemporaryFile", refuse)
     with caplog.at_level(logging.INFO, logger="mmpoe.kernels"):
-        assert jit.build("k", ".so", "a", Compiler()) == b"machine code"
+        assert jit.cached("k", ".so", "a", Compiler()) == b"machine code"
     assert f"not kept: cannot write to {folder}" in caplog.text
     assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_others_can_write_is_not_trusted(folder, caplog):
     planted = Compiler(b"planted")
-    jit.build("k", ".so", "a", planted)
+    jit.cached("k", ".so", "a", planted)
     folder.chmod(0o777)
-    assert jit.build("k", ".so", "a", Compiler()) == b"machine code"
+    assert jit.cached("k", ".so", "a", Compiler()) == b"machine code"
     assert "others may write to" in caplog.text
 
 
@@ -99,7 +98,7 @@ def test_an_interrupted_write_leaves_nothing_under_its_name(monkeypatch, folder)
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", stop)
-    assert jit.build("k", ".so", "a", Compiler()) == b"machine code"
+    assert jit.cached("k", ".so", "a", Compiler()) == b"machine code"
     assert not list(folder.glob("k-*"))
     assert not list(folder.iterdir())
 
@@ -107,7 +106,7 @@ def test_an_interrupted_write_leaves_nothing_under_its_name(monkeypatch, folder)
 def test_many_at_once(folder):
     compiler = Compiler()
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: jit.build("k", ".so", "a", compiler), range(32)))
+        found = list(pool.map(lambda _: jit.cached("k", ".so", "a", compiler), range(32)))
     assert set(found) == {b"machine code"}
     assert len(list(folder.iterdir())) == 1
 
@@ -115,17 +114,17 @@ def test_many_at_once(folder):
 def test_it_depends_on_source_flags_compiler_and_processor(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        jit, "build", lambda name, suffix, identity, *rest: seen.append(identity) or b""
+        jit, "cached", lambda name, suffix, identity, *rest: seen.append(identity) or b""
     )
 
-    def identity(storage="float"):
+    def identity(dtype=torch.float32):
         with pytest.raises(jit.BuildError, match="cannot be loaded"):
-            jit.cpu_library(storage, SIZE)
+            jit.cpu_library(dtype)
         return seen[-1]
 
     plain = identity()
     assert identity() == plain
-    assert identity("bfloat16") != plain
+    assert identity(torch.bfloat16) != plain
     with monkeypatch.context() as patch:
         patch.setattr(jit, "sources", lambda: {"cpu.cpp": "int main() {}"})
         assert identity() != plain
@@ -166,12 +165,13 @@ def test_two_processes_at_once_then_a_third_that_finds_it(folder):
 
 
 def test_a_library_that_cannot_be_loaded_is_said(monkeypatch):
-    monkeypatch.setattr(jit, "build", lambda *arguments: b"no library")
-    monkeypatch.setattr(cpu, "_libraries", {})
+    monkeypatch.setattr(jit, "cached", lambda *arguments: b"no library")
+    monkeypatch.setattr(_cpu, "_libraries", {})
     with pytest.raises(jit.BuildError, match="cannot be loaded"):
-        cpu.library(torch.float32)
+        _cpu.library(torch.float32)
 
 
-def test_a_layout_that_differs_does_not_compile():
-    with pytest.raises(jit.BuildError, match=r"mmpoe.kernels.arguments differs"):
-        jit.cpu_library("float", SIZE + 8)
+def test_a_layout_that_differs_does_not_compile(monkeypatch):
+    monkeypatch.setattr(jit, "SIZE", jit.SIZE + 8)
+    with pytest.raises(jit.BuildError, match=r"mmpoe.kernels._arguments differs"):
+        jit.cpu_library(torch.float32)

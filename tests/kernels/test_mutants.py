@@ -11,7 +11,7 @@ import torch
 from kernel_cases import distance, make, run
 from simulator import SimulatedLauncher, SimulationError
 
-from mmpoe.kernels import jit, launch, philox
+from mmpoe.kernels import _launch, _philox, jit
 
 exhaustive = pytest.mark.skipif(
     not os.environ.get("MMPOE_EXHAUSTIVE"), reason="takes minutes: make test-kernels"
@@ -105,7 +105,7 @@ def problems(on):
     sharp.log_scale[0][..., ::3] -= 40.0
     sharp.log_scale[1][..., ::3] -= 110.0
     outputs, alone = (
-        launch.forward(i, (True,) * 4, on)
+        _launch.forward(i, (True,) * 4, on)
         for i in (sharp, sharp._replace(given=sharp.given[1:2], noise=sharp.noise[1:2]))
     )
     check("sharp", all(t.isfinite().all() for t in outputs))
@@ -122,14 +122,14 @@ def problems(on):
     for k, scale in enumerate((5.0, 7.0, 9.0)):
         tiny.loc[0][:], tiny.log_scale[0][:] = 0.0, scale
         tiny.given[..., 1] = False
-        kl = launch.forward(tiny, (False, False, False, True), on).kl.double() / 132
+        kl = _launch.forward(tiny, (False, False, False, True), on).kl.double() / 132
         delta = torch.log1p(torch.tensor(-2 * scale).double().exp())
         check(f"tiny {k}", ((kl / (torch.expm1(-delta) + delta) * 2 - 1).abs() < 1e-5).all())
 
     nothing = make(prior=False, noise="seed", **options)._replace(temperature=1.0)
     nothing.given[:] = False
-    z = launch.forward(nothing, (True, False, False, False), on).z
-    expected = philox.normal(nothing.seed, 3, 132).view(z.shape)
+    z = _launch.forward(nothing, (True, False, False, False), on).z
+    expected = _philox.normal(nothing.seed, 3, 132).view(z.shape)
     check("noise", (z.double() - expected).abs().max() < 1e-5)
     return found
 

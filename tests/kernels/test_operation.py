@@ -193,6 +193,7 @@ def test_temperature_scales_the_noise_alone():
             {"prior": (torch.zeros(5, 3), torch.zeros(5, 3))},
             r"'prior\[0\]' should be like 'loc\[0\]'",
         ),
+        ({"prior": (torch.zeros(5, 3, 2), None)}, "'prior' should be a pair of tensors or None"),
         ({"noise": torch.zeros(5, 3)}, "'noise' should have the shape of z"),
     ],
 )

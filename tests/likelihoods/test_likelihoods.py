@@ -31,9 +31,9 @@ from mmpoe.likelihoods import (
     StudentT,
     ZeroInflatedNegativeBinomial,
     ZeroInflatedPoisson,
-    families,
 )
-from mmpoe.likelihoods.families import stirling_error
+from mmpoe.likelihoods import _elements as elements
+from mmpoe.likelihoods._elements import stirling_error
 
 LIKELIHOODS = {
     "Normal": lambda f: Normal(f, 0.5),
@@ -726,22 +726,22 @@ def test_wrong_shapes_are_named():
         ZeroInflatedNegativeBinomial(nn.Unflatten(1, (2, 3)), torch.ones(2))(torch.zeros(5, 6))
 
 
-@pytest.mark.parametrize("family", ["Normal", "Laplace"])
+@pytest.mark.parametrize("name", ["Normal", "Laplace"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1), (2, 3)])
-def test_location_scale_families_agree_with_pytorch(family, shape):
+def test_location_and_scale_agree_with_pytorch(name, shape):
     """Values and gradients, whatever the scale broadcasts from."""
     torch.manual_seed(0)
     loc, x = torch.randn(2, 4, 2, 3, dtype=torch.float64)
     scale = torch.rand(shape, dtype=torch.float64) + 0.1
     gradients = []
-    for module in (families, torch.distributions):
+    for module in (elements, torch.distributions):
         leaves = [v.clone().requires_grad_() for v in (loc, scale, x)]
-        log_p = getattr(module, family)(*leaves[:2]).log_prob(leaves[2])
+        log_p = getattr(module, name)(*leaves[:2]).log_prob(leaves[2])
         gradients.append([log_p, *torch.autograd.grad(log_p.square().sum(), leaves)])
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 def test_a_normal_likelihood_is_compared_with_data_of_more_dimensions():
-    p = families.Normal(torch.zeros(3), 2.0)
+    p = elements.Normal(torch.zeros(3), 2.0)
     x = torch.randn(5, 3)
     torch.testing.assert_close(p.log_prob(x), torch.distributions.Normal(0.0, 2.0).log_prob(x))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mmpoe.missing import as_mask, collate, fill, from_multivae
+from mmpoe.missing import as_mask, collate, from_multivae
+from mmpoe.missing.masks import fill
 
 
 def test_collate_keeps_what_is_there():

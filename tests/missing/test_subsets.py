@@ -105,17 +105,6 @@ def test_groups_are_what_their_definition_says(patterns, special):
         assert weights == pytest.approx(expected)
 
 
-@given(patterns=PATTERNS, sizes=st.sets(st.integers(1, 4), min_size=1).map(tuple))
-def test_sizes_restrict_the_powerset(patterns, sizes):
-    expected = [[s for s in nonempty_subsets(row) if sum(s) in sizes] for row in patterns]
-    if any(any(row) and not left for row, left in zip(patterns, expected, strict=True)):
-        with pytest.raises(ValueError, match="'sizes' should leave a subset"):
-            mixture(patterns, "powerset", sizes=sizes)
-        return
-    for left, weights in zip(expected, mixture(patterns, "powerset", sizes=sizes), strict=True):
-        assert weights == pytest.approx({s: 1 / len(left) for s in left})
-
-
 @given(patterns=PATTERNS, family=PATTERNS)
 def test_patterns_are_weighed_by_how_often_they_stand(patterns, family):
     inside = [
@@ -137,16 +126,6 @@ def test_patterns_can_be_any_family():
     assert mixture(patterns, torch.eye(4).bool()) == mixture(patterns, "singletons")
 
 
-def test_small_subsets_of_many_modalities():
-    observed = torch.ones(2, 32, dtype=torch.bool)
-    observed[1, 5:] = False
-    given_, weight = subsets(observed, sizes=(1, 2), dtype=torch.float64)
-    assert given_.shape == (32 + 32 * 31 // 2, 2, 32)
-    assert (weight > 0).sum(dim=0).tolist() == [528, 5 + 10]
-    assert weight.amax(dim=0).tolist() == pytest.approx([1 / 528, 1 / 15])
-    assert weight.sum(dim=0).tolist() == pytest.approx([1, 1])
-
-
 def test_patterns_of_more_modalities_than_an_integer_has_bits():
     family = torch.eye(100).bool() | torch.eye(100).bool().roll(1, dims=1)
     observed = torch.ones(1, 100, dtype=torch.bool)
@@ -163,8 +142,6 @@ def test_families_name_what_is_wrong():
     observed = torch.tensor([[True, True, False], [False, False, True], [False] * 3])
     with pytest.raises(ValueError, match=r"'family' .* leaves none for row 1 \(\[2\]\), with"):
         subsets(observed, torch.tensor([[True, False, False]]))
-    with pytest.raises(ValueError, match=r"'sizes' .* leaves none for row 1 \(\[2\]\), with"):
-        subsets(observed, sizes=[2])
     with pytest.raises(ValueError, match=r"none for row 0 .*, row 4 .* and 2 more, with"):
         subsets(torch.ones(7, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"boolean patterns with shape \(S, 3\), .* \(3,\)"):
@@ -173,13 +150,6 @@ def test_families_name_what_is_wrong():
         ValueError, match=r"boolean patterns with shape .*, but has dtype torch.float32"
     ):
         subsets(observed, torch.ones(2, 3))
-    for wrong in ([], [0], [1, 1], [4]):
-        with pytest.raises(ValueError, match="'sizes' should be distinct numbers from 1 to 3"):
-            subsets(observed, sizes=wrong)
-    with pytest.raises(ValueError, match="'sizes' should be None unless 'family' is powerset"):
-        subsets(observed, "singletons", sizes=[1])
-    with pytest.raises(ValueError, match=r"'sizes' .* at most 4095 subsets of 32 .* 4960"):
-        subsets(torch.ones(1, 32, dtype=torch.bool), sizes=[3])
 
 
 def counted(given_, weight):

@@ -1,17 +1,27 @@
-"""Ways to run the same inference: packed, teacher-forced, masked, by component, matched."""
+"""The four verbs of a model: packed, teacher-forced, masked, by component, matched."""
 
 import copy
 
 import pytest
 import torch
-from example_models import NAMES, OBSERVED, batch, every_model, flat, hierarchical, make, noise_for
+from example_models import (
+    NAMES,
+    OBSERVED,
+    batch,
+    conditioned,
+    every_model,
+    flat,
+    hierarchical,
+    make,
+    noise_for,
+)
 from torch import nn
 
 import mmpoe
 from mmpoe.hierarchy import LatentGroup, MatchedExperts
 from mmpoe.likelihoods import Normal
 from mmpoe.missing import pack, subsets
-from mmpoe.posteriors import MoE, PoE
+from mmpoe.posteriors import MoE
 
 
 def outcome(output):
@@ -27,14 +37,14 @@ def test_packed_pairs_equal_the_grid_they_came_from(build):
     model, x = make(build), batch()
     given, weight = subsets(OBSERVED)  # (7, 8, 3)
     noise = noise_for(model, subsets=(len(given),))
-    grid = model(x, given, noise=noise, component=True)
+    grid = conditioned(model, x, given, noise=noise)
 
     packed, rows, _ = pack(given, weight)
     subset = [
         (given[:, b] == g).all(dim=1).nonzero()[0, 0] for g, b in zip(packed, rows, strict=True)
     ]
     subset = torch.stack(subset)  # (R)
-    same = model(x, packed, rows=rows, noise=[n[subset, rows] for n in noise], component=True)
+    same = conditioned(model, x, packed, rows=rows, noise=[n[subset, rows] for n in noise])
     for a, b in zip(outcome(same), outcome(grid), strict=True):
         torch.testing.assert_close(a, b[subset, rows])
 
@@ -47,7 +57,7 @@ def test_masked_shapes_give_the_numbers_of_gathered_rows(build):
     def run(gather, filler):
         model.gather = gather
         x = batch(filler)
-        output = model(x, OBSERVED, noise=noise, component=True)
+        output = conditioned(model, x, OBSERVED, noise=noise)
         bound = mmpoe.elbo(output, x, OBSERVED)
         gradients = torch.autograd.grad(bound.sum(), list(model.parameters()))
         return [*outcome(output), bound, *gradients]
@@ -71,7 +81,7 @@ def test_masked_shapes_encode_every_row():
 def test_gradients_reach_what_is_given_alone(build):
     model = make(build)
     x = {m: v.requires_grad_() for m, v in batch().items()}
-    output = model(x, OBSERVED, component=True)
+    output = conditioned(model, x, OBSERVED)
     (sum(kl.sum() for kl in output.kl) + output.z[-1].square().sum()).backward()
     for column, m in enumerate(NAMES):
         reached = x[m].grad.abs().sum(dim=1) > 0
@@ -81,13 +91,13 @@ def test_gradients_reach_what_is_given_alone(build):
 @every_model
 def test_latents_that_are_passed_down_come_back_with_their_posteriors(build):
     model, x = make(build), batch()
-    free = model(x, OBSERVED, noise=noise_for(model), component=True)
-    forced = model(x, OBSERVED, z=free.z, component=True)
+    free = conditioned(model, x, OBSERVED, noise=noise_for(model))
+    forced = conditioned(model, x, OBSERVED, z=free.z)
     for a, b in zip(outcome(forced), outcome(free), strict=True):
         torch.testing.assert_close(a, b)
 
     other = [torch.full_like(z, 0.5) for z in free.z]
-    moved = model(x, OBSERVED, z=other, component=True)
+    moved = conditioned(model, x, OBSERVED, z=other)
     assert all(torch.equal(a, b) for a, b in zip(moved.z, other, strict=True))
     assert torch.equal(moved.posteriors[0].loc, free.posteriors[0].loc)  # nothing is above it
 
@@ -105,7 +115,7 @@ def test_a_mixture_draws_one_component_evenly(kind, possible):
         drawn = model(x, complete).posteriors[0].loc
         patterns = OBSERVED[torch.tensor(possible)]
         one = {m: v[:1] for m, v in x.items()}
-        means = model(one, patterns[:, None], component=True).posteriors[0].loc[:, 0]
+        means = conditioned(model, one, patterns[:, None]).posteriors[0].loc[:, 0]
     distance = (drawn[:, None] - means).norm(dim=-1)  # (6000, S)
     assert (distance.amin(dim=1) < 1e-5).all()
     counts = torch.bincount(distance.argmin(dim=1), minlength=len(possible))
@@ -137,8 +147,8 @@ def add_matched(model):
 def test_matched_experts_are_a_second_set_that_alone_gets_gradients():
     model, x = make(hierarchical), batch()
     assert not model.is_matched
-    with pytest.raises(ValueError, match=r"'matched' should be False: this model has no matched"):
-        model(x, OBSERVED, matched=True)
+    with pytest.raises(ValueError, match=r"'experts' should be .trained.: this model has no"):
+        conditioned(model, x, OBSERVED, experts="matched")
 
     noise = noise_for(model)
     plain = outcome(model(x, OBSERVED, noise=noise))
@@ -146,10 +156,15 @@ def test_matched_experts_are_a_second_set_that_alone_gets_gradients():
     assert model.is_matched
     for a, b in zip(plain, outcome(model(x, OBSERVED, noise=noise)), strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(plain, outcome(model(x, OBSERVED, noise=noise, matched=True)), strict=True):
+    for a, b in zip(
+        plain,
+        outcome(conditioned(model, x, OBSERVED, noise=noise, experts="matched")),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
-    output = model(x, OBSERVED, z=[z.detach() for z in model(x, OBSERVED).z], matched=True)
+    z = [z.detach() for z in model(x, OBSERVED).z]
+    output = conditioned(model, x, OBSERVED, z=z, experts="matched")
     sum(kl.sum() for kl in output.kl).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached
@@ -173,12 +188,12 @@ def test_predictions_of_several_samples_come_from_matched_experts():
 @every_model
 def test_saved_models_say_the_same(build, tmp_path):
     model, x = make(build), batch()
-    expected = model(x, OBSERVED, noise=noise_for(model), component=True)
+    expected = conditioned(model, x, OBSERVED, noise=noise_for(model))
     torch.save(model.state_dict(), tmp_path / "model.pt")
     torch.manual_seed(5)
     other = build()
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    again = other(x, OBSERVED, noise=noise_for(model), component=True)
+    again = conditioned(other, x, OBSERVED, noise=noise_for(model))
     for a, b in zip(outcome(again), outcome(expected), strict=True):
         assert torch.equal(a, b)
 
@@ -205,65 +220,32 @@ def test_one_modality_in_a_ladder_is_the_weighted_merge_of_its_factor_and_the_pr
     torch.testing.assert_close(output.posteriors[1].scale, (precision + prior_precision).rsqrt())
 
 
-def test_residual_experts_are_relative_to_the_prior():
-    model = make(lambda: hierarchical(residual=True))
-    x, names = batch(rows=torch.ones_like(OBSERVED)), ["us"]
-    output = model(x, names)
-    h = model.groups[0].merge(None, output.z[0])
-    fine, prior = model.groups[1], output.priors[1]
-    features = torch.cat([h, model.encoders["us"](x["us"])[1]], dim=1)
-    loc, log_scale = fine.posterior.squash(fine.expert(features)).chunk(2, dim=1)
-    rule = PoE()
-    expected = rule(
-        [prior.loc + loc],
-        [prior.log_scale + log_scale],
-        torch.ones(8, 1, dtype=torch.bool),
-        (prior.loc, prior.log_scale),
-        sample=False,
-    )
-    torch.testing.assert_close(output.posteriors[1].loc, expected.loc)
-    torch.testing.assert_close(output.posteriors[1].log_scale, expected.log_scale)
-    torch.testing.assert_close(output.kl[1], expected.kl)
-
-
 @pytest.mark.parametrize(
     ("given", "rows", "message"),
     [
-        (
-            torch.ones(4, 3).bool(),
-            torch.zeros(5).long(),
-            r"'given' should be a mask of shape \(R, M\)",
-        ),
-        (["us"], torch.zeros(5).long(), r"'given' should be a mask of shape \(R, M\)"),
-        (
-            torch.ones(4, 3).bool(),
-            torch.zeros(4),
-            r"'rows' should be integers, torch.long, but has",
-        ),
-        (
-            torch.ones(2, 3).bool(),
-            torch.tensor([0, 8]),
-            r"'rows' should be positions in a batch of 8",
-        ),
+        (torch.ones(4, 3).bool(), torch.zeros(5).long(), r"'given' .* \(R, M\) = \(5, 3\)"),
+        (torch.ones(4, 3).bool(), torch.zeros(4), r"'rows' should be integers, torch.long"),
+        (torch.ones(2, 3).bool(), torch.tensor([0, 8]), r"'rows' .* positions in a batch of 8"),
         (torch.ones(2, 3).bool(), torch.tensor([-1, 0]), r"ranges from -1 to 0"),
-        (
-            torch.ones(2, 4).bool(),
-            torch.tensor([1, 0]),
-            r"'given' should have one column per modal",
-        ),
+        (torch.ones(2, 4).bool(), torch.tensor([1, 0]), r"'given' should be .* = \(2, 3\)"),
+        (torch.ones(4, 3).bool(), None, r"'given' should be .*, where \(B, M\) is \(8, 3\)"),
+        (torch.ones(8, 3), None, r"'given' should be boolean .* but has dtype torch.float32"),
+        (torch.ones(1, 3).bool(), torch.tensor([0]), r"beyond what was encoded, but in 3 places"),
     ],
 )
-def test_rows_are_checked(given, rows, message):
+def test_pairs_are_checked(given, rows, message):
+    model = make(flat)
+    encodings = model.encode(batch(), OBSERVED)
     with pytest.raises(ValueError, match=message):
-        make(flat)(batch(), given, rows=rows)
+        model.infer(encodings, given, rows=rows)
 
 
 def test_latents_are_checked():
     model, x = make(hierarchical), batch()
     z = model(x, OBSERVED).z
     with pytest.raises(ValueError, match=r"'z' should hold one tensor per latent group \(2\)"):
-        model(x, OBSERVED, z=z[:1])
+        conditioned(model, x, OBSERVED, z=z[:1])
     with pytest.raises(ValueError, match=r"'z\[1\]' should have the shape of 'z\[1\]'"):
-        model(x, OBSERVED, z=[z[0], z[1][:3]])
+        conditioned(model, x, OBSERVED, z=[z[0], z[1][:3]])
     with pytest.raises(ValueError, match=r"'z\[1\]' should hold latents of .*\(2,\).* \(8, 3\)"):
-        model(x, OBSERVED, z=[z[0], z[0]])
+        conditioned(model, x, OBSERVED, z=[z[0], z[0]])

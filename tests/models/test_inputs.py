@@ -16,7 +16,7 @@ from torch import nn
 import mmpoe
 from mmpoe.hierarchy import LatentGroup
 from mmpoe.likelihoods import Normal
-from mmpoe.objectives import mixture_elbo
+from mmpoe.objectives import mixture_elbo, mmhvae
 from mmpoe.posteriors import PoE
 
 
@@ -109,7 +109,11 @@ def test_bad_objectives_are_named():
     with pytest.raises(ValueError, match="'valid' should be boolean"):
         mmpoe.elbo(output, x, OBSERVED, valid={"us": x["us"]})
     with pytest.raises(ValueError, match="'special' should hold modalities"):
-        mixture_elbo(model, x, OBSERVED, special="flair")
+        mmhvae(model, x, OBSERVED, special="flair")
+    with pytest.raises(ValueError, match=r"'weight' should broadcast .* \(8, 3\), but has shape"):
+        mmpoe.elbo(output, x, OBSERVED, weight=torch.ones(8))
+    with pytest.raises(ValueError, match=r"'weight' should be finite and at least 0, but .* -1"):
+        mixture_elbo(model, x, OBSERVED, weight=torch.tensor([1.0, -1.0, 1.0]))
 
 
 class Plain(nn.Module):

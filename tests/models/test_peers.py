@@ -6,18 +6,29 @@ from itertools import combinations
 
 import pytest
 import torch
-from example_models import NAMES, OBSERVED, batch, every_model, flat, hierarchical, make, noise_for
+from example_models import (
+    NAMES,
+    OBSERVED,
+    batch,
+    conditioned,
+    every_model,
+    flat,
+    hierarchical,
+    make,
+    noise_for,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import mmpoe
+from mmpoe.evidence import log_conditional, log_marginal, log_predictive
 from mmpoe.gaussian import product_of_experts
 from mmpoe.kernels import gaussian_poe
 from mmpoe.likelihoods import Normal
 from mmpoe.missing import pack, subsets
-from mmpoe.objectives import log_conditional, log_marginal, log_predictive, mixture_elbo
+from mmpoe.objectives import mixture_elbo
 from mmpoe.posteriors import MoPoE, PoE
 
 COMPLETE = OBSERVED[-1:]
@@ -61,7 +72,7 @@ def test_log_variances_of_any_size(log_variance, dtype):
 
     parts = list(loc.unsqueeze(1)), list(log_scale.unsqueeze(1))
     for rule in (PoE(), MoPoE(prior_in="full"), MoPoE(prior_in="never")):
-        q = rule(*parts, torch.ones(1, 3).bool(), sample=False)
+        q = rule(*parts, torch.ones(1, 3).bool(), temperature=0.0)
         log_prior = -math.inf if rule.prior_in == "never" else 0
         share = 3 / (3 + math.exp(log_prior + log_variance))  # of the experts in the precision
         # a log precision of 100 is rounded to 100 times as much as one of 1
@@ -104,7 +115,7 @@ def test_zeros_that_were_observed_are_observed(build):
     """An entry of zeros is data like any other: only the mask says what is missing."""
     model = make(build)
     x = {m: torch.zeros_like(v) for m, v in batch().items()}
-    output = model(x, OBSERVED, component=True)
+    output = conditioned(model, x, OBSERVED)
     assert (sum(output.kl)[1:] > 0).all()
     assert output.kl[0][0] == 0
     bound = mmpoe.elbo(output, x, OBSERVED)
@@ -118,15 +129,12 @@ def test_zeros_that_were_observed_are_observed(build):
 def test_batches_of_mixed_patterns_are_encoded(build, filler):
     """Rows with different modalities are encoded together, as each is alone, filler unread."""
     model, noise = make(build), noise_for(make(build))
-    together = model(batch(filler), OBSERVED, noise=noise, component=True)
+    together = conditioned(model, batch(filler), OBSERVED, noise=noise)
     for b in range(8):
         names = [m for m, seen in zip(NAMES, OBSERVED[b], strict=True) if seen]
         row = {m: batch()[m][b : b + 1] for m in NAMES}
-        alone = model(
-            row,
-            names or OBSERVED[b : b + 1],
-            noise=[n[b : b + 1] for n in noise],
-            component=True,
+        alone = conditioned(
+            model, row, names or OBSERVED[b : b + 1], noise=[n[b : b + 1] for n in noise]
         )
         torch.testing.assert_close(together.z[-1][b : b + 1], alone.z[-1])
 
@@ -205,7 +213,7 @@ def test_bounds_do_not_depend_on_the_batch(build):
         x = {m: v.repeat(copies, 1) for m, v in batch().items()}
         observed = OBSERVED.repeat(copies, 1)
         drawn = [n.repeat(copies, *[1] * (n.dim() - 1)) for n in noise]
-        return mmpoe.elbo(model(x, observed, noise=drawn, component=True), x, observed)
+        return mmpoe.elbo(conditioned(model, x, observed, noise=drawn), x, observed)
 
     torch.testing.assert_close(bounds(4), bounds(1).repeat(4))
 
@@ -244,7 +252,7 @@ def test_subsets_that_a_row_does_not_have_count_nothing(build):
 def test_terms_of_a_bound_are_left_alone(build):
     """A bound adds up copies: the divergences in the output are what they were."""
     model = make(build)
-    output = model(batch(), OBSERVED, component=True)
+    output = conditioned(model, batch(), OBSERVED)
     before = [kl.clone() for kl in output.kl]
     bound = mmpoe.elbo(output, batch(), OBSERVED)
     assert all(torch.equal(a, b) for a, b in zip(output.kl, before, strict=True))
@@ -268,18 +276,24 @@ def test_subsets_are_not_confused_by_names(names):
     encoders = {m: nn.Linear(1, 2) for m in names}
     for encoder in encoders.values():
         nn.init.normal_(encoder.weight, generator=generator)
-    model = mmpoe.MoPoEVAE(encoders, {m: Normal(nn.Linear(1, 1)) for m in names})
-    x = {m: torch.ones(1, 1) for m in names}
+    model = mmpoe.MoPoEVAE(encoders, {m: Normal(nn.Linear(1, 1)) for m in names}).double()
+    x = {m: torch.ones(1, 1, dtype=torch.float64) for m in names}
     rows, _ = subsets(torch.ones(1, len(names)).bool())
-    masks = model(x, rows, component=True).posteriors[0].loc.flatten().tolist()
+    masks = conditioned(model, x, rows).posteriors[0].loc.flatten().tolist()
 
     asked = [c for size in range(1, len(names) + 1) for c in combinations(names, size)]
-    means = [model(x, list(c), component=True).posteriors[0].loc.item() for c in asked]
+    means = [conditioned(model, x, list(c)).posteriors[0].loc.item() for c in asked]
     assert sorted(masks) == pytest.approx(sorted(means))
     assert len(set(masks)) == 2 ** len(names) - 1
 
-    sizes = []
-    model.register_forward_hook(lambda _, __, output: sizes.append(len(output.kl[0])))
+    sizes, infer = [], model.infer
+
+    def counted(*args, **options):
+        q = infer(*args, **options)
+        sizes.append(len(q.kl[0]))
+        return q
+
+    model.infer = counted
     mixture_elbo(model, x, torch.ones(1, len(names)).bool())
     assert sizes == [2 ** len(names) - 1]
 
@@ -288,7 +302,7 @@ def test_components_are_not_chosen_by_position():
     """Every component turns up at every place in a batch, also in a batch of one."""
     model, counts = make(lambda: flat(mmpoe.MoPoEVAE)), torch.zeros(3, 7)
     patterns, _ = subsets(COMPLETE)  # (7, 1, M)
-    components = model(complete_row(), patterns, component=True).posteriors[0].loc[:, 0]
+    components = conditioned(model, complete_row(), patterns).posteriors[0].loc[:, 0]
     torch.manual_seed(0)
     with torch.no_grad():
         for size in (1, 3):
@@ -306,7 +320,7 @@ def test_the_one_component_that_is_available_is_drawn():
     for kind in (mmpoe.MMVAE, mmpoe.MoPoEVAE):
         model, one = make(lambda kind=kind: flat(kind)), OBSERVED.sum(dim=1) == 1
         drawn = [model(batch(), OBSERVED).posteriors[0].loc[one] for _ in range(5)]
-        exact = model(batch(), OBSERVED, component=True).posteriors[0].loc[one]
+        exact = conditioned(model, batch(), OBSERVED).posteriors[0].loc[one]
         assert all(torch.equal(loc, exact) for loc in drawn)
 
 
@@ -319,9 +333,9 @@ def test_evidence_does_not_depend_on_the_place_in_a_batch(kind):
     with torch.no_grad():
         rows = complete_row(copies), COMPLETE.expand(copies, -1)
         together = log_marginal(model, *rows, samples=samples)
-        log_w = mmpoe.objectives.log_weights(model, complete_row(), COMPLETE, samples=samples)
+        log_w = mmpoe.evidence.log_weights(model, complete_row(), COMPLETE, samples=samples)
         alone = log_marginal(model, complete_row(), COMPLETE, samples=samples)
-    share = mmpoe.objectives.effective_sample_size(log_w).item() / samples
+    share = mmpoe.evidence.effective_sample_size(log_w).item() / samples
     error = math.sqrt((1 / share - 1) / samples)  # of the log of a mean
     assert error < 0.2
     assert (together - alone).abs().max() < 6 * error
@@ -336,7 +350,8 @@ def test_packing_leaves_the_average_as_it_was():
     assert len(packed) < swept[..., 0].numel() / 2
     with means_alone(model):
         grid = mmpoe.elbo(model(batch(), swept), batch(), OBSERVED)  # (S, B)
-        pairs = mmpoe.elbo(model(batch(), packed, rows=rows), batch(), OBSERVED[rows], rows=rows)
+        x = {m: v[rows] for m, v in batch().items()}
+        pairs = mmpoe.elbo(conditioned(model, batch(), packed, rows=rows), x, OBSERVED[rows])
     empty = ~swept.any(dim=-1)
     expected = torch.where(empty, 0, weight * grid).sum(dim=0)
     torch.testing.assert_close(torch.zeros(8).index_add(0, rows, merged * pairs), expected)
@@ -408,9 +423,9 @@ def test_masks_move_with_the_batch(monkeypatch):
 @contextmanager
 def means_alone(model):
     """Makes every pass go down at posterior means, so that two passes can be compared."""
-    forward = model.forward
-    model.forward = lambda *args, **options: forward(*args, **options, temperature=0)
+    infer = model.infer
+    model.infer = lambda *args, **options: infer(*args, **{**options, "temperature": 0})
     try:
         yield
     finally:
-        del model.forward
+        del model.infer

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmpoe
 from mmpoe.models import published_mmhvae
-from mmpoe.nn import InvertedResidualCell, MarkovStep, ResidualCell, SqueezeExcite, UpsampleConv
+from mmpoe.nn import InvertedResidualCell, SqueezeExcite, UpsampleConv
+from mmpoe.nn.cells import MarkovStep, ResidualCell
 from mmpoe.objectives import mixture_elbo
 
 NAMES = ["us", "t2", "flair"]

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmpoe.nn import GlobalDiscriminator, PatchDiscriminator, receptive_field
+from mmpoe.nn import GlobalDiscriminator, PatchDiscriminator
+from mmpoe.nn.discriminators import receptive_field
 
 
 def build(*arguments, **options):

@@ -10,7 +10,6 @@ from mmpoe.missing import subsets
 from mmpoe.objectives import (
     balanced,
     collapsed,
-    cyclical,
     elbo,
     free_bits,
     group_kl,
@@ -26,22 +25,9 @@ def test_warmup_is_linear_between_its_ends(step, steps, start):
     assert found == pytest.approx(1.0 if step >= steps else start + (1 - start) * step / steps)
 
 
-@hypothesis_given(st.integers(0, 50), st.integers(1, 20), st.floats(0.05, 1), st.floats(0, 1))
-def test_cyclical_is_a_warmup_in_every_period(step, period, rise, start):
-    found = cyclical(step, period, rise=rise, start=start)
-    assert found == cyclical(step + 3 * period, period, rise=rise, start=start)
-    assert start <= found <= 1 + 1e-12
-    assert (found > 1 - 1e-9) == (step % period >= rise * period * (1 - 1e-9) or start > 1 - 1e-9)
-    assert cyclical(0, period, rise=rise, start=start) == start
-
-
 def test_bad_schedules_are_named():
     with pytest.raises(ValueError, match=r"'step' and 'steps' should be at least 0, .* -1 and 5"):
         warmup(-1, 5)
-    with pytest.raises(ValueError, match=r"'period' at least 1, but are 3 and 0"):
-        cyclical(3, 0)
-    with pytest.raises(ValueError, match=r"'rise' should be in \(0, 1\], but is 0"):
-        cyclical(3, 5, rise=0)
 
 
 def divergences():
@@ -66,9 +52,8 @@ def test_free_bits_are_the_larger_of_floor_and_mean():
 
 def test_balance_charges_groups_by_what_they_hold():
     kl = divergences().requires_grad_()
-    sizes = [2.0, 1.0, 4.0]
-    found = balanced(kl, sizes)
-    content = kl.detach().mean(dim=(1, 2)) / torch.tensor(sizes)
+    found = balanced(kl)
+    content = kl.detach().mean(dim=(1, 2))
     factor = content / content.mean()
     assert factor.mean().item() == pytest.approx(1)
     torch.testing.assert_close(found, factor[:, None, None] * kl)
@@ -79,7 +64,7 @@ def test_balance_charges_groups_by_what_they_hold():
     assert torch.equal(balanced(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
-def test_bad_floors_and_sizes_are_named():
+def test_bad_floors_are_named():
     kl = divergences()
     with pytest.raises(
         ValueError, match=r"'floor' should be .* each group \(3\), .* \[0.1, 0.2\]"
@@ -87,8 +72,6 @@ def test_bad_floors_and_sizes_are_named():
         free_bits(kl, [0.1, 0.2])
     with pytest.raises(ValueError, match=r"'floor' should be at least 0, but is -1"):
         free_bits(kl, -1.0)
-    with pytest.raises(ValueError, match=r"'sizes' should be positive, but is 0"):
-        balanced(kl, 0.0)
 
 
 def test_costs_are_betas_of_objectives():
@@ -115,4 +98,3 @@ def test_groups_that_hold_nothing_are_reported():
     assert not group_kl(output).requires_grad
     silent = output._replace(kl=[output.kl[0] * 0 + 0.031, output.kl[1] * 0 + 0.019])
     assert collapsed(silent).tolist() == [False, True]  # of 3 and 2 dimensions, 0.01 nats each
-    assert collapsed(silent, threshold=0.1).tolist() == [True, True]

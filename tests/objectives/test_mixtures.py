@@ -4,11 +4,20 @@ import math
 
 import pytest
 import torch
-from example_models import MODELS, NAMES, OBSERVED, SIZES, batch, every_model, flat, make
+from example_models import (
+    MODELS,
+    NAMES,
+    OBSERVED,
+    batch,
+    conditioned,
+    every_model,
+    flat,
+    make,
+)
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from oracle import GOLDEN, GOLDEN_CHAIN, data, golden, golden_chain
-from quadrature import BOTH, expect, hierarchy, one_row
+from quadrature import BOTH, Wrapped, expect, hierarchy, one_row
 from quadrature import flat as one_dimensional
 from torch import nn
 from torch.distributions import Normal as Gaussian
@@ -18,7 +27,7 @@ import mmpoe
 from mmpoe.likelihoods import Normal
 from mmpoe.missing import pack, subsets
 from mmpoe.objectives import elbo, mixture_elbo, mixture_iwae, mixtures
-from mmpoe.objectives.pairs import Pairs, choose
+from mmpoe.objectives._pairs import Packed, choose
 from mmpoe.oracles import LinearGaussian
 
 EVIDENCE = GOLDEN["a", "b"][2]
@@ -107,14 +116,13 @@ def test_mixture_bound_is_the_sum_over_distinct_pairs(family, target):
     expected, number = seeded(by_hand, model, x, OBSERVED, given, weight, 0.7, target)
     calls = []
     model.groups[0].register_forward_hook(lambda _, args, out: calls.append(len(out.z)))
-    options = {"family": family, "special": NAMES[1], "reconstruct": target}
+    options = {"family": (given, weight), "reconstruct": target}
     found = seeded(mixture_elbo, model, x, OBSERVED, 0.7, **options)
     torch.testing.assert_close(found, expected)
     assert calls == [number]
-    explicit = seeded(
-        mixture_elbo, model, x, OBSERVED, 0.7, family=(given, weight), reconstruct=target
-    )
-    assert torch.equal(explicit, found)
+    if family != "groups":
+        options["family"] = family
+        assert torch.equal(seeded(mixture_elbo, model, x, OBSERVED, 0.7, **options), found)
 
 
 def test_only_what_is_scored_is_decoded():
@@ -157,16 +165,15 @@ def reference_iwae(model, x, alpha, samples, density, stratified, beta=1.0):
     given = THREE
     noise = [torch.randn(samples * len(given), 1, dtype=torch.float64) for _ in model.groups]
 
-    def conditioned(s, **options):
-        return model(x, s[None], component=True, **options)
-
     logs = torch.zeros(samples, len(given), dtype=torch.float64)
     for k in range(samples):
         for i, s in enumerate(given):
-            output = conditioned(s, noise=[n[k * len(given) + i, None] for n in noise])
+            output = conditioned(
+                model, x, s[None], noise=[n[k * len(given) + i, None] for n in noise]
+            )
             log_q = []
             for other in given:
-                at = conditioned(other, z=output.z).posteriors
+                at = conditioned(model, x, other[None], z=output.z).posteriors
                 log_q.append(sum(q.log_prob(z) for q, z in zip(at, output.z, strict=True)))
             log_q = torch.cat(log_q)
             q = (alpha.log() + log_q).logsumexp(dim=0) if density == "mixture" else log_q[i]
@@ -190,18 +197,14 @@ def test_importance_weights_have_densities_of_whole_hierarchies(
     options = {"stratified": stratified, "density": density, "samples": samples}
     expected = seeded(reference_iwae, model, x, alpha, beta=0.8, **options)
 
-    class Ordered:
-        """The model, with all noise drawn in the order of the reference."""
+    def infer(encodings, given, **others):  # all noise drawn in the order of the reference
+        noise = None
+        if others.get("z") is None:
+            noise = [torch.randn(len(given), 1, dtype=torch.float64) for _ in model.groups]
+        return model.infer(encodings, given, noise=noise, **others)
 
-        modalities = model.modalities
-
-        def __call__(self, x, given, **others):
-            noise = None
-            if others.get("z") is None:
-                noise = [torch.randn(len(given), 1, dtype=torch.float64) for _ in model.groups]
-            return model(x, given, noise=noise, **others)
-
-    found = seeded(mixture_iwae, Ordered(), x, BOTH, 0.8, family=family, **options)
+    ordered = Wrapped(model, infer)
+    found = seeded(mixture_iwae, ordered, x, BOTH, 0.8, family=family, **options)
     torch.testing.assert_close(found[0], expected)
 
 
@@ -277,21 +280,17 @@ def test_a_row_is_worth_the_same_alone_and_among_others(objective, build):
     model = build()
     noise = torch.randn(4, 3, len(model.groups), dtype=torch.float64)
 
-    class Fixed:
-        """The model, with the noise of each row and subset given in advance."""
+    def value(chosen):
+        chosen = torch.tensor(chosen)
 
-        modalities, rows = model.modalities, torch.arange(4)
-
-        def __call__(self, x, given, *, rows, z=None, **options):
-            drawn = noise[self.rows[rows], given.long() @ torch.tensor([1, 2]) - 1]
+        def infer(encodings, given, *, rows, z=None, **options):
+            """With the noise of each row and subset given in advance."""
+            drawn = noise[chosen[rows], given.long() @ torch.tensor([1, 2]) - 1]
             drawn = None if z is not None else [n[:, None] for n in drawn.T]
-            return model(x, given, rows=rows, z=z, noise=drawn, **options)
+            return model.infer(encodings, given, rows=rows, z=z, noise=drawn, **options)
 
-    def value(rows):
-        rows = torch.tensor(rows)
-        fixed = Fixed()
-        fixed.rows = rows
-        return objective(fixed, {m: v[rows] for m, v in x.items()}, observed[rows])
+        fixed = Wrapped(model, infer)
+        return objective(fixed, {m: v[chosen] for m, v in x.items()}, observed[chosen])
 
     whole = value([0, 1, 2, 3])
     for b in range(4):
@@ -308,8 +307,10 @@ def test_order_of_modalities_does_not_matter(objective, family):
     swapped = LinearGaussian(
         *({m: v[m] for m in "ba"} for v in (oracle.weight, oracle.bias, oracle.covariance))
     )
-    options = {"family": family, "special": "b", "nodes": 20}
-    found = [expect(objective, o.model(), x, BOTH, **options) for o in (oracle, swapped)]
+    found = []
+    for each, special in ((oracle, 1), (swapped, 0)):
+        some = subsets(BOTH.expand(20, -1), family, special=special, dtype=torch.float64)
+        found.append(expect(objective, each.model(), x, BOTH, family=some, nodes=20))
     torch.testing.assert_close(*found)
 
 
@@ -339,7 +340,7 @@ def test_decoding_from_drawn_subsets_averages_to_all(monkeypatch):
 def test_pairs_are_drawn_by_their_weights(weights):
     rows = torch.tensor([b for b, row in enumerate(weights) for _ in row])
     weight = torch.tensor([float(w) for row in weights for w in row])
-    pairs = Pairs(torch.ones(len(rows), 1, dtype=torch.bool), rows, weight)
+    pairs = Packed(torch.ones(len(rows), 1, dtype=torch.bool), rows, weight)
     totals = torch.tensor([float(sum(row)) for row in weights])
     for b, total in enumerate(map(sum, weights)):
         # points in the middle of as many intervals of equal length as the row weighs
@@ -354,7 +355,7 @@ def test_pairs_are_drawn_by_their_weights(weights):
 def test_points_at_the_edges_draw_pairs_of_their_own_sample():
     rows = torch.tensor([0, 0, 2, 2, 3])
     weight = torch.tensor([1 / 3, 1 / 3, 0.1, 0.2, 0.7])
-    pairs = Pairs(torch.ones(5, 1, dtype=torch.bool), rows, weight)
+    pairs = Packed(torch.ones(5, 1, dtype=torch.bool), rows, weight)
     low = choose(pairs, torch.zeros(3, dtype=torch.float64))
     high = choose(pairs, torch.full((3,), 1 - 2**-53, dtype=torch.float64))
     assert low.nonzero()[:, 0].tolist() == [0, 2, 4]
@@ -375,47 +376,71 @@ def test_enumeration_is_the_expectation_over_single_subsets(name):
     assert found.item() == pytest.approx(total, abs=1e-12)
 
 
-# ------------------------------------------------------------------- elbo: packed rows and beta
+# ------------------------------------------------------- log-likelihood of pairs, and weights
 
 
-def test_importance_weights_of_what_is_given_are_the_evidence_of_every_subset():
-    oracle = LinearGaussian.random(NAMES, latent_dim=2, data_dim=3)
-    model, (x, _) = oracle.model(), oracle.sample(8)
-    given, weight = subsets(OBSERVED, "groups", special=1, dtype=torch.float64)
-    expected = sum(w * oracle.log_prob(x, s) for s, w in zip(given, weight, strict=True))
-    options = {"family": "groups", "special": NAMES[1], "density": "component", "samples": 3}
-    found = mixture_iwae(model, x, OBSERVED, reconstruct="given", **options)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    other = mixture_iwae(model, x, OBSERVED, **options)
-    assert (other - found).abs().max() > 0.1
-
-
-def test_packed_output_is_scored_against_its_rows():
-    model, x = make(MODELS["hierarchical"]), batch()
-    valid = {"us": torch.tensor([True, False, True, True, False])}
+@pytest.mark.parametrize("name", ["flat", "hierarchical", "mixture of experts"])
+def test_log_likelihood_of_pairs_is_the_sum_over_what_is_scored(name):
+    model, x = make(MODELS[name]), batch()
     given, rows, _ = pack(*subsets(OBSERVED))
-    output = model(x, given, rows=rows)
-    found = elbo(output, x, OBSERVED[rows], rows=rows, valid=valid)
-    taken = {m: v[rows] for m, v in x.items()}
-    assert torch.equal(found, elbo(output, taken, OBSERVED[rows], valid=valid))
+    q = model.infer(model.encode(x, OBSERVED), given, rows=rows)
+    scored = OBSERVED[rows] & (torch.rand(len(rows), 3) < 0.7)
+    weight = torch.rand(len(rows), 3)
+    weight[::3, 1] = 0
     per_row = {"us": torch.rand(8, 5) > 0.5}
-    found = elbo(output, x, OBSERVED[rows], rows=rows, valid=per_row)
-    expected = elbo(output, taken, OBSERVED[rows], valid={"us": per_row["us"][rows]})
-    assert torch.equal(found, expected)
+    found = model.log_likelihood(q.state, x, scored, rows=rows, weight=weight, valid=per_row)
+    output, taken = (
+        conditioned(model, x, given, rows=rows, z=q.z),
+        {m: v[rows] for m, v in x.items()},
+    )
+    expected = torch.zeros(len(rows))
+    for column, m in enumerate(NAMES):
+        log_p = output.likelihoods[m].base_dist.log_prob(taken[m])
+        if m == "us":
+            log_p = torch.where(per_row["us"][rows], log_p, 0)
+        expected += torch.where(scored[:, column], weight[:, column] * log_p.sum(dim=1), 0)
+    torch.testing.assert_close(found, expected)
+    bound = elbo(output, taken, scored, 0.0, weight=weight, valid={"us": per_row["us"][rows]})
+    torch.testing.assert_close(bound, expected)
+    nothing = model.log_likelihood(q.state, {}, torch.zeros_like(scored), rows=rows)
+    assert torch.equal(nothing, torch.zeros(len(rows)))
 
 
-def test_packed_entries_that_are_scored_are_checked():
+def test_entries_of_pairs_that_are_scored_are_checked():
     model, x = make(flat), batch()
     given, rows, _ = pack(*subsets(OBSERVED))
-    output = model(x, given, rows=rows)
+    q = model.infer(model.encode(x, OBSERVED), given, rows=rows)
     x["us"][3, 1] = math.nan
     with pytest.raises(ValueError, match=r"'us' holds NaN or infinity in rows \[3\]"):
-        elbo(output, x, OBSERVED[rows], rows=rows)
+        model.log_likelihood(q.state, x, OBSERVED[rows], rows=rows)
+    for scored in (OBSERVED[:4], OBSERVED[rows].float(), OBSERVED[rows][:, :2]):
+        with pytest.raises(ValueError, match=r"'scored' should (be boolean|have)"):
+            model.log_likelihood(q.state, x, scored, rows=rows)
     alone = torch.tensor([[False, True, False]])
     with pytest.raises(ValueError, match=r"'us' holds NaN or infinity in rows \[3\]"):
         mixture_elbo(model, x, OBSERVED | alone, family=alone)
     with pytest.raises(ValueError, match=r"'x' should hold 'us', which 'observed' says"):
         mixture_elbo(model, {m: x[m] for m in NAMES[1:]}, OBSERVED | alone, family=alone)
+
+
+def test_weights_of_cells_weigh_their_log_likelihood():
+    model, x = make(MODELS["hierarchical"]), batch()
+    output, weight = model(x, OBSERVED), torch.tensor([2.0, 0.0, 0.5])
+    whole = [elbo(output, x, OBSERVED & (torch.arange(3) == m), 0.0) for m in range(3)]
+    found = elbo(output, x, OBSERVED, weight=weight)
+    torch.testing.assert_close(found, 2 * whole[0] + 0.5 * whole[2] - sum(output.kl))
+    hidden = {**x, "t2.space": torch.full_like(x["t2.space"], math.nan)}
+    assert torch.equal(elbo(output, hidden, OBSERVED, weight=weight), found)  # 0 is not scored
+
+    # a mixture is the sum of elbos, with weights of its own for each cell
+    cells = torch.rand(8, 3)
+    given, rows, alpha = pack(*subsets(OBSERVED))
+    packed = seeded(conditioned, model, x, given, rows=rows)
+    taken = {m: v[rows] for m, v in x.items()}
+    bounds = elbo(packed, taken, OBSERVED[rows], 0.7, weight=cells[rows])
+    expected = torch.zeros(8).index_add(0, rows, alpha * bounds)
+    found = seeded(mixture_elbo, model, x, OBSERVED, 0.7, weight=cells)
+    torch.testing.assert_close(found, expected)
 
 
 def test_beta_is_a_factor_or_one_per_group_or_a_function():
@@ -459,7 +484,7 @@ def test_optimal_scales_fit_the_weighted_pairs():
     given = torch.tensor([[[True, False]], [[False, True]]])
     family = (given, torch.tensor([[0.75], [0.25]]))
     packed, rows, weight = pack(*family)
-    output = seeded(model, x, packed, rows=rows)
+    output = seeded(conditioned, model, x, packed, rows=rows)
     error = (output.likelihoods["a"].base_dist.loc[:, 0] - x["a"][:, 0]).square()
     seeded(mixture_elbo, model, x, BOTH, family=family)
     torch.testing.assert_close(model.decoders["a"].error, (weight * error).sum().detach())
@@ -495,7 +520,6 @@ def test_bad_arguments_are_named():
             r"'family' .* beyond 'observed', but in 7 places .* row 0 is given us, t2.space, "
             r"type, and observed nothing",
         ),
-        ({"special": "flair"}, r"'special' should hold modalities"),
         ({"reconstruct": "all"}, r"'reconstruct' should be one of observed, given, .* 'all'"),
         ({"decode": "some"}, r"'decode' should be one of all, drawn, but is 'some'"),
     ]:
@@ -508,40 +532,6 @@ def test_bad_arguments_are_named():
         ({"samples": 2.0}, r"'samples' should be an integer of at least 1, but is 2.0"),
         ({"private": 1}, r"'private' should be .* less than the number of groups \(1\)"),
         ({"private": -1}, r"'private' should be at least 0"),
-        ({"reconstruct": "all"}, r"'reconstruct' should be one of observed, given, .* 'all'"),
-        ({"reconstruct": "given"}, r"'reconstruct' should be observed unless .* 'mixture'"),
-        (
-            {"reconstruct": "given", "density": "component", "stratified": True},
-            r"'reconstruct' should be observed unless .* with 'component' and True",
-        ),
     ]:
         with pytest.raises(ValueError, match=message):
             mixture_iwae(model, x, OBSERVED, **options)
-
-
-def test_rows_to_decode_are_checked():
-    model, x = make(flat), batch()
-    for decode in (OBSERVED[:4], OBSERVED.float(), OBSERVED[:, :2]):
-        with pytest.raises(ValueError, match=r"'decode' should be boolean .* \(8, 3\)"):
-            model(x, OBSERVED, decode=decode)
-    with pytest.raises(ValueError, match=r"'decode' should be .* of two dimensions"):
-        model(x, OBSERVED.expand(2, 8, 3), decode=OBSERVED.expand(2, 8, 3))
-    nothing = model(x, OBSERVED, decode=torch.zeros_like(OBSERVED))
-    assert nothing.likelihoods == {}
-    some = seeded(model, x, OBSERVED, decode=OBSERVED)
-    every = seeded(model, x, OBSERVED)
-    for column, m in enumerate(SIZES):
-        expected = every.likelihoods[m].mean[OBSERVED[:, column]]
-        torch.testing.assert_close(some.likelihoods[m].mean, expected)
-
-
-@pytest.mark.fault(47)
-@pytest.mark.parametrize("objective", [mixture_elbo, mixture_iwae])
-def test_nothing_observed_is_worth_nothing(objective):
-    model = make(MODELS["hierarchical"])
-    bound = objective(model, batch(), OBSERVED & False)
-    assert bound.tolist() == [0.0] * 8
-    bound.sum().backward()
-    assert objective(model, {}, OBSERVED & False).tolist() == [0.0] * 8
-    empty = {m: v[:0] for m, v in batch().items()}
-    assert objective(model, empty, OBSERVED[:0]).shape == (0,)

@@ -4,7 +4,16 @@ import math
 
 import pytest
 import torch
-from example_models import NAMES, OBSERVED, batch, every_model, flat, hierarchical, make
+from example_models import (
+    NAMES,
+    OBSERVED,
+    batch,
+    conditioned,
+    every_model,
+    flat,
+    hierarchical,
+    make,
+)
 from oracle import GOLDEN, data, golden
 from quadrature import BOTH, expect, layer, one_row
 from quadrature import flat as one_dimensional
@@ -18,6 +27,7 @@ from mmpoe.likelihoods import Normal
 from mmpoe.missing import subsets
 from mmpoe.nn import Concatenate, OwnBlock, PrivateExpert
 from mmpoe.objectives import (
+    _pairs,
     elbo,
     mhvae,
     mixture_elbo,
@@ -28,7 +38,6 @@ from mmpoe.objectives import (
     mopoe,
     mvae,
     mvtcae,
-    pairs,
 )
 from mmpoe.posteriors import MoE, PoE
 
@@ -121,7 +130,7 @@ def test_random_subsets_of_mvae_count_once(monkeypatch, samples):
     model, x, pattern = make(flat), batch(), torch.tensor([True, True, False])
     drawn = OBSERVED & pattern
     monkeypatch.setattr(
-        pairs, "random_subsets", lambda observed, samples: drawn.expand(samples, 8, 3)
+        _pairs, "random_subsets", lambda observed, samples: drawn.expand(samples, 8, 3)
     )
     found = seeded(mvae, model, x, OBSERVED, samples=samples)
     given = torch.cat([OBSERVED[None], subsets(OBSERVED, "singletons")[0], drawn[None]])
@@ -144,8 +153,7 @@ def test_mvtcae_is_its_formula(alpha):
     found = seeded(mvtcae, model, x, OBSERVED, 0.6, alpha=alpha)
 
     torch.manual_seed(0)
-    rows = sum(1 if n == 1 else n + 1 for n in OBSERVED.sum(dim=1).tolist() if n)
-    noise, start = torch.randn(rows, 4), 0
+    noise, drawn = torch.randn(7, 4), 0  # of the joint posterior of each row that has one
     for b in range(8):
         seen = [m for m, o in zip(NAMES, OBSERVED[b].tolist(), strict=True) if o]
         if not seen:
@@ -159,8 +167,7 @@ def test_mvtcae_is_its_formula(alpha):
         loc = sum(q[m].loc / q[m].scale ** 2 for m in seen) / precision
         joint, prior = Gaussian(loc, precision**-0.5), Gaussian(0.0, 1.0)
         number = len(seen)
-        z = joint.loc + joint.scale * noise[start + (1 if number == 1 else number + 1) - 1]
-        start += 1 if number == 1 else number + 1
+        z, drawn = joint.loc + joint.scale * noise[drawn], drawn + 1
         log_p = sum(model.decoders[m](z[None]).log_prob(x[m][b : b + 1])[0] for m in seen)
         apart = sum(kl_divergence(joint, q[m]).sum() for m in seen) / number
         cost = (1 - alpha) * kl_divergence(joint, prior).sum() + alpha * apart
@@ -172,10 +179,10 @@ def test_mvtcae_of_a_hierarchy_compares_posteriors_at_the_joint_sample():
     model, x = two_levels(), one_row()
     found = seeded(mvtcae, model, x, BOTH, [0.6, 0.2], alpha=0.4)
     z = model_latents(model, x)
-    joint = model(x, BOTH, z=z)
+    joint = conditioned(model, x, BOTH, z=z)
     cost = 0.6 * 0.6 * joint.kl[0] + 0.2 * 0.6 * joint.kl[1]
     for m in "ab":
-        alone = model(x, [m], z=z)
+        alone = conditioned(model, x, [m], z=z)
         for beta, q, q_m in zip((0.6, 0.2), joint.posteriors, alone.posteriors, strict=True):
             cost = cost + beta * 0.4 / 2 * kl_divergence(q, q_m)
     log_p = elbo(joint, x, BOTH, 0.0)
@@ -183,11 +190,9 @@ def test_mvtcae_of_a_hierarchy_compares_posteriors_at_the_joint_sample():
 
 
 def model_latents(model, x):
-    """The latents that all of both modalities has, where pairs are {a}, {b}, {a, b}."""
+    """The latents that both modalities together have, from the first noise of a seed."""
     torch.manual_seed(0)
-    given = torch.tensor([[True, False], [False, True], [True, True]])
-    output = model(x, given, rows=torch.zeros(3, dtype=torch.long), component=True)
-    return [z[2:] for z in output.z]
+    return conditioned(model, x, BOTH).z
 
 
 # ------------------------------------------------------------------------------ private latents
@@ -235,12 +240,8 @@ def test_mmvae_plus_is_its_formula():
 
     torch.manual_seed(0)
     single = torch.tensor([[True, False], [False, True]])
-    output = model(
-        x,
-        single.repeat(samples, 1),
-        rows=torch.zeros(2 * samples, dtype=torch.long),
-        component=True,
-    )
+    rows = torch.zeros(2 * samples, dtype=torch.long)
+    output = conditioned(model, x, single.repeat(samples, 1), rows=rows)
     z, w = output.z
     shared = [Gaussian(q.loc, q.scale) for q in (own(model, x, m, 0) for m in "ab")]
     log_w = torch.zeros(samples, 2, dtype=torch.float64)
@@ -265,7 +266,7 @@ def test_mmvae_plus_is_its_formula():
 
 
 def own(model, x, modality, level):
-    return model(x, [modality], component=True).posteriors[level]
+    return conditioned(model, x, [modality]).posteriors[level]
 
 
 def test_mmvae_plus_is_a_bound():

@@ -1,6 +1,7 @@
 """The flat oracle against scipy and numpy, and the library's models and bounds against it."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from oracle import (
     hide,
     log_weights,
 )
+from quadrature import Wrapped
 from scipy.integrate import quad
 from scipy.stats import multivariate_normal, norm
 from torch.distributions import MultivariateNormal, kl_divergence
@@ -114,28 +116,24 @@ def test_golden_numbers_of_the_model(subset):
         assert found.item() == pytest.approx(expected, abs=1e-10)
 
 
+def with_node(vae, node, encodings, given, **options):
+    """Infers with the same noise in all rows."""
+    return vae.infer(encodings, given, noise=[node.expand(len(given), 1)], **options)
+
+
 def test_mixture_bound_is_golden():
     # uniform over {a}, {b}, {a, b}; one noise node per row, the same for all three subsets
     (nodes,), weights = grid(1)
     vae, x = golden().model(), data(len(nodes))
     total = 0.0
     for node, weight in zip(nodes, weights, strict=True):
-        fixed = Fixed(vae, node)
+        infer = partial(with_node, vae, node)
+        fixed = Wrapped(vae, infer)
         total += weight.item() * mixture_elbo(fixed, x, BOTH.expand(len(nodes), 2))[0].item()
     assert total == pytest.approx(-3.845222211, abs=1e-9)
 
     each = [golden().elbo(data(), BOTH, list(s)).item() for s in GOLDEN if s]
     assert total == pytest.approx(sum(each) / 3, abs=1e-10)
-
-
-class Fixed:
-    """A model whose noise is the same in all rows."""
-
-    def __init__(self, vae, node):
-        self.vae, self.node, self.modalities = vae, node, vae.modalities
-
-    def __call__(self, x, given, **options):
-        return self.vae(x, given, noise=[self.node.expand(len(given), 1)], **options)
 
 
 def test_bound_of_the_mixture_is_golden():

@@ -26,7 +26,6 @@ from scipy.stats import multivariate_normal
 import mmpoe
 from mmpoe.missing import as_mask
 from mmpoe.oracles import LinearGaussian, LinearGaussianHierarchy
-from mmpoe.posteriors import CommonNoisePoE
 
 FUSIONS = ["joint", "common_noise", "poe"]
 BOTH = torch.ones(1, 2, dtype=torch.bool)
@@ -347,36 +346,6 @@ def test_branches_of_groups_of_modalities_are_exact(levels):
     a, b, c = subsets.T
     falls_short = (a & b) if levels == 2 else (a.int() + b.int() + c.int() > 1)
     assert torch.equal(evidence - added > 1e-6, falls_short)
-
-
-@pytest.mark.parametrize("levels", [2, 3])
-def test_common_noise_of_groups_is_exact(levels):
-    oracle, subsets = grouped(levels), all_subsets(3)[1:]
-    x, _ = oracle.sample(len(subsets), generator=generator())
-
-    # what each modality says about the top with no noise below, and the noise of its branch
-    a, c, q = oracle.steps[-1]
-    branch = torch.tensor([0, 0, 1])
-    slope, shift, own, common = a[branch, 0], c[branch, 0], (q / a.square())[:, 0], 0.0
-    if levels == 3:
-        above, offset, variance = (v.item() for v in oracle.steps[0])
-        slope, shift = slope * above, shift + slope * offset
-        own, common = own / above**2, variance / above**2
-    loc, log_scale = [], []
-    for i, m in enumerate(oracle.modalities):
-        weight = oracle.flat.weight[m][0, branch[i]]
-        mean = (x[m] - oracle.flat.bias[m]) / weight
-        loc.append((mean - shift[i]) / slope[i])
-        deviation = oracle.flat.covariance[m].sqrt() / (weight * slope[i]).abs()
-        log_scale.append(deviation.log().expand_as(mean))
-
-    rule = CommonNoisePoE(1, groups=[[0, 1], [2]]).double()
-    with torch.no_grad():
-        rule.log_gamma.copy_(torch.tensor([common, *own])[:, None].log())
-        q = rule(loc, log_scale, subsets, sample=False)
-    j, h = oracle.messages(x, subsets)[0]
-    torch.testing.assert_close((-2 * q.log_scale).exp(), 1 + j, rtol=1e-12, atol=0)
-    torch.testing.assert_close(q.loc, h / (1 + j), rtol=1e-11, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------- inputs

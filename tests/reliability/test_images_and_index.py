@@ -1,4 +1,4 @@
-"""Images and indices with faults: what is said, which exit code, and who goes on."""
+"""Images and indices with faults: messages, exit codes, and what continues."""
 
 import csv
 import gzip
@@ -25,10 +25,10 @@ from examples.medical_mri_us.data import (  # noqa: E402
     write_image,
 )
 from examples.medical_mri_us.modalities import MODALITIES  # noqa: E402
-from examples.medical_mri_us.verbs.check import Check  # noqa: E402
-from examples.medical_mri_us.verbs.check import run as check  # noqa: E402
-from examples.medical_mri_us.verbs.prepare import Prepare  # noqa: E402
-from examples.medical_mri_us.verbs.prepare import run as prepare  # noqa: E402
+from examples.medical_mri_us.subcommands.check import Check  # noqa: E402
+from examples.medical_mri_us.subcommands.check import run as check  # noqa: E402
+from examples.medical_mri_us.subcommands.prepare import Prepare  # noqa: E402
+from examples.medical_mri_us.subcommands.prepare import run as prepare  # noqa: E402
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 SHAPE = (16, 16, 3)

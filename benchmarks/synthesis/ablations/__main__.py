@@ -8,7 +8,7 @@ learns from the patients who are complete nevertheless, as one does who discards
     python -m benchmarks.synthesis.ablations --profile quick --write
     python -m benchmarks.synthesis.ablations --factors fusion adversary
 
-A run that was stopped goes on where it was, one that is finished is not done again.
+A run that was stopped resumes, one that is finished is not done again.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import torch
 
 from benchmarks._results import RESULTS, facts, write
 from benchmarks._workers import Job, run_jobs
-from benchmarks.synthesis import run
-from benchmarks.synthesis.run import Profile, compare, load
+from benchmarks.synthesis import profiles
+from benchmarks.synthesis.profiles import Profile, load
 from benchmarks.synthesis.systems import System
+from benchmarks.synthesis.training import compare, is_finished
 from examples.medical_mri_us.data import Subject
 
 from .factors import variants
@@ -38,9 +39,9 @@ OUT = Path("runs/ablations")
 SCORED = 10
 """The number of held-out patients who are scored, fewer than in the comparison."""
 PROFILES = {
-    "smoke": replace(run.PROFILES["smoke"], seconds=0.3, trial=1),
-    "quick": replace(run.PROFILES["quick"], seconds=50),
-    "full": replace(run.PROFILES["full"], seconds=75),
+    "smoke": replace(profiles.PROFILES["smoke"], seconds=0.3, trial=1),
+    "quick": replace(profiles.PROFILES["quick"], seconds=50),
+    "full": replace(profiles.PROFILES["full"], seconds=75),
 }
 
 
@@ -152,7 +153,7 @@ def train_all(
         (v, seed)
         for seed in range(profile.seeds)
         for v in chosen
-        if not run.is_finished(folder / f"{v.name}-{seed}.json", profile)
+        if not is_finished(folder / f"{v.name}-{seed}.json", profile)
     ]
     print(
         f"{len(chosen) * profile.seeds - len(left_over)} runs are there, {len(left_over)} to do."

@@ -1,4 +1,4 @@
-"""What is varied: the list of all variants."""
+"""The list of all variants, factor by factor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASE_LABELS = {
     WEIGHT: f"{BASE.beta:g}",
     SUBSETS: f"{BASE.subsets}",
 }
-"""What the base is called beside the variants of a factor."""
+"""The label of the base beside the variants of a factor."""
 BETAS = (0.001, 0.01, 0.1, 1.0)
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.95)
 """The shares of images that are dropped."""

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.synthesis.run import Profile
+from benchmarks.synthesis.profiles import Profile
 
 from .factors import GROUPS, MISSING, WEIGHT
 from .missing import left

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.synthesis.run import Profile
+from benchmarks.synthesis.profiles import Profile
 from examples.medical_mri_us.data import Subject, load_subjects, read_index
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import cached_dataset
 
 
 class Left(NamedTuple):
-    """What is left of some patients."""
+    """Numbers of images and patients that are left."""
 
     images: int
     """The number of images: one of each modality that a patient has."""
@@ -87,7 +87,7 @@ def left(patients: int, share: float) -> Left:
 
 
 def _kept(patients: int, share: float) -> np.ndarray:
-    """Which images are kept, (patients, modalities)."""
+    """A mask of the images that are kept, (patients, modalities)."""
     number = patients * len(MODALITIES)
     order = np.random.default_rng(0).permutation(number)
     return (order >= round(share * number)).reshape(patients, -1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.synthesis.run import Profile
+from benchmarks.synthesis.profiles import Profile
 from mmpoe.metrics import paired_table
 
 from .factors import BASE_LABELS, BEFORE, MISSING
@@ -38,7 +38,7 @@ class Scores:
 
     variant: Variant
     runs: list[dict[str, Any]]
-    """What each run says of itself."""
+    """The facts of each run."""
     values: dict[tuple[str, str], np.ndarray]
     """The scores of each patient, averaged over cells and seeds, by kind of cell and metric."""
 

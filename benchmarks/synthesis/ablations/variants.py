@@ -27,10 +27,9 @@ from examples.medical_mri_us.train import bound
 from mmpoe import kernels
 from mmpoe.hierarchy import LatentGroup, latent_groups
 from mmpoe.missing import random_subsets
-from mmpoe.models import MMHVAE
+from mmpoe.models import MMHVAE, Output
 from mmpoe.nn import BottomUp
-from mmpoe.posteriors import CommonNoisePoE, GPoE, MoE, PoE, Posterior
-from mmpoe.posteriors.base import as_rows
+from mmpoe.posteriors import CommonNoisePoE, Draw, Factors, GPoE, MoE, PoE, Posterior
 from mmpoe.training import Adversary
 
 CRITICS = Critics(weight=0.025 * 2 * 4 / DEFAULT.scale, width=32)
@@ -46,12 +45,12 @@ ZEROS = "zero imputation"
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the base."""
+    """A variant: its differences from the base."""
 
     name: str
     """How its files are called."""
     factor: str
-    """What is varied."""
+    """The factor that is varied."""
     label: str
     """How it is called in tables."""
     groups: int | None = None
@@ -60,11 +59,11 @@ class Variant:
     fusion: str = "exact PoE"
     """One of `FUSIONS`."""
     adversary: bool = False
-    """Whether discriminators of patches judge it."""
+    """Whether it is trained against patch discriminators."""
     beta: float = BETA
-    """The weight of the divergence, after a tenth of the training."""
+    """The weight of the divergence, after a tenth of training."""
     reconstruction: float = RECONSTRUCTION
-    """The weight of the score of what was given."""
+    """The weight of the log-likelihood of what was given."""
     proper: bool = True
     """Whether something is hidden from every row that has two modalities or more."""
     network: ImageModel = DEFAULT
@@ -95,33 +94,18 @@ class MeanFusion(Posterior):
         clamp: The limit of the soft clamp, see :class:`mmpoe.posteriors.Posterior`.
     """
 
-    def forward(
-        self,
-        loc: Sequence[Tensor],
-        log_scale: Sequence[Tensor],
-        given: Tensor,
-        prior: tuple[Tensor, Tensor] | None = None,
-        *,
-        noise: Tensor | None = None,
-        sample: bool = True,
-        temperature: float = 1.0,
-        squashed: bool = False,
-    ) -> kernels.PoE:
-        """Fuses, samples and measures, see :meth:`mmpoe.posteriors.Posterior.forward`."""
-        shape = given.shape[:-1]
-        loc, log_scale, given, prior, noise = as_rows(loc, log_scale, given, prior, noise)
+    def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
+        """Fuses factors, see :meth:`mmpoe.posteriors.Posterior.fuse`."""
+        loc, log_scale, given, prior, _ = factors.filled()  # those that are not given are 0
         number = given.sum(dim=1).clamp(min=1).reshape(-1, *(1,) * (loc[0].dim() - 1))  # (R, 1...)
-        q = kernels.gaussian_poe(
-            [torch.stack(loc).sum(dim=0) / number],  # those that are not given are 0
+        mean = Factors(
+            [torch.stack(loc).sum(dim=0) / number],
             [torch.stack(log_scale).sum(dim=0) / number],
             given.any(dim=1, keepdim=True),
             prior,
-            noise=noise,
-            sample=sample,
-            temperature=temperature,
-            clamp=None if squashed else self.clamp,
+            rows=None,
         )
-        return kernels.PoE(*(v.unflatten(0, shape) for v in q))
+        return draw.product(mean, clamp=self.clamp)
 
 
 Rule = Callable[[LatentGroup, int], Posterior]
@@ -171,12 +155,13 @@ def build(variant: Variant, modalities: Sequence[str], size: int) -> System:
             output = model(x, given)
         else:  # encoded once
             rows = torch.arange(len(observed)).repeat(number)
-            output = model(x, given, rows=rows)
+            q = model.infer(model.encode(x, observed), given, rows=rows)
+            output = Output(model.decode(q.state), q.kl, q.z, q.posteriors, q.priors)
             x, observed, fov = {m: v[rows] for m, v in x.items()}, observed[rows], fov[rows]
         beta = variant.beta * min(1.0, 10 * done)
         total = -bound(output, (x, x, observed, fov), given, beta, variant.reconstruction)
         if judge is not None and done >= judge.critics.start:
-            total = total + judge.charge(output, given, observed, fov, done)
+            total = total + judge.loss(output, given, observed, fov, done)
         return total.unflatten(0, (number, -1)).mean(dim=0)
 
     kind = {"MoE": MixtureSystem, ZEROS: ZeroSystem}.get(variant.fusion, MMHVAESystem)
@@ -223,7 +208,7 @@ class ZeroSystem(MMHVAESystem):
 
 
 class Descent(nn.Module):
-    """A step down that goes on through resolutions of which none has latents.
+    """A step down through resolutions of which none has latents.
 
     Arguments:
         steps: The steps down of a group and of those below it, coarse to fine.

@@ -1,4 +1,4 @@
-"""What is compared: one file for each system, with its source and what was slimmed.
+"""The systems of the comparison: one file each, with its source and what was slimmed.
 
 Each file has two builders, of the names of the modalities and the side of the images in pixels:
 ``slim``, which trains in minutes on two cores, and ``full``, of the published size.

@@ -1,4 +1,4 @@
-"""What systems have in common: their interface, and images of which some are missing."""
+"""The interface of systems, and helpers for images of which some are missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ __all__ = [
     "Batch",
     "System",
     "against",
+    "check_among",
     "mean_by_row",
     "mean_error",
     "paste",
@@ -15,16 +16,16 @@ __all__ = [
     "stack",
 ]
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mmpoe.missing import check_finite, check_names, check_observed
+from mmpoe.missing import as_mask
 from mmpoe.models import MultimodalVAE
-from mmpoe.nn.modes import evaluation
+from mmpoe.nn import evaluation
 from mmpoe.training import Adversary
 
 Batch = tuple[dict[str, Tensor], Tensor, Tensor]
@@ -36,10 +37,10 @@ BACKGROUND = -1.0
 
 
 class System(Protocol):
-    """A system that learns from incomplete patients to show what they lack."""
+    """A system that learns from incomplete patients to synthesise missing modalities."""
 
     network: nn.Module
-    """What is trained, and what synthesises."""
+    """The network that is trained, and synthesises."""
     modalities: list[str]
     """The names of all modalities, in the order of the columns of masks."""
     handled: list[str]
@@ -47,14 +48,14 @@ class System(Protocol):
     lr: float
     """The highest learning rate."""
     adversary: Adversary | None
-    """What is trained against the network, if anything."""
+    """The adversary that is trained against the network, if there is one."""
 
     def loss(self, batch: Batch, done: float) -> Tensor:
         """Returns the loss of each row, with shape (B); it draws what is given of each row.
 
         Arguments:
             batch: A batch, in which each row has its own missing modalities.
-            done: The share of the training done so far, from 0 to 1.
+            done: The share of training done so far, from 0 to 1.
         """
         ...
 
@@ -103,20 +104,33 @@ def stack(
         ValueError: If the mask does not have one boolean column per modality, or what it takes is
             absent or not finite.
     """
-    check_observed(mask, modalities)
-    check_names(list(x), modalities, argument="x")
+    check_among("x", x, modalities)
     like = next(iter(x.values()))
+    mask = as_mask(mask, modalities, len(like)).to(like.device)
     channels = []
     for column, m in enumerate(modalities):
-        chosen = mask[:, column].to(like.device)
+        chosen = mask[:, column]
         if m in x:
-            check_finite(x[m], chosen, m)
-            channels.append(torch.where(chosen[:, None, None, None], x[m], fill))
+            channel = torch.where(chosen[:, None, None, None], x[m], fill)
+            if not bool(channel.isfinite().all()):
+                raise ValueError(
+                    f"'x' should be finite where the mask takes it, but {m!r} is not."
+                )
+            channels.append(channel)
         elif bool(chosen.any()):
             raise ValueError(f"'x' should hold {m!r}, which the mask takes, but it is absent.")
         else:
             channels.append(torch.full_like(like, fill))
     return torch.cat(channels, dim=1)
+
+
+def check_among(argument: str, names: Iterable[str], modalities: Sequence[str]) -> None:
+    """Raises a ValueError that lists the modalities unless all names are among them."""
+    for name in names:
+        if name not in modalities:
+            raise ValueError(
+                f"'{argument}' should be among {', '.join(modalities)}, but holds {name!r}."
+            )
 
 
 def planes(mask: Tensor, like: Tensor) -> Tensor:
@@ -149,7 +163,9 @@ def mean_by_row(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def paste(images: Tensor, real: Tensor, hidden: Tensor, fov: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns fake and real images to judge: equal but for what was hidden, -1 outside the view.
+    """Returns fake and real images for a discriminator: equal but for hidden modalities.
+
+    They are -1 outside the field of view.
 
     Arguments:
         images: What was synthesised, with shape (B, M, H, W).
@@ -165,7 +181,7 @@ def paste(images: Tensor, real: Tensor, hidden: Tensor, fov: Tensor) -> tuple[Te
 def predict_channels(
     network: nn.Module, images: Tensor, modalities: Sequence[str], targets: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Returns some channels of what a network makes of images, each with shape (B, 1, H, W).
+    """Returns some output channels of a network, each with shape (B, 1, H, W).
 
     Arguments:
         network: Maps images (B, C, H, W) to one channel for each modality.
@@ -173,7 +189,7 @@ def predict_channels(
         modalities: The names of its output channels.
         targets: The modalities to return.
     """
-    check_names(targets, modalities, argument="targets")
+    check_among("targets", targets, modalities)
     with evaluation(network.modules()):
         out = network(images)
     return {m: out[:, [modalities.index(m)]] for m in targets}
@@ -187,7 +203,7 @@ def predict_means(
     targets: Sequence[str],
     temperature: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Returns what a variational autoencoder says at the mean of its posterior, or at a sample.
+    """Returns the predictions of a VAE at the mean of its posterior, or at a sample.
 
     The posterior of a mixture is the product of all that is given.
 
@@ -198,9 +214,7 @@ def predict_means(
         targets: The modalities to decode.
         temperature: The temperature of the sample; 0 is the mean.
     """
-    check_names(targets, model.modalities, argument="targets")
-    wanted = torch.tensor([m in targets for m in model.modalities])
-    decode = wanted.expand(given.shape)
     with evaluation(model.modules()):
-        output = model(x, given, component=True, temperature=temperature, decode=decode)
-    return {m: output.likelihoods[m].mean for m in targets}
+        q = model.infer(model.encode(x, given), given, temperature=temperature)
+        decoded = model.decode(q.state, targets)
+    return {m: p.mean for m, p in decoded.items()}

@@ -37,8 +37,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from mmpoe.missing import random_subsets
-from mmpoe.nn import SqueezeExcite
-from mmpoe.nn.modes import evaluation
+from mmpoe.nn import SqueezeExcite, evaluation
 from mmpoe.training import Adversary
 
 from .common import Batch, planes, stack

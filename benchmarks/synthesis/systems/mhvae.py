@@ -30,12 +30,11 @@ import torch
 from torch import Tensor
 
 from examples.medical_mri_us.train import build_model
-from mmpoe.missing import check_names
 from mmpoe.models import MMHVAE, published_mmhvae
 from mmpoe.objectives import mhvae
 from mmpoe.training import Adversary
 
-from .common import Batch, predict_means
+from .common import Batch, check_among, predict_means
 
 
 def slim(modalities: Sequence[str], size: int) -> MHVAESystem:
@@ -54,7 +53,7 @@ class MHVAESystem:
     Arguments:
         modalities: The names of all modalities.
         model: The model, of the first two of them.
-        beta: The weight of the divergence, after a tenth of the training.
+        beta: The weight of the divergence, after a tenth of training.
 
     Raises:
         ValueError: If the model is not of the first two modalities.
@@ -95,7 +94,7 @@ class MHVAESystem:
         Raises:
             ValueError: If a target or something that is given is not one of the two modalities.
         """
-        check_names(targets, self.handled, argument="targets")
+        check_among("targets", targets, self.handled)
         if bool(given[:, 2:].any()):
             columns = torch.nonzero(given.any(dim=0))[:, 0].tolist()
             raise ValueError(

@@ -4,15 +4,15 @@ Source:
     Missing MRI Pulse Sequence Synthesis using Multi-Modal Generative Adversarial Network (Sharma &
     Hamarneh, 2020), https://arxiv.org/abs/1904.12200, and the code published with it. Published:
     256 x 256 pixels; eight 4 x 4 convolutions of stride 2, 64 to 512 channels, and back; zeros,
-    the background, for what is missing; no mask as input. What is given is copied into the output
-    before it is judged and scored. The discriminator sees output and truth, and has one map of
-    scores for each modality: 1 where it is real, 0 where it was synthesised. Least squares with
+    the background, for what is missing; no mask as input. Inputs are copied into the output
+    before any loss of it. The discriminator sees output and truth, and has one map of scores for
+    each modality: 1 where it is real, 0 where it was synthesised. Least squares with
     weight 0.1, absolute error of what is missing with weight 0.9. First one modality is hidden,
     then more. Adam with 2e-4 and betas of 0.5 and 0.999, batches of 4, 60 epochs.
 
 Here, patients are incomplete and rows have their own subsets: a modality that a patient does not
-have is background in output and truth, and neither scored nor judged. The curriculum hides at most
-one modality in the first sixth of the training, at most two in the second, then any number, of
+have is background in output and truth, and not scored by anything. The curriculum hides at most
+one modality in the first sixth of training, at most two in the second, then any number, of
 what a patient has. Images are in [-1, 1], the background is -1, the last layer a hyperbolic
 tangent. A patient with a single modality is not scored.
 
@@ -150,10 +150,10 @@ class MMGANSystem:
         images = self.network(stack(x, given, self.modalities))
         hidden = observed & ~given
         fake, real = paste(images, truth, hidden, fov)  # what is given is copied
-        judged = observed & hidden.any(dim=1, keepdim=True)
-        self._shown = fake.detach(), real, given, judged
+        scored = observed & hidden.any(dim=1, keepdim=True)
+        self._shown = fake.detach(), real, given, scored
         scores = self.critic(torch.cat([fake, real], dim=1))
-        fooled = mean_by_row((scores - 1).square().mean(dim=(2, 3)), judged)
+        fooled = mean_by_row((scores - 1).square().mean(dim=(2, 3)), scored)
         return 0.9 * mean_error(images, truth, hidden, fov) + 0.1 * fooled
 
     def synthesise(
@@ -169,11 +169,11 @@ class MMGANSystem:
 
     def _critic_loss(self, critic: nn.Module) -> Tensor:
         assert self._shown is not None  # the loss comes first
-        fake, real, given, judged = self._shown
+        fake, real, given, scored = self._shown
         of_real = (critic(torch.cat([real, real], dim=1)) - 1).square()
         wanted = given[:, :, None, None].to(fake)
         of_fake = (critic(torch.cat([fake, real], dim=1)) - wanted).square()
-        return mean_by_row((of_real + of_fake).mean(dim=(2, 3)) / 2, judged)
+        return mean_by_row((of_real + of_fake).mean(dim=(2, 3)) / 2, scored)
 
 
 def _give_back(observed: Tensor, given: Tensor, most: int) -> Tensor:

@@ -14,7 +14,7 @@ Slim:
     0.01 after a warm-up, and the score of what was given by 0.3. No adversary.
 
 Full:
-    The published network. The loss is the bound over the published groups of subsets, with
+    The published network. The loss is the bound over the published family of subsets, with
     divergences in closed form, and without the adversarial term, which leaves costs of synthesis
     as they are. The product of experts is the Gaussian one: weights trained with the published
     rule need ``power=1``.
@@ -71,7 +71,7 @@ class MMHVAESystem:
 
     Arguments:
         model: The model.
-        loss: The loss of each row of a batch, given the share of the training done so far.
+        loss: The loss of each row of a batch, given the share of training done so far.
     """
 
     adversary: Adversary | None = None

@@ -65,7 +65,7 @@ class MoPoESystem:
         lr: The learning rate.
         scale: The scale of the likelihood.
         learn_scale: Whether that is where it starts from.
-        beta: The weight of the divergence, after a tenth of the training.
+        beta: The weight of the divergence, after a tenth of training.
     """
 
     adversary: Adversary | None = None

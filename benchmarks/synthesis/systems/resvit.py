@@ -161,11 +161,11 @@ class ResViTSystem:
         images = self.network(stack(x, given, self.modalities))
         hidden = observed & ~given
         fake, real = paste(images, truth, hidden, fov)  # what is given is copied
-        judged = hidden.any(dim=1)
-        self._shown = fake.detach(), real, judged
+        scored = hidden.any(dim=1)
+        self._shown = fake.detach(), real, scored
         fooled = (self.critic(fake) - 1).square().mean(dim=(1, 2, 3))
         errors = mean_error(images, truth, hidden, fov) + mean_error(images, truth, given, fov)
-        return errors + 0.01 * torch.where(judged, fooled, 0)
+        return errors + 0.01 * torch.where(scored, fooled, 0)
 
     def synthesise(
         self,
@@ -180,9 +180,9 @@ class ResViTSystem:
 
     def _critic_loss(self, critic: nn.Module) -> Tensor:
         assert self._shown is not None  # the loss comes first
-        fake, real, judged = self._shown
+        fake, real, scored = self._shown
         loss = (critic(real) - 1).square() + critic(fake).square()
-        return torch.where(judged, loss.mean(dim=(1, 2, 3)) / 2, 0)
+        return torch.where(scored, loss.mean(dim=(1, 2, 3)) / 2, 0)
 
 
 def _layer(features: int, heads: int) -> nn.Module:

@@ -26,14 +26,15 @@ from typing import Any
 
 import torch
 
-from benchmarks._results import RESULTS, facts, write
+from benchmarks._results import RESULTS, facts, write, write_whole
 from benchmarks._workers import Job, run_jobs
-from benchmarks.synthesis import run
 from benchmarks.synthesis.ablations.missing import complete, complete_patients
-from benchmarks.synthesis.run import PROFILES, compare, load, load_trained
+from benchmarks.synthesis.profiles import OUT as TRAINED
+from benchmarks.synthesis.profiles import PROFILES, load
+from benchmarks.synthesis.training import compare, load_trained
 from examples.medical_mri_us.data import Subject
 from examples.medical_mri_us.modalities import MODALITIES
-from examples.medical_mri_us.verbs.calibrate import Samples
+from examples.medical_mri_us.subcommands.calibrate import Samples
 from mmpoe.imputation import calibrate
 from mmpoe.models import MMHVAE
 
@@ -71,7 +72,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Condition:
-    """Where draws come from."""
+    """The source of draws."""
 
     name: str
     """How its file is called."""
@@ -156,9 +157,7 @@ def measure_one(
         "rows": spread.rows,
         "curves": spread.curves,
     }
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content) + "\n")
-    part.replace(path)
+    write_whole(path, json.dumps(content) + "\n")
 
 
 def is_finished(path: Path, about: Mapping[str, Any]) -> bool:
@@ -182,7 +181,7 @@ def main() -> None:
     parser.add_argument("--profile", choices=list(SETTINGS), default="quick")
     parser.add_argument("--workers", type=int, default=2, help="processes; with 1, all is in here")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--models", type=Path, default=run.OUT, help="where the comparison is")
+    parser.add_argument("--models", type=Path, default=TRAINED, help="where the comparison is")
     parser.add_argument("--write", action="store_true", help="write to benchmarks/results")
     parser.add_argument("--alone", metavar="CONDITION", help=argparse.SUPPRESS)
     options = parser.parse_args()

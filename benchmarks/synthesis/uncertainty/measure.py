@@ -27,13 +27,13 @@ from mmpoe.metrics import coverage, energy_score
 from mmpoe.models import MMHVAE
 
 GIVEN = (("us",), ("t2",), ("us", "t2"), ("t2", "cet1", "flair"))
-"""What predictions are made from; whatever is not given is predicted."""
+"""The inputs of predictions; the modalities that are not given are predicted."""
 KINDS = ("mean", "predictive")
 LEVELS = (0.5, 0.9)
 """The nominal coverages of the intervals."""
 FUNCTIONALS = ("voxels", "blocks", "labels")
-"""What intervals are of: voxels; means over blocks; means over tumour labels and what is not
-tumour."""
+"""The quantities that intervals are of: voxels; means over blocks; means over tumour labels and
+over the rest."""
 BLOCK = 8
 """The side of a block, in pixels. It counts if half of it is in view."""
 FEWEST = 20
@@ -42,12 +42,12 @@ EVERY = 7
 """Of how many voxels one is kept, with its standard deviation and its error."""
 
 Row = dict[str, Any]
-"""What was measured of a patient, given something, of a target, with one kind of draws."""
+"""Measurements of one patient, for some inputs, a target and one kind of draws."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What was measured."""
+    """The measurements of a condition."""
 
     rows: list[Row]
     """One for each patient, input, target and kind of draws."""

@@ -16,7 +16,7 @@ from mmpoe.metrics import paired_table
 from .measure import FUNCTIONALS, KINDS, LEVELS
 
 Found = Mapping[str, Any]
-"""What was measured of a condition."""
+"""The measurements of a condition."""
 
 TITLES = {"predictive": "Whole predictions", "mean": "Means of the decoder alone"}
 COLORS = {"naive": "#c33c3c", "complete": "#1f6fb4", "bootstrap": "#2c8a4b"}

@@ -21,11 +21,11 @@ from .volumes import Image, ImageError
 
 SIMPLE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
           "SpacingBetweenSlices")  # fmt: skip
-"""What places the frames of older files."""
+"""The attributes that place the frames of older files."""
 
 TAGS = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "SeriesDescription",
         "StudyDescription", "SeriesNumber")  # fmt: skip
-"""What tells series apart."""
+"""The attributes that tell series apart."""
 
 DAMAGED = (
     AttributeError,
@@ -40,7 +40,7 @@ DAMAGED = (
     TypeError,
     ValueError,
 )
-"""What pydicom and SimpleITK raise for files that are damaged."""
+"""The exceptions of pydicom and SimpleITK for damaged files."""
 
 
 @dataclass(frozen=True, eq=False)

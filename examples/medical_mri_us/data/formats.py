@@ -29,7 +29,7 @@ UNREADABLE = (
     HeaderDataError,
     WrapStructError,
 )
-"""What goes wrong when a file is not the image that it should be."""
+"""The exceptions for files that are not the images that they should be."""
 
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 """The files that SimpleITK reads here."""

@@ -1,4 +1,4 @@
-"""What an affine says, and whether it can be true."""
+"""Affines: their axes and spacing, and whether they can be true."""
 
 from __future__ import annotations
 

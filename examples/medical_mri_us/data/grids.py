@@ -1,4 +1,4 @@
-"""Where voxels lie: comparing, resampling and turning volumes."""
+"""Voxel grids: comparing, resampling and turning volumes."""
 
 from __future__ import annotations
 

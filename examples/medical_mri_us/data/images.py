@@ -19,7 +19,7 @@ from .geometry import Affine, affine_problem
 from .volumes import Image, ImageError, Mask, Volume
 
 HIGHEST = {"uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
-"""What fits into the integers that are written."""
+"""The ranges of the integers that are written."""
 
 
 def read_image(

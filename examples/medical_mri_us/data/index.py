@@ -15,7 +15,7 @@ from pathlib import Path
 from examples.medical_mri_us.modalities import MODALITIES
 
 EMPTY = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
-"""What an empty cell may say, in small letters."""
+"""The spellings of an empty cell, in small letters."""
 
 TARGET = "target_"
 """How the columns of harmonised targets begin."""
@@ -35,7 +35,7 @@ class Case:
     label: Path | None = None
     landmarks: Path | None = None
     targets: dict[str, Path] = field(default_factory=dict)
-    """What to synthesise instead of the images: harmonised ones, for some modalities or none."""
+    """Harmonised images to synthesise instead, for some modalities or none."""
     patient: str = ""
     """Whom the images show; the case itself unless the index says otherwise."""
 

@@ -9,10 +9,10 @@ import numpy as np
 from .images import Mask, Volume
 
 MEDIANS = {"t2": 0.30, "cet1": 0.40, "flair": 0.45}
-"""Where the median of an MR volume's field of view is put, on a scale from 0 to 1."""
+"""The median in view of a normalised MR volume, on a scale from 0 to 1."""
 
 OTHER = 0.40
-"""Where the median of a volume of any other modality is put."""
+"""The median in view of a normalised volume of any other modality."""
 
 
 def normalise(image: Volume, fov: Mask, modality: str) -> Volume:

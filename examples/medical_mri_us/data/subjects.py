@@ -31,7 +31,7 @@ class Subject:
     images: dict[str, Volume]
     """The observed modalities, between -1 and 1, -1 outside the field of view."""
     fov: Mask
-    """Where the images are to be looked at and scored."""
+    """The field of view, inside which images are scored."""
     label: npt.NDArray[np.uint8] | None
     """Tumour labels, if there are any."""
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -39,13 +39,13 @@ class Subject:
     affine: Affine = field(default_factory=lambda: np.eye(4))
     """Voxel indices of the files, whose last axis counts slices, to mm, RAS."""
     targets: dict[str, Volume] = field(default_factory=dict)
-    """What to synthesise instead of the images, where the index says so; normalised alike."""
+    """Images to synthesise instead, where the index has them; normalised alike."""
 
 
 def load_subjects(
     cases: Sequence[Case], *, progress: bool = True
 ) -> tuple[list[Subject], list[CaseError]]:
-    """Loads cases; a case whose files are broken is reported by name, and the rest go on.
+    """Loads cases; a case whose files are broken is reported by name, and the rest are loaded.
 
     Arguments:
         cases: The cases.

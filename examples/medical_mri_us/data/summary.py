@@ -1,4 +1,4 @@
-"""What a data set has and lacks, counted."""
+"""Counts of the images that a data set has and lacks."""
 
 from __future__ import annotations
 

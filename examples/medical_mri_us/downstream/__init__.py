@@ -1,4 +1,4 @@
-"""What synthetic images are good for: segmenting tumours, and registering MR to ultrasound.
+"""Downstream tasks of synthetic images: segmenting tumours, registering MR to ultrasound.
 
 Neither task knows how images are made: a `Synthesiser` says what can be made, and makes it.
 """

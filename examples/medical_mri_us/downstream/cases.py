@@ -1,4 +1,4 @@
-"""Which cases of an index a task can use, and why not the others."""
+"""The cases of an index that a task can use, and the reasons against the others."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Chosen:
     points: list[npt.NDArray[np.float64]] = field(default_factory=list)
     """Their landmarks, mm along (slice, depth, lateral), if the task needs them."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """What the others lack, by name."""
+    """The reasons against the others, by name."""
     problems: list[CaseError] = field(default_factory=list)
-    """What is wrong with the files of some."""
+    """The faults of cases with damaged files."""
 
 
 def choose_cases(

@@ -40,9 +40,9 @@ MESH = 24.0
 """The spacing of the control points of the bending part of a motion, mm."""
 
 TURNS = [0.0, 0.0, 1.0, 1.0, 1.0, 0.0]
-"""Which of three angles and three shifts are searched for: those within slices."""
+"""1 for those of three angles and three shifts that are searched for: those within slices."""
 SHEARS = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0]
-"""Which of the nine entries of a matrix and three shifts are."""
+"""1 for those of the nine entries of a matrix and three shifts that are searched for."""
 
 Array = npt.NDArray[np.float64]
 

@@ -36,7 +36,7 @@ from mmpoe.extras import needs
 from mmpoe.training import Optimizer, fit
 
 TUMOUR = tuple(label for name, label in TUMOUR_LABELS.items() if name != "background")
-"""What counts as tumour: all of it with its oedema, which ultrasound hardly tells apart."""
+"""The labels that count as tumour: oedema too, which ultrasound hardly tells apart."""
 CHANNELS = (16, 32, 64, 96)
 BATCH = 16
 LR = 4e-3

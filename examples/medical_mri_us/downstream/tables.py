@@ -30,7 +30,7 @@ REFERENCE_LABELS = {
 }
 """How the references of a task are written."""
 NEAR = 3.0
-"""What counts as a small error of registration, mm."""
+"""The largest error of registration that counts as small, mm."""
 
 
 def segmentation_row(several: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -26,14 +26,14 @@ from .registration import BINS, draw_motion, score_registration
 from .segmentation import Examples, score_volume, segment, train, tumour_of
 
 SEGMENTATION_REFERENCES = ("true", "mr")
-"""What a network learns from beside synthetic ultrasound: true ultrasound, and raw MR."""
+"""Training data beside synthetic ultrasound: true ultrasound, and raw MR."""
 REGISTRATION_REFERENCES = ("none", "direct", "true")
-"""What is registered beside synthetic MR: nothing, ultrasound itself, and the true MR."""
+"""References beside synthetic MR: no registration, ultrasound itself, and the true MR."""
 
 
 @dataclass(frozen=True)
 class Synthesiser:
-    """What makes images of others, whatever is behind it."""
+    """Makes images of one modality from others, by any system."""
 
     handled: Sequence[str]
     """The modalities that it takes and makes, in their order."""

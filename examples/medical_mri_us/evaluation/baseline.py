@@ -1,4 +1,4 @@
-"""What a prediction costs nothing to make: the mean image of each modality."""
+"""A baseline that needs no model: the mean image of each modality."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Score = Callable[[Volume, Volume, Volume, np.ndarray, set[str]], dict[str, np.nd
 
 @dataclass(frozen=True)
 class Metric:
-    """What is measured."""
+    """A metric of a protocol."""
 
     name: str
     """Its name in files."""
@@ -42,7 +42,7 @@ class Protocol:
 
     name: str
     unit: str
-    """What is averaged over: ``"case"`` or ``"slice"``."""
+    """The unit of averages: ``"case"`` or ``"slice"``."""
     temperature: float
     """The temperature of the latent sample that images are synthesised at; 0 is the mean."""
     metrics: tuple[Metric, ...]
@@ -51,7 +51,7 @@ class Protocol:
     the prediction, the truth, the first of the given modalities (all in [-1, 1], with axes (slice,
     depth, lateral)), the field of view, and the names of the metrics to leave out."""
     definition: str
-    """What the numbers are, in words."""
+    """The definition of the numbers, in words."""
 
 
 def parse_protocols(names: str) -> list[Protocol]:

@@ -1,4 +1,4 @@
-"""What a report says beside numbers: models, data, training and machine, as plain values."""
+"""Facts beside the numbers of a report: models, data, training and machine, as plain values."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def about_data(
 
 
 def _read_log(run: Path) -> dict[str, list[float | None]]:
-    """Returns the columns of the training's log, empty if there is none."""
+    """Returns the columns of the training log, empty if there is none."""
     path = run / "log.csv"
     if not path.is_file():
         return {}
@@ -83,7 +83,7 @@ def _read_log(run: Path) -> dict[str, list[float | None]]:
 
 
 def _read_data(run: Path) -> dict[str, Any] | None:
-    """Returns what the training wrote down about its data, but for the cases one by one."""
+    """Returns the record of the training data, but for the cases one by one."""
     path = run / "data.json"
     if not path.is_file():
         return None

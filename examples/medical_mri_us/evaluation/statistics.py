@@ -1,4 +1,4 @@
-"""Which differences between models are more than chance, by tests on paired cases."""
+"""Paired tests of the differences between models."""
 
 from __future__ import annotations
 

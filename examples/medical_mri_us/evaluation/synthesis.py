@@ -1,4 +1,4 @@
-"""What a model makes of the slices of a subject: images, and how much they vary."""
+"""Synthesis of the slices of a subject: images, and their spread."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def predict(
     """
     parts: list[dict[str, Tensor]] = []
     for x, _ in _batches(model, subject, given):
-        out = model.predict(x, list(given), temperature=temperature)
+        out = model.predict(x, list(given), temperature=temperature, experts="trained")
         parts.append({m: p.mean[:, 0].cpu() for m, p in out.items()})
     return {m: torch.cat([part[m] for part in parts]).numpy() for m in model.modalities}
 

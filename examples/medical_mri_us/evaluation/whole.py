@@ -21,7 +21,7 @@ from .scores import Scores, score_baseline, score_subject
 
 
 class Options(Protocol):
-    """What can be chosen."""
+    """The options of an evaluation."""
 
     @property
     def protocol(self) -> str:
@@ -40,7 +40,7 @@ class Options(Protocol):
 
     @property
     def seed(self) -> int:
-        """What latent samples are drawn from."""
+        """The seed of the latent samples."""
         ...
 
 
@@ -55,7 +55,7 @@ class Results:
     covered: list[dict[str, Any]] = field(default_factory=list)
     """The coverage of intervals, case by case."""
     problems: list[CaseError] = field(default_factory=list)
-    """What was wrong with the cases that were left out."""
+    """The faults of the cases that were left out."""
 
 
 def score_all(

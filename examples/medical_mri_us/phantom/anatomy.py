@@ -1,4 +1,4 @@
-"""What each voxel of a patient is made of: healthy tissue, vessels, tumour, oedema, necrosis."""
+"""The tissues of each voxel of a patient: healthy ones, vessels, tumour, oedema, necrosis."""
 
 from dataclasses import dataclass
 
@@ -64,7 +64,7 @@ class Anatomy:
     brain: Array
     r"""The fraction of each voxel that is inside the brain, with shape :math:`(D, L, S)`."""
     lesion: Array
-    """Where the solid part, oedema, necrosis and rim are, in the order of the labels 1..4 and
+    """Masks of the solid part, oedema, necrosis and rim, in the order of the labels 1..4 and
     with shape (4, D, L, S); unlike the fractions this ignores what is scattered in the solid."""
 
     def tumour_labels(self) -> npt.NDArray[np.uint8]:

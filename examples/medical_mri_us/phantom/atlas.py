@@ -33,10 +33,10 @@ CREDITS = {
         "Tomography 22:324, 1998); the copy of Debian's mricron-data (BSD-3)."
     ),
 }
-"""Where each anatomy comes from."""
+"""The source of each anatomy."""
 
 ANATOMIES = ("mni", "colin27", "both")
-"""What data sets may be made from: the average of 152 people, one person, or either at random."""
+"""The anatomies of data sets: the average of 152 people, one person, or either at random."""
 
 _MAPS = ("csf", "grey", "white", "ventricle", "falx")
 

@@ -1,4 +1,4 @@
-"""Where generated things are kept between runs."""
+"""The folder of generated data that are kept between runs."""
 
 import os
 import tempfile

@@ -11,7 +11,7 @@ from .tissues import Array
 __all__ = ["COLIN27", "read_colin27", "three_classes"]
 
 COLIN27 = Path("/usr/share/mricron/templates/ch2bet.nii.gz")
-"""Where Debian puts the brain-extracted T1 image."""
+"""The brain-extracted T1 image of Debian's package."""
 
 
 def read_colin27() -> tuple[Array, np.ndarray]:

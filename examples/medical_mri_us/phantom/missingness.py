@@ -1,4 +1,4 @@
-"""Which modalities a patient has: the patterns of ReMIND."""
+"""Missingness of modalities: the patterns of ReMIND."""
 
 import numpy as np
 import numpy.typing as npt

@@ -15,7 +15,7 @@ _NARROWEST = 18.0
 
 
 class Motion(Protocol):
-    """Where the grid of an image finds the head of the patient as it was before the operation."""
+    """Maps the grid of an image to the head of the patient as it was before the operation."""
 
     def to_head(self, points: Array) -> Array:
         r"""Maps points of the image, with shape :math:`(3, *)` in mm, to the head."""

@@ -67,7 +67,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 _worker: dict[str, Any] = {}
-"""What a worker process was given at its start; empty in the parent."""
+"""The arguments that a worker process started with; empty in the parent."""
 
 
 def _start_worker(work: Callable[[Any], object], stop: Event) -> None:

@@ -67,7 +67,7 @@ class Patient:
     affine: npt.NDArray[np.float64]
     """Voxel indices to mm, RAS, oblique; NIfTI's convention, in the world of the atlas."""
     info: dict[str, Any]
-    """What was drawn, ready for JSON."""
+    """The parameters that were drawn, ready for JSON."""
 
 
 def render_patient(

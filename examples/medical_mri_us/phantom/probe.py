@@ -1,4 +1,4 @@
-"""Where the ultrasound probe is held: the pose, the voxel grid it defines, and its fan."""
+"""The ultrasound probe: its pose, the voxel grid that it defines, and its fan."""
 
 from dataclasses import dataclass
 

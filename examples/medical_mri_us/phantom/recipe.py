@@ -1,4 +1,4 @@
-"""What the patients of a dataset depend on."""
+"""The parameters that the patients of a data set depend on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ _SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the patients of a dataset depend on, but for their number."""
+    """The parameters that the patients of a data set depend on, but for their number."""
 
     size: int
     slices: int

@@ -1,4 +1,4 @@
-"""What the phantom is made of: eleven tissues, each with its magnetic and acoustic properties."""
+"""Tissues of the phantom: eleven, each with its magnetic and acoustic properties."""
 
 from dataclasses import dataclass, fields
 from typing import TypeAlias

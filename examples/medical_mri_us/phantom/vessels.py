@@ -33,7 +33,7 @@ class Vessels:
     """Short conical tubes that touch each other, in the head of the patient."""
 
     ends: Array
-    r"""Where each tube begins and ends, mm, with shape :math:`(E, 2, 3)`."""
+    r"""The ends of each tube, mm, with shape :math:`(E, 2, 3)`."""
     radii: Array
     r"""The radii there, mm, with shape :math:`(E, 2)`."""
 

@@ -1,4 +1,4 @@
-"""From releases of genuine data, or your own images, to aligned cases with an index."""
+"""From releases of real data, or your own images, to aligned cases with an index."""
 
 from mmpoe.extras import needs
 

@@ -23,7 +23,7 @@ FILES = {
     "flair": "MRI/{case}-FLAIR.nii.gz",
     "t1": "MRI/{case}-T1.nii.gz",
 }
-"""Where the modalities lie. RESECT has neither T2 nor contrast-enhanced T1."""
+"""The files of the modalities. RESECT has neither T2 nor contrast-enhanced T1."""
 
 LABEL = "{case}/{case}-US-before-tumor.nii.gz"
 

@@ -1,4 +1,4 @@
-"""Which series of ReMIND show which modality, by the words of their names."""
+"""The modality of each series of ReMIND, by the words of its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Rule:
-    """What a name must say, in any spelling of letters, and what it must not."""
+    """The words that a name must hold, in any case of letters, and those that it must not."""
 
     words: tuple[str, ...]
     without: tuple[str, ...] = ()

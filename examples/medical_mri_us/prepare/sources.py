@@ -1,4 +1,4 @@
-"""Where the images of a case come from, whatever the layout of the release."""
+"""The sources of the images of a case, whatever the layout of the release."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Input:
     """An image of a case: how to read it, and how points of the reference get there."""
 
     name: str
-    """What is written into the record: the file, or the series."""
+    """The name in the record: the file, or the series."""
     read: Callable[[], Image]
     through: Affine | None = None
     """Points of the reference to points of this image, mm, RAS; None if they are the same."""
@@ -39,12 +39,12 @@ class Source:
     """The text of landmarks.csv, if there are any."""
     patient: str = ""
     notes: tuple[str, ...] = ()
-    """What was left out of the case, and why."""
+    """The images that were left out of the case, and why."""
 
 
 @dataclass
 class Findings:
-    """What a release holds."""
+    """The cases of a release."""
 
     sources: list[Source] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)

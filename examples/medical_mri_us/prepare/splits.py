@@ -8,7 +8,7 @@ import csv
 from pathlib import Path
 
 NAMES = {"training": "train", "inference": "test"}
-"""What the published splits call what is called otherwise here."""
+"""The names of the published splits, and those used here."""
 
 
 def read_split(path: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from .sources import Findings, Input, Source
 from .transforms import Registrations
 
 SEGMENTATION = re.compile(r"^(?P<what>tumor(_target)?)\s+seg\b.*MR\s+ref\s*:\s*(?P<of>.+)$", re.I)
-"""What the SeriesDescription of a tumour's segmentation says: the MR it was drawn on, last."""
+"""The SeriesDescription of a tumour's segmentation, which ends in the MR it was drawn on."""
 
 
 def find_tcia(root: Path, transforms: Path | None, modalities: Sequence[str]) -> Findings:

@@ -1,4 +1,4 @@
-"""Where numbers stand along the axes of a drawing, and how they are written."""
+"""Ticks along the axes of a drawing, and their labels."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ MR = {"t2", "cet1", "flair"}
 
 @dataclass(frozen=True)
 class Facts:
-    """What the report says beside the scores."""
+    """The facts of a report beside its scores."""
 
     train: Sequence[Subject]
     test: Sequence[Subject]
     problems: Sequence[Exception]
-    """What was wrong with the cases that were left out."""
+    """The faults of the cases that were left out."""
     settings: dict[str, Any]
     """How the model was trained, and on which machine."""
     credit: str
@@ -67,7 +67,7 @@ def write_report(
         "<h2>Data</h2>",
         _data(facts),
         "<h2>Training</h2>",
-        _image(training, "The bound over the training"),
+        _image(training, "The bound during training"),
         _facts(facts.settings),
         f"<p class=small>{html.escape(facts.credit)}</p>",
     ]

@@ -20,7 +20,7 @@ from .tables import facts_table, metric_tables, tests_table
 from .viewer import viewer
 
 ERROR_LIMIT = 0.4
-"""Where the colour scale of errors ends; images run from 0 to 1."""
+"""The end of the colour scale of errors; images run from 0 to 1."""
 
 
 def make_page(evaluation: Evaluation) -> str:
@@ -135,7 +135,7 @@ def _contents() -> str:
 
 
 def _spread_shown(evaluation: Evaluation) -> float:
-    """Where the colour scale of standard deviations ends: above nearly all that is shown."""
+    """The end of the colour scale of standard deviations, above nearly all that is shown."""
     stored = [v for view in evaluation.views.values() for n, v in view.items() if n[:4] == "std_"]
     limit = evaluation.facts["views"]["spread_limit"]
     top = max((float(np.quantile(v, 0.999)) for v in stored), default=255.0) / 255 * limit

@@ -24,7 +24,7 @@ DRAWS = 16
 """The number of latent samples behind a map of standard deviations."""
 
 ERROR_LIMIT, SPREAD_LIMIT = 0.4, 0.05
-"""Where the colour scales of errors and of standard deviations end; images run from 0 to 1."""
+"""The ends of the colour scales of errors and standard deviations; images run from 0 to 1."""
 
 
 def draw_panel(model: MMHVAE, subject: Subject, subsets: Sequence[Sequence[str]]) -> bytes:
@@ -96,7 +96,7 @@ def draw_panel(model: MMHVAE, subject: Subject, subsets: Sequence[Sequence[str]]
 
 
 def draw_training(bounds: Sequence[float]) -> bytes:
-    """Draws the bound over the training, with its moving average.
+    """Draws the bound during training, with its moving average.
 
     Arguments:
         bounds: The bound of each step, nats per pixel in view; not finite where it was skipped.

@@ -1,4 +1,4 @@
-"""What an evaluation wrote, read for the report."""
+"""The files of an evaluation, read for the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the files of an evaluation hold."""
+    """The content of the files of an evaluation."""
 
     facts: dict[str, Any]
     """``cells.json``: the cells, and what was evaluated."""

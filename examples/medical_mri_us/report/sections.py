@@ -17,7 +17,7 @@ from .results import Evaluation
 from .tables import facts_table
 
 SAID = ("model", "modalities", "steps", "seconds", "interrupted", "skipped", "format")
-"""What stands elsewhere of a model's description."""
+"""The entries of a model's description that stand elsewhere."""
 
 
 def cards(evaluation: Evaluation) -> str:
@@ -120,7 +120,7 @@ def training(facts: dict[str, Any]) -> str:
     rest = {k: v for k, v in description.items() if not isinstance(v, dict) and k not in SAID}
     tables = {
         "Network": {"model": description.get("model"), **description.get("architecture", {})},
-        "Settings of the training": description.get("settings", {}),
+        "Settings of training": description.get("settings", {}),
         "Discriminators": description.get("critics", {}),
         "Calibration": description.get("calibration", {}),
         "Images and files": rest,
@@ -132,7 +132,7 @@ def training(facts: dict[str, Any]) -> str:
     )
     table = f"{_course(description)}<div class=many>{table}</div>"
     if not log:
-        return f"<p>There is no log of the training beside the model.</p>{table}"
+        return f"<p>There is no training log beside the model.</p>{table}"
 
     def points(column: str) -> list[tuple[float, float]]:
         pairs = zip(log["step"], log[column], strict=True)
@@ -140,19 +140,19 @@ def training(facts: dict[str, Any]) -> str:
 
     bound = line_plot(
         {"bound": points("bound")},
-        title="The bound over the training",
+        title="The bound during training",
         x_label="step",
         y_label="bound",
     )
     levels = {f"level {c[3:]}": points(c) for c in log if c.startswith("kl_")}
     kl = line_plot(
         levels,
-        title="The divergence of each latent group over the training",
+        title="The divergence of each latent group during training",
         x_label="step",
         y_label="KL, nats per sample",
         logarithmic=True,
     )
-    short = "" if bound else "<p>The training was too short for a curve.</p>"
+    short = "" if bound else "<p>Training was too short for a curve.</p>"
     return (
         f"<div class=two><div><h3>Bound</h3>{bound or short}</div><div>"
         f"<h3>KL per latent level</h3>{kl or short}<p class=small>Level 1 is the coarsest. "
@@ -162,7 +162,7 @@ def training(facts: dict[str, Any]) -> str:
 
 
 def _course(description: dict[str, Any]) -> str:
-    """How long the training took, and whether it came to its end."""
+    """The duration of training, and whether it came to its end."""
     if "seconds" not in description:
         return ""
     stopped = " It was stopped before its end." if description["interrupted"] else ""

@@ -37,7 +37,7 @@ class Synthesis:
     fov: Mask
     """The field of view on it."""
     mean: dict[str, Volume]
-    """What the model makes of the inputs at the mean of its latents."""
+    """The prediction at the mean of the latents."""
     std: dict[str, Volume]
     """Standard deviations; too small unless the model is calibrated."""
     samples: dict[str, list[Volume]]

@@ -27,13 +27,13 @@ MEANING = (
     f"0 to {SCALE:g}, which is the model's scale from 0 to 1 times {SCALE:g}: ultrasound in its "
     "own unit; MR has none, its median in view is put on a fixed value in training. 0 out of view."
 )
-"""What the intensities of the volumes mean."""
+"""The meaning of the intensities of the volumes, in words."""
 
 SPREAD = {
     True: "calibrated: from matched experts, at temperature 1, the likelihood's noise included",
     False: "uncalibrated: understates errors; `calibrate` fits what it takes to match them",
 }
-"""What standard deviations are worth."""
+"""The caveats of standard deviations, in words."""
 
 
 def write_synthesis(

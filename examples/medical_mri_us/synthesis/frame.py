@@ -28,7 +28,7 @@ class Frame:
     """
 
     turn: np.ndarray
-    """Which axis of the input each axis of the model's is, and its sign, as nibabel has it."""
+    """The axis of the input that each axis of the model is, and its sign, as nibabel has it."""
     turned: tuple[int, int, int]
     """The shape after that: rows, columns, slices."""
     pixels: tuple[int, int]

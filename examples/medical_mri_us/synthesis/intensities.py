@@ -1,4 +1,4 @@
-"""What intensities mean at the input and the output of a model."""
+"""The scale of intensities at the input and the output of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from examples.medical_mri_us.data import Mask, Volume, normalise
 
 SCALE = 255.0
-"""What 1 is written as, on the scale from 0 to 1 that models work on."""
+"""The intensity that 1 is written as, on the scale from 0 to 1 that models work on."""
 
 FACTS: dict[str, Any] = {
     "normalisation": (
@@ -20,13 +20,13 @@ FACTS: dict[str, Any] = {
     ),
     "intensity_scale": SCALE,
 }
-"""What a model's description says of intensities, if it was trained here."""
+"""The words on intensities in the description of a model that was trained here."""
 
 PUBLISHED = "published_mmhvae"
 """The models that were not trained here take what their authors normalised."""
 
 PERCENTILE = 99.95
-"""Where the published normalisation cuts off, of what is above 0."""
+"""The percentile of intensities above 0 at which the published normalisation cuts off."""
 
 
 def to_model(image: Volume, fov: Mask, modality: str, description: dict[str, Any]) -> Volume:

@@ -1,4 +1,4 @@
-"""What to synthesise from: the files of one case, a folder of cases, or an index."""
+"""Inputs of synthesis: the files of one case, a folder of cases, or an index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from examples.medical_mri_us.data import CaseError, read_index
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""What the files of a folder of cases may end in."""
+"""The suffixes of the files in a folder of cases."""
 
 
 @dataclass(frozen=True)

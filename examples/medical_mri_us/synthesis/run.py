@@ -32,7 +32,7 @@ class Asked:
     temperature: float
     """Their temperature."""
     seed: int
-    """What they are drawn from."""
+    """The seed of the samples."""
     to_first: bool
     """Whether to resample images that lie on another grid than the first."""
     batch: int

@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from examples.medical_mri_us.data import Mask, Volume
 from mmpoe.hierarchy import latent_groups
+from mmpoe.missing import as_mask
 from mmpoe.models import MMHVAE, in_chunks
-from mmpoe.nn.modes import evaluation
+from mmpoe.nn import evaluation
 
 
 class Prediction(NamedTuple):
-    """What a model makes of some slices, by target, on its own scale from -1 to 1."""
+    """The predictions of a model for some slices, by target, on its own scale from -1 to 1."""
 
     mean: dict[str, Volume]
     """The images at the mean of the latents, (slices, size, size)."""
@@ -107,23 +108,17 @@ def _decode(
     """Means and standard deviations of the likelihoods, (K, B, H, W), for K draws of noise."""
     size = len(next(iter(x.values())))
     draws = len(noise[0]) if noise else 1
-    rows = torch.arange(size).repeat(draws)  # (K B)
-    chosen = torch.tensor([[m in names for m in model.modalities] for names in (x, targets)])
-    given, decode = chosen[:, None].expand(2, len(rows), -1)
-    output = model(
-        x,
+    given = as_mask(list(x), model.modalities, size).expand(draws, size, -1)
+    q = model.infer(
+        model.encode(x, given[0]),
         given,
-        rows=rows,
-        noise=[n.repeat_interleave(size, dim=0) for n in noise] if noise else None,
+        noise=[n[:, None].expand(-1, size, *n.shape[1:]) for n in noise] if noise else None,
         temperature=temperature,
-        matched=bool(noise) and model.is_matched,
-        decode=decode,
+        experts=model.best_experts if noise else "trained",
     )
 
     def numbers(values: Tensor) -> Volume:
-        return values[:, 0].unflatten(0, (draws, size)).float().cpu().numpy()
+        return values[:, :, 0].float().cpu().numpy()
 
-    return {
-        m: (numbers(output.likelihoods[m].mean), numbers(output.likelihoods[m].stddev))
-        for m in targets
-    }
+    decoded = model.decode(q.state, targets)
+    return {m: (numbers(p.mean), numbers(p.stddev)) for m, p in decoded.items()}

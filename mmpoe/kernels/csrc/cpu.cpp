@@ -31,7 +31,10 @@ static void prefer_large_pages(void* p, i64 elements) {
 #endif
 }
 
-// Calls work(site, bits, union) for the pieces of every chunk of every sample.
+// Calls work(site, bits, union, sums) for the pieces of every chunk of every sample. A thread takes
+// whole chunks, so that sums do not depend on their number; a piece is what one call computes,
+// WIDTH vectors of LANES elements. `bits` has the experts of each subset, (S), `sums` a vector of
+// partial divergences for each, (S, LANES).
 template <class C, class Begin, class Work, class End>
 static void for_each_chunk(
     const typename C::A& a, int threads, Begin begin, Work work, End finish) {

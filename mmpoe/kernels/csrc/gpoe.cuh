@@ -16,9 +16,11 @@
 
 const float FAR = 60.f;
 
-// The arguments of one call, as `mmpoe.kernels.arguments` lays them out: 8 bytes a field. A null
+// The arguments of one call, as `mmpoe.kernels._arguments` lays them out: 8 bytes a field. A null
 // pointer means: not asked for, or a standard normal prior. Strides count elements from one sample
-// to the next; what has no stride is dense. S subsets, B samples, N elements each.
+// to the next; what has no stride is dense. S subsets, B samples, N elements each. A row is a pair
+// of subset and sample, number s * B + b: what comes out has one for each pair, noise and gradients
+// of what comes out too; experts and prior have one for each sample, read once for all its pairs.
 struct Expert {
   const void *loc, *log_scale;
   i64 loc_stride, log_scale_stride;
@@ -46,7 +48,7 @@ struct Arguments {
   Expert expert[EXPERTS];
 };
 
-static_assert(sizeof(Arguments<1>) == GPOE_ARGUMENTS_SIZE, "mmpoe.kernels.arguments differs");
+static_assert(sizeof(Arguments<1>) == GPOE_ARGUMENTS_SIZE, "mmpoe.kernels._arguments differs");
 
 // A kernel is compiled for a storage type, a largest number of experts, a number of Floats, and
 // with or without what is rarely used.
@@ -74,6 +76,7 @@ struct Site {
   bool aligned;
 };
 
+// Bit m says if expert m is given in subset s of sample b.
 template <class C>
 GPOE u32 given_bits(const typename C::A& a, i64 s, i64 b) {
   const u8* row = a.given + (s * a.samples + b) * a.experts;
@@ -505,9 +508,11 @@ GPOE void backward(const typename C::A& a, const Site& at, const u32* given, u32
 
 // ---- The grid of a GPU ----------------------------------------------------------------------
 //
-// A block works on one chunk of one sample: threads stride over its elements, all of them equally
-// often, so that every warp is whole at every shuffle. Shared memory holds the subsets of the
-// sample as bits, and one partial divergence for each subset and warp.
+// Block b * chunks + c works on chunk c of sample b, in all subsets: threads stride over its
+// elements, WIDTH neighbours at a time, all of them equally often, so that every warp is whole at
+// every shuffle. Shared memory holds the subsets of the sample as bits, (S), and one partial
+// divergence for each subset and warp, (S, warps). No block reads what another wrote: the chunks of
+// a divergence are summed by the caller, and nothing is atomic.
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
 

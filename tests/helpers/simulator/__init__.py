@@ -6,8 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from mmpoe.kernels import cuda, jit
-from mmpoe.kernels.arguments import Specialisation
+from mmpoe.kernels import Specialisation, _cuda, jit
 
 HERE = Path(__file__).parent
 FAILURES = {
@@ -50,7 +49,7 @@ class SimulatedDriver:
             raise SimulationError(FAILURES[code])
 
 
-class SimulatedLauncher(cuda.Launcher):
+class SimulatedLauncher(_cuda.Launcher):
     """The launcher of the CUDA backend on a simulated driver: it compiles with g++ instead.
 
     Arguments:
@@ -90,7 +89,7 @@ def compile_kernel(special: Specialisation, sources: dict[str, str]):
             return target.read_bytes()
 
     name = f"gpoe-simulated-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-    content = jit.build(name, ".so", identity, compile)
+    content = jit.cached(name, ".so", identity, compile)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.so"
         path.write_bytes(content)

@@ -1,0 +1,124 @@
+"""``calibrate``: matched experts for a trained model, for samples that spread as they should."""
+
+from __future__ import annotations
+
+__all__ = ["Calibrate", "run"]
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from examples.medical_mri_us.card import write_card
+from examples.medical_mri_us.config import read_config
+from examples.medical_mri_us.data import CaseError, Slices, Subject, load_subjects, read_index
+from examples.medical_mri_us.models import load_model
+from examples.medical_mri_us.outputs import open_folder
+from examples.medical_mri_us.windows import fit_subjects
+from mmpoe.imputation import calibrate
+from mmpoe.training import lock, save_checkpoint
+
+FEW = 5
+"""With fewer complete cases than this, a calibration comes with a warning."""
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Fit matched experts to the model of a run, for standard deviations that match errors.
+
+    They learn from the training cases, complete ones above all; nothing else of the model changes.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a run."""
+    data: Path | None = None
+    """The index of the cases; by default, that of the training run."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An entry of the configuration to change, as in calibration.steps=100."""
+
+
+class Samples(Sequence[dict[str, Tensor]]):
+    """The slices of some subjects, each a mapping of what was observed.
+
+    Arguments:
+        subjects: The subjects.
+    """
+
+    def __init__(self, subjects: Sequence[Subject]) -> None:
+        self.slices = Slices(subjects)
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:  # pyright: ignore
+        return self.slices[index][0]
+
+
+def run(options: Calibrate) -> int:
+    """Fits the experts and saves the model with them.
+
+    Raises:
+        ValueError: If an option cannot be used, or no training case has all modalities.
+        CaseError: If there is no case that can be used.
+        CheckpointError: If the run has no model that can be read.
+    """
+    folder = open_folder(options.run)
+    model, description = load_model(folder / "model")
+    config = read_config(folder / "config.toml", options.set)
+    data = json.loads((folder / "data.json").read_text())
+    index = Path(data["index"]) if options.data is None else options.data
+    cases = [c for c in read_index(index, model.modalities) if c.split == data["split"]]
+    subjects = fit_subjects(load_subjects(cases)[0], config.size)
+    if not subjects:
+        raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
+    whole = [s for s in subjects if len(s.images) == len(model.modalities)]
+    samples, complete = Samples(subjects), len(Samples(whole))
+    print(
+        f"Fitting matched experts to {len(samples)} slices, {complete} of them complete, of "
+        f"{len(whole)} cases."
+    )
+    if 0 < len(whole) < FEW:
+        print("So few complete cases can hardly tell how others spread: check the coverage.")
+
+    settings = config.calibration
+    torch.manual_seed(config.training.seed)
+    if torch.cuda.is_available():
+        model.cuda()
+    bar = tqdm(total=settings.steps, desc="Calibrating", unit="step")
+
+    def show(step: int, loss: float) -> None:
+        bar.set_postfix(loss=f"{loss:.5g}", refresh=False)
+        bar.update()
+
+    with lock(folder), bar:
+        history = calibrate(
+            model,
+            samples,
+            teacher=settings.teacher,
+            steps=settings.steps,
+            batch_size=settings.batch,
+            lr=settings.lr,
+            held_out=settings.held_out,
+            after_step=show,
+        )
+        how = {
+            **asdict(settings),
+            "steps": history.best,
+            "slices": len(samples),
+            "complete": complete,
+            "complete_cases": len(whole),
+            "interrupted": history.interrupted,
+        }
+        state = {name: value.cpu() for name, value in model.state_dict().items()}
+        new = {**description, "calibrated": True, "calibration": how}
+        save_checkpoint(folder / "model", state, new)
+        write_card(folder)
+    losses = list(history.held_out.values()) or history.losses[:1] + history.losses[-1:]
+    if losses:
+        print(f"Held-out loss {losses[0]:.1f} -> {min(losses):.1f} nats, at step {history.best}.")
+    return 130 if history.interrupted else 0

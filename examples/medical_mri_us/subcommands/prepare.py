@@ -1,0 +1,131 @@
+"""Brings real data to one grid per case, with an index to train from."""
+
+from __future__ import annotations
+
+__all__ = ["Prepare", "run"]
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from examples.medical_mri_us.checks import check_integer, check_number
+from examples.medical_mri_us.modalities import MODALITIES
+from examples.medical_mri_us.prepare import (
+    find_own,
+    find_remind,
+    find_resect,
+    find_tcia,
+    prepare_all,
+    read_split,
+)
+from examples.medical_mri_us.prepare.sources import Findings
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Bring real data to one grid per case: ReMIND, RESECT, or your own images in an index.
+
+    Give one of --remind, --tcia, --resect and --index. Nothing is downloaded. A case that cannot
+    be used does not stop the others: prepare.json says why, and the exit code is 1.
+    """
+
+    out: Path
+    """The folder to write: NIfTI files by case, index.csv and prepare.json."""
+    remind: Path | None = None
+    """The folder of ReMIND's nrrd release; needs --transforms."""
+    tcia: Path | None = None
+    """A folder with ReMIND's DICOM files, in any tree."""
+    resect: Path | None = None
+    """The folder of RESECT, with NIFTI/CaseN."""
+    resect_seg: Path | None = None
+    """The folder of RESECT-SEG, whose segmentations go with --resect."""
+    index: Path | None = None
+    """An index of your own images, whose files may be NIfTI, NRRD or folders of DICOM."""
+    transforms: Path | None = None
+    """The folder of transforms that the published MMHVAE ships, with affine/ and rigid/."""
+    split: Path | None = None
+    """A CSV file with case and split, as published; cases that it does not name are left out."""
+    resample_to: str = "us"
+    """The modality whose grid the others of a case are brought to, with --index."""
+    modalities: tuple[str, ...] = MODALITIES
+    """The modalities, in the order of the columns of the index."""
+    spacing: float = 0.5
+    """The distance between voxels, mm. Slices that are much further apart stay so."""
+    size: int = 192
+    """The height and width of slices, in voxels: images are cropped or padded to it."""
+    prefer: Literal["sform", "qform"] | None = None
+    """The affine to believe where the two of a NIfTI header differ."""
+    nonfinite: Literal["error", "zero"] = "error"
+    """The treatment of NaN and infinity in your own images."""
+
+
+def run(options: Prepare) -> int:
+    """Prepares the cases and returns 0, 1 if some failed, or 3 if all did.
+
+    Raises:
+        ValueError: If an option cannot be used, or a folder is not what it should be.
+    """
+    check_number("spacing", options.spacing, 0.1, 10)
+    check_integer("size", options.size, 8)
+    split = None if options.split is None else read_split(options.split)
+    findings = _find(options)
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
+    record = prepare_all(
+        findings,
+        options.out,
+        options.modalities,
+        spacing=options.spacing,
+        size=options.size,
+        split=split,
+        asked=asked,
+    )
+    for case, about in record["cases"].items():
+        for note in about["notes"]:
+            print(f"Note: case {case}: {note}")
+    for case, reason in record["left_out"].items():
+        print(f"Left out: case {case}: {reason}")
+    for case, reason in record["failed"].items():
+        print(f"Failed: case {case}: {reason}", file=sys.stderr)
+    done, failed = len(record["cases"]), len(record["failed"])
+    print(f"Prepared {done} cases; {failed} failed, {len(record['left_out'])} left out.")
+    if not done:
+        print("Error: no case could be prepared.", file=sys.stderr)
+        return 3
+    print(f"Wrote {options.out / 'index.csv'}. Look at it with: check {options.out / 'index.csv'}")
+    return 1 if failed else 0
+
+
+def _find(options: Prepare) -> Findings:
+    """Finds the cases of the one release that was given."""
+    given = [n for n in ("remind", "tcia", "resect", "index") if getattr(options, n) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            "one of 'remind', 'tcia', 'resect' and 'index' should be given, but "
+            f"{' and '.join(map(repr, given)) or 'none'} is."
+        )
+    if options.resect_seg is not None and options.resect is None:
+        raise ValueError("'resect_seg' should go with 'resect', but that is not given.")
+    modalities = options.modalities
+    for name in (given[0], "transforms", "resect_seg"):
+        path = getattr(options, name)
+        if name != "index" and path is not None and not path.is_dir():
+            raise ValueError(
+                f"'{name}' should be a folder (unpack archives first), but is {path}."
+            )
+    if options.remind is not None:
+        if options.transforms is None:
+            raise ValueError("'transforms' should be given with 'remind', but is not.")
+        return find_remind(options.remind, options.transforms, modalities)
+    if options.tcia is not None:
+        return find_tcia(options.tcia, options.transforms, modalities)
+    if options.resect is not None:
+        return find_resect(options.resect, options.resect_seg, modalities)
+    assert options.index is not None  # one is given
+    return find_own(
+        options.index,
+        modalities,
+        options.resample_to,
+        prefer=options.prefer,
+        zero_nonfinite=options.nonfinite == "zero",
+    )

@@ -1,0 +1,169 @@
+"""``synthesize``: images that are missing, from those that are there."""
+
+from __future__ import annotations
+
+__all__ = ["Synthesize", "run"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import distributed
+
+from examples.medical_mri_us.checks import check_integer, check_number
+from examples.medical_mri_us.data import CaseError, ImageError
+from examples.medical_mri_us.models import load_model, model_folder
+from examples.medical_mri_us.outputs import open_folder
+from examples.medical_mri_us.synthesis.jobs import Job, in_folder, in_index, names, stem
+from examples.medical_mri_us.synthesis.run import Asked, synthesise_job
+from mmpoe.training import shard
+
+
+@dataclass(frozen=True)
+class Synthesize:
+    """Synthesise missing images, on the grid of those that are there.
+
+    Reads NIfTI, NRRD and DICOM, one case by its files or many from a folder or an index; a case
+    that cannot be used does not stop the others. Started by torchrun, each process has its share.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a run, or of import-official."""
+    out: Path
+    """The folder to write to."""
+    us: Path | None = None
+    """The intra-operative ultrasound of a case; its grid is that of the result."""
+    t2: Path | None = None
+    """Its T2."""
+    cet1: Path | None = None
+    """Its contrast-enhanced T1."""
+    flair: Path | None = None
+    """Its FLAIR."""
+    input: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Its image of any modality of the model, as NAME=FILE; may be given again."""
+    fov: Path | None = None
+    """Its field of view, an image; by default, where ultrasound, or else any image, is above 0."""
+    input_dir: Path | None = None
+    """A folder with a folder of files for each case, such as us.nii.gz; or an index of cases."""
+    target: str = ""
+    """The modalities to synthesise, as in t2,cet1; by default, those that a case lacks."""
+    given: str = ""
+    """The inputs, as in us,t2; by default, all modalities that a case has but the targets."""
+    all_subsets: bool = False
+    """Whether to condition on every subset of that, each with a folder of its own."""
+    samples: int = 8
+    """The number of samples; with one, there are no standard deviations."""
+    temperature: float = 0.5
+    """The temperature of samples; at 0, there is the mean alone."""
+    seed: int = 0
+    """The seed of the samples."""
+    resample_to: Literal["us"] | None = None
+    """Whether to bring images on another grid to that of the ultrasound, or else the first."""
+    batch: int = 8
+    """The number of slices at a time; fewer where a GPU runs out of memory."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The device; auto is a GPU if there is one."""
+
+
+def run(options: Synthesize) -> int:
+    """Synthesises, and returns 0, or 1 if some cases failed.
+
+    Raises:
+        ValueError: If an option cannot be used.
+        CaseError: If no case could be used.
+        CheckpointError: If the model cannot be read.
+        OSError: If results cannot be written.
+    """
+    check_integer("samples", options.samples, 1)
+    check_number("temperature", options.temperature, 0)
+    check_integer("seed", options.seed, 0)
+    check_integer("batch", options.batch, 1)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
+    model, description = load_model(model_folder(options.run))
+    targets = names(options.target, model.modalities, "target")
+    given = names(options.given, model.modalities, "given")
+    jobs = shard(_jobs(options, model.modalities))
+    if options.input_dir is not None and not (targets or given or options.all_subsets):
+        jobs = _incomplete(jobs, model.modalities)
+    open_folder(options.out)
+    if options.device != "cpu" and torch.cuda.is_available():
+        model.cuda()
+
+    asked = Asked(
+        out=options.out,
+        weights=model_folder(options.run),
+        every=options.all_subsets,
+        samples=options.samples,
+        temperature=options.temperature,
+        seed=options.seed,
+        to_first=options.resample_to is not None,
+        batch=options.batch,
+    )
+    failures = []
+    for job in jobs:
+        try:
+            synthesise_job(model, description, job, given, targets, asked)
+        except (CaseError, ImageError) as error:
+            failures.append(f"{job.name}: {error}")
+            if len(jobs) > 1 or distributed.is_torchelastic_launched():  # or the error says it
+                print(f"Failed: {failures[-1]}")
+    _wait_for_others()
+    if not failures:
+        number = "1 case" if len(jobs) == 1 else f"{len(jobs)} cases"
+        print(f"Synthesised {number} in {options.out}.")
+        return 0
+    if len(failures) == len(jobs):
+        raise CaseError("no case could be used: " + "; ".join(failures))
+    listed = "\n".join(f"  {failure}" for failure in failures)
+    print(f"Synthesised {len(jobs) - len(failures)} of {len(jobs)} cases; failed:\n{listed}")
+    return 1
+
+
+def _incomplete(jobs: Sequence[Job], modalities: Sequence[str]) -> list[Job]:
+    """The cases that lack something."""
+    complete = [job.name for job in jobs if set(job.images) >= set(modalities)]
+    if complete:
+        print(f"Nothing is missing of {', '.join(complete)}; --target says what to make anyway.")
+    return [job for job in jobs if job.name not in complete]
+
+
+def _wait_for_others() -> None:
+    """Waits for the other processes of torchrun, which ends them once one exits with an error."""
+    if distributed.is_torchelastic_launched():
+        distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
+    """The cases that the options name."""
+    named = {m: getattr(options, m) for m in ("us", "t2", "cet1", "flair")}
+    images = {m: path for m, path in named.items() if path is not None}
+    for entry in options.input:
+        name, equals, file = entry.partition("=")
+        if not equals or not file:
+            raise ValueError(
+                f"'input' should be a modality and its file, NAME=FILE, but is {entry!r}."
+            )
+        images[name] = Path(file)
+    if bool(images) == (options.input_dir is not None):
+        raise ValueError(
+            "'input-dir' or files such as --us FILE should say what to synthesise from, one of "
+            f"the two, but {'both do' if images else 'neither does'}."
+        )
+    if options.input_dir is not None:
+        if options.fov is not None:
+            raise ValueError("'fov' should be a file of the cases themselves with --input-dir.")
+        read = in_index if options.input_dir.suffix == ".csv" else in_folder
+        return read(options.input_dir, modalities)
+    for name in images:
+        names(name, modalities, "input")
+    ordered = {m: images[m] for m in modalities if m in images}
+    file = next(iter(ordered.values())).resolve()
+    name = stem(file)
+    return [Job(file.parent.name if name in modalities else name, ordered, options.fov)]

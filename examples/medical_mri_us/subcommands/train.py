@@ -1,0 +1,145 @@
+"""``train``: from an index of cases to a model with its card."""
+
+from __future__ import annotations
+
+__all__ = ["Train", "run"]
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from examples.medical_mri_us.card import write_card
+from examples.medical_mri_us.config import read_config, write_config
+from examples.medical_mri_us.data import CaseError, check_training, load_subjects, read_index
+from examples.medical_mri_us.facts import data_of, facts_of
+from examples.medical_mri_us.finished import is_finished
+from examples.medical_mri_us.outputs import open_folder
+from examples.medical_mri_us.train import save_model, train
+from examples.medical_mri_us.windows import fit_subjects
+from mmpoe.training import Checkpoints, lock, write_file
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an MMHVAE on the cases of an index, each with the modalities that it has.
+
+    Ctrl-C and SIGTERM end training after a step and keep the model; --resume continues, to the
+    weights of an uninterrupted run, and changes nothing once training is finished. Started by
+    torchrun, each process has its share of a GPU run.
+    """
+
+    out: Path
+    """The folder of the run: its model and card, configuration, log and checkpoints."""
+    config: Path | None = None
+    """A TOML file, or tiny, small or paper; tiny by default, and that of the run to resume."""
+    data: Path | None = None
+    """The index of the cases, index.csv; by default, that of the run to resume."""
+    split: str = "train"
+    """The split to train on."""
+    resume: bool = False
+    """Whether to resume from the last checkpoint of the run."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An entry of the configuration to change, as in training.steps=100; may be given again."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The device; auto is a GPU if there is one."""
+
+
+def run(options: Train) -> int:
+    """Trains, and returns the exit code: 0, or that of the signal that stopped training.
+
+    Resuming leaves a finished run as it is: its model may be calibrated by now.
+
+    Raises:
+        ValueError: If an option, the configuration or the index cannot be used, the folder is in
+            use, or it holds checkpoints and is not to be resumed.
+        CaseError: If there is no case that can be used.
+        CheckpointError: If the last checkpoint cannot be resumed from.
+        OSError: If the folder cannot be written to.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
+    config = read_config(_config_of(options), options.set)
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
+    if options.resume and is_finished(options.out, config):
+        if first:
+            print(f"The training is finished; {options.out / 'model'} is left as it is.")
+        return 0
+    index = _index_of(options)
+    every = read_index(index, config.modalities)
+    cases = [c for c in every if c.split == options.split]
+    if not cases:
+        splits = ", ".join(sorted({c.split for c in every}))
+        raise ValueError(f"'split' should be one of {index}, {splits}, but is {options.split!r}.")
+    check_training(cases, config.modalities)
+    folder = open_folder(options.out)
+    steps = Checkpoints(folder / "checkpoints").steps()
+    if steps and not options.resume:
+        raise ValueError(
+            f"'out' should be a new folder, or --resume be given, but {folder} holds "
+            f"checkpoints up to step {steps[-1]}."
+        )
+    if first:
+        with lock(folder):
+            pass  # before data are read, which takes a while
+
+    subjects, problems = load_subjects(cases)
+    if not subjects:
+        raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
+    subjects = fit_subjects(subjects, config.size)
+    data = data_of(index, options.split, config.modalities, cases, subjects, problems)
+    if first:
+        with lock(folder):
+            if not (steps and (folder / "config.toml").exists()):  # of what is resumed
+                write_config(folder / "config.toml", config)
+            write_file(folder / "data.json", json.dumps(data, indent=2).encode())
+        counts = ", ".join(f"{m} {n}" for m, n in data["missingness"]["observed"].items())
+        device = "a GPU" if options.device != "cpu" and torch.cuda.is_available() else "the CPU"
+        print(f"{len(subjects)} training cases with {counts}; training on {device}.")
+
+    model, history = train(
+        subjects,
+        config.training,
+        modalities=config.modalities,
+        network=config.model,
+        critics=config.adversary,
+        keep=folder,
+        resume=options.resume,
+        device=options.device,
+    )
+    if first:
+        facts = {**facts_of(subjects), "phantom": data["phantom"]}
+        save_model(
+            folder / "model",
+            model,
+            config.size,
+            config.training,
+            history,
+            network=config.model,
+            facts=facts,
+        )
+        write_card(folder)
+        print(f"Model saved in {folder / 'model'}, after {len(history.bounds)} steps.")
+        if history.interrupted:
+            print(f"Stopped before the end. To resume: train --out {folder} --resume")
+    return history.exit_code
+
+
+def _config_of(options: Train) -> Path:
+    if options.config is not None:
+        return options.config
+    kept = options.out / "config.toml"
+    return kept if options.resume and kept.exists() else Path("tiny")
+
+
+def _index_of(options: Train) -> Path:
+    if options.data is not None:
+        return options.data
+    kept = options.out / "data.json"
+    if not options.resume or not kept.exists():
+        raise ValueError("'data' should be an index of cases, but is not given: --data index.csv.")
+    return Path(json.loads(kept.read_text())["index"])

@@ -1,1 +1,0 @@
-"""The verbs of the command line: one module each, with its options and what it does."""

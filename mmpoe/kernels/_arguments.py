@@ -1,0 +1,230 @@
+r"""The arguments of the operation, in one form from the public call to the kernel."""
+
+from __future__ import annotations
+
+__all__ = [
+    "MAX_EXPERTS",
+    "MAX_SUBSETS",
+    "SIZE",
+    "STORAGE",
+    "Inputs",
+    "Outputs",
+    "Plan",
+    "Want",
+    "gather",
+    "group",
+    "pack",
+]
+
+import struct
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_EXPERTS = 32
+"""The bits of the mask that says which experts are given."""
+
+MAX_SUBSETS = 1024
+"""What the shared memory of a GPU has room for."""
+
+STORAGE = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+"""The names in the source of what a kernel reads and writes; it computes in float32."""
+
+Want = tuple[bool, bool, bool, bool]
+"""For each output, whether it is wanted."""
+
+
+class Inputs(NamedTuple):
+    """The arguments of :func:`mmpoe.kernels.gaussian_poe`, checked.
+
+    The operator ``torch.ops.mmpoe.gaussian_poe`` takes the same ones in the same order.
+    """
+
+    loc: Sequence[Tensor]
+    """M means, each with shape (B, \\*)."""
+    log_scale: Sequence[Tensor]
+    """M log standard deviations, each with shape (B, \\*)."""
+    given: Tensor
+    """Which experts take part, boolean, with shape ([S,] B, M)."""
+    prior_loc: Tensor | None
+    """The mean of the prior, with shape (B, \\*); None, as the scale, for a standard normal."""
+    prior_log_scale: Tensor | None
+    """The log standard deviation of the prior, with shape (B, \\*)."""
+    noise: Tensor | None
+    """Standard normal noise, with shape ([S,] B, \\*), or else"""
+    seed: Tensor | None
+    """the seed that a kernel draws noise from, one int64 number; without either, `z` is `loc`."""
+    common_noise: Tensor | None
+    """The noise that experts have in common, with shape (channels)."""
+    power: int
+    clamp: float
+    """The limit of the soft clamp; 0 is none."""
+    temperature: float
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensors in a row: M of `loc`, M of `log_scale`, and the six others.
+
+        Gradients, and flags that say which of them are needed, come in the same order.
+        """
+        return (*self.loc, *self.log_scale, *self[2:8])
+
+    @property
+    def numbers(self) -> tuple[int, float, float]:
+        """The numbers that are no tensors."""
+        return self[8:]
+
+    @property
+    def subsets(self) -> int:
+        """The number S of subsets, 1 if `given` has no dimension for them."""
+        return self.given.shape[0] if self.given.dim() == 3 else 1
+
+    @property
+    def size(self) -> int:
+        """The number N of elements of a sample."""
+        return self.loc[0].shape[1:].numel()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        r"""The shape of `z`, ([S,] B, \*)."""
+        return (*self.given.shape[:-1], *self.loc[0].shape[1:])
+
+
+def group(row: Sequence[Any]) -> tuple[Any, ...]:
+    """Undoes `Inputs.tensors`, of tensors, gradients or flags: two lists of M, then six others."""
+    experts = len(row) // 2 - 3
+    return ([*row[:experts]], [*row[experts:-6]], *row[-6:])
+
+
+def gather(row: Sequence[Tensor | None], numbers: tuple[int, float, float]) -> Inputs:
+    """Undoes `Inputs.tensors` and `Inputs.numbers`."""
+    loc, log_scale, given, prior_loc, prior_log_scale, noise, seed, common_noise = group(row)
+    experts, prior = (loc, log_scale), (prior_loc, prior_log_scale)
+    return Inputs(*experts, given, *prior, noise, seed, common_noise, *numbers)
+
+
+class Outputs(NamedTuple):
+    """What comes out, and equally its gradients; None where not asked for."""
+
+    z: Tensor | None
+    loc: Tensor | None
+    log_scale: Tensor | None
+    kl: Tensor | None
+
+
+class Plan(NamedTuple):
+    """How a backend runs a kernel: each sample is split into chunks of equal length."""
+
+    chunks: int
+    """Of each sample."""
+    length: int
+    """Elements of a chunk; the last one of a sample may have fewer."""
+    packet: int
+    """Bytes that a thread moves at once if all addresses are multiples of it, 0 for any."""
+    launch: Callable[[bytes], None]
+    """Launches the kernel with its packed arguments."""
+
+
+# ---- The bytes a kernel gets ----------------------------------------------------------------
+
+
+@cache
+def _layout(experts: int) -> struct.Struct:
+    """Returns the layout of `Arguments` in ``csrc/gpoe.cuh``: 27 words, 4 floats, the experts."""
+    return struct.Struct(f"=27q4f{6 * experts}q")
+
+
+SIZE = _layout(1).size
+"""Bytes of the arguments for one expert: the source checks it."""
+
+
+@cache
+def _nowhere(experts: int) -> tuple[Any, ...]:
+    return group((None,) * (2 * experts + 6))
+
+
+def pack(
+    inputs: Inputs, outputs: Outputs, gradients: Outputs, into: Sequence[Tensor | None], plan: Plan
+) -> bytes:
+    """Packs addresses, strides and sizes; the tensors must live until the kernel has run.
+
+    Prior and experts are alike: six words each, `Expert` of the source. Their rows may have gaps
+    between them, for which the strides are; all else is dense.
+
+    Arguments:
+        inputs: The inputs.
+        outputs: Where the outputs go, `kl` with shape ([S,] B, chunks).
+        gradients: The gradients of the outputs, for a backward pass.
+        into: Where the gradients of `inputs.tensors` go; empty for a forward pass.
+        plan: How the kernel runs.
+    """
+    first, experts = inputs.loc[0], len(inputs.loc)
+    to_loc, to_log_scale, _, *to_prior, _, _, to_common = (
+        group(into) if into else _nowhere(experts)
+    )
+    prior = _factor(inputs.prior_loc, inputs.prior_log_scale, *to_prior)
+    factors = [*map(_factor, inputs.loc, inputs.log_scale, to_loc, to_log_scale)]
+    noise, common = _at(inputs.noise), _at(to_common)
+    out, back = [*map(_at, outputs)], [*map(_at, gradients)]
+    size, event = inputs.size, first.shape[1:]
+
+    aligned = False
+    if plan.packet:
+        addresses = [noise, common, *out[:3], *back[:3]]
+        strides = [size]
+        for loc, log_scale, loc_stride, log_scale_stride, *grads in (prior, *factors):
+            addresses += (loc, log_scale, *grads)
+            strides += (loc_stride, log_scale_stride)
+        offsets = [*addresses, *(s * first.element_size() for s in strides)]
+        aligned = not any(offset % plan.packet for offset in offsets)
+
+    return _layout(experts).pack(
+        *prior,
+        _at(inputs.common_noise),
+        common,
+        inputs.given.data_ptr(),
+        noise,
+        _at(inputs.seed),
+        *out,
+        *back,
+        experts,
+        inputs.subsets,
+        first.shape[0],
+        size,
+        size // event[0] if event else 1,  # of a channel
+        plan.chunks,
+        plan.length,
+        aligned,
+        inputs.power,
+        1 / inputs.power,
+        inputs.clamp,
+        inputs.temperature,
+        *chain.from_iterable(factors),
+    )
+
+
+def _factor(
+    loc: Tensor | None,
+    log_scale: Tensor | None,
+    grad_loc: Tensor | None,
+    grad_log_scale: Tensor | None,
+) -> tuple[int, ...]:
+    """Returns addresses, strides from row to row, and where gradients go; 0 for what is not."""
+    if loc is None or log_scale is None:
+        return (0,) * 6
+    return (
+        loc.data_ptr(),
+        log_scale.data_ptr(),
+        loc.stride(0),
+        log_scale.stride(0),
+        0 if grad_loc is None else grad_loc.data_ptr(),
+        0 if grad_log_scale is None else grad_log_scale.data_ptr(),
+    )
+
+
+def _at(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,170 @@
+r"""Kernels compared with the float64 reference; a GPU that computes something else is not used."""
+
+from __future__ import annotations
+
+__all__ = ["Case", "Row", "compare", "failure"]
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _cuda, _launch, _reference, jit
+from ._arguments import Inputs, Outputs, gather
+
+_ALL = (True, True, True, True)
+
+
+class Case(NamedTuple):
+    """What the inputs are like."""
+
+    experts: int = 4
+    subsets: int = 1
+    event: tuple[int, ...] = (4, 8, 8)
+    prior: bool = False
+    noise: bool = False
+    """Whether noise is given; else the kernel draws it."""
+    clamp: float = 0.0
+    power: int = 2
+    common: bool = False
+    """Whether experts have noise in common."""
+    sharpen: float = 0.0
+    """How much sharper one expert is than the others, in log standard deviation."""
+
+
+_CASES = {
+    "4 experts, prior, noise": Case(prior=True, noise=True),
+    "4 experts, standard prior": Case(noise=True),
+    "seed": Case(prior=True),
+    "15 subsets": Case(prior=True, subsets=15, noise=True),
+    "8 experts, clamp, power 1": Case(experts=8, prior=True, clamp=3.0, power=1),
+    "common noise": Case(prior=True, common=True, subsets=3, noise=True),
+    "odd size": Case(prior=True, event=(3, 5, 7), noise=True),
+    "sharp experts": Case(prior=True, subsets=3, sharpen=40.0, noise=True),
+    "12 experts": Case(experts=12, noise=True),
+}
+
+_TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+class Row(NamedTuple):
+    """The largest error of one case, relative to the largest number it is compared with."""
+
+    case: str
+    dtype: torch.dtype
+    error: float
+    tolerance: float
+
+
+def compare(device: torch.device | str, on: _launch.Launcher | None = None) -> Iterator[Row]:
+    """Compares kernels with the float64 reference, outputs and gradients.
+
+    Arguments:
+        device: Where the tensors are.
+        on: What launches the kernels; that of the device if None.
+    """
+    for name, case in _CASES.items():
+        for dtype, tolerance in _TOLERANCES.items():
+            yield Row(name, dtype, _error(_draw(case, torch.device(device), dtype), on), tolerance)
+
+
+def failure(device: torch.device) -> str | None:
+    """Says why the kernels are not to be used on a GPU, None if they are.
+
+    On the first use of an architecture they are compared with PyTorch. What was found is
+    remembered in the cache folder.
+    """
+    architecture = _cuda.launcher().driver.architecture(device)
+    if architecture not in verdicts:
+        verdicts[architecture] = _verify(device, architecture)
+    return verdicts[architecture]
+
+
+verdicts: dict[int, str | None] = {}
+"""Why not, for each architecture that was compared."""
+
+
+def _verify(device: torch.device, architecture: int) -> str | None:
+    others = (str(architecture), torch.__version__, str(_TOLERANCES))
+    identity = "\0".join([*jit.sources().values(), *others])
+
+    def check() -> bytes:
+        try:
+            worst = max(row.error / row.tolerance for row in compare(device))
+        except (RuntimeError, jit.BuildError) as error:
+            return f"failed: {error}".encode()
+        return b"right" if worst <= 1 else f"differ by {worst:.3g} times what they may".encode()
+
+    verdict = jit.cached(f"gpoe-verdict-sm{architecture}", ".txt", identity, check).decode()
+    if verdict == "right":
+        return None
+    reason = f"its kernels, compared with PyTorch on this GPU, {verdict}"
+    jit.log.error("No fused kernels on this GPU: %s. PyTorch runs instead.", reason)
+    return reason
+
+
+def _draw(case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
+    generator = torch.Generator().manual_seed(20)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
+
+    rows, event = 5, case.event
+    given = torch.rand(case.subsets, rows, case.experts, generator=generator) < 0.6
+    given[0, 0] = False
+    log_scale = [draw(rows, *event) for _ in range(case.experts)]
+    log_scale[0] = log_scale[0] - case.sharpen
+    missing = ~given.any(dim=0).to(device)
+    loc = [draw(rows, *event) for _ in range(case.experts)]
+    for m in range(case.experts):
+        loc[m][missing[:, m]] = torch.nan
+    return Inputs(
+        loc,
+        log_scale,
+        given.to(device),
+        prior_loc=draw(rows, *event) if case.prior else None,
+        prior_log_scale=draw(rows, *event, scale=0.5) if case.prior else None,
+        noise=draw(case.subsets, rows, *event) if case.noise else None,
+        seed=None if case.noise else torch.tensor(1234567890123, device=device),
+        common_noise=torch.linspace(0, 2, event[0], device=device) if case.common else None,
+        power=case.power,
+        clamp=case.clamp,
+        temperature=0.7,
+    )
+
+
+def _error(inputs: Inputs, on: _launch.Launcher | None) -> float:
+    double = [t.double() if t is not None and t.is_floating_point() else t for t in inputs.tensors]
+    exact = gather(double, inputs.numbers)
+    prior, common_noise = (exact.prior_loc, exact.prior_log_scale), exact.common_noise
+    for leaf in (*exact.loc, *exact.log_scale, *prior, common_noise):
+        if leaf is not None:
+            leaf.requires_grad_()
+    needed = [t is not None and t.requires_grad for t in exact.tensors]
+
+    outputs = _launch.forward(inputs, _ALL, on)
+    weights = [_weights(t) for t in outputs if t is not None]
+    gradients = _launch.backward(inputs, Outputs(*weights), needed, on)
+    expected = _reference.forward(exact)
+    expected_gradients = _reference.gradients(
+        exact, Outputs(*(t.double() for t in weights)), needed
+    )
+    return max(
+        _relative(a, b)
+        for a, b in zip((*outputs, *gradients), (*expected, *expected_gradients), strict=True)
+        if a is not None and b is not None
+    )
+
+
+def _weights(output: Tensor) -> Tensor:
+    """Returns a gradient for an output: numbers without a pattern."""
+    numbers = torch.arange(output.numel(), device=output.device)
+    return torch.cos(numbers).view_as(output).to(output.dtype)
+
+
+def _relative(value: Tensor, exact: Tensor) -> float:
+    if not bool(value.isfinite().all()):
+        return float("inf")
+    scale = exact.abs().max().clamp(min=1)
+    return ((value.double() - exact).abs().max() / scale).item()

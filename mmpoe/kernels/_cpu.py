@@ -1,0 +1,76 @@
+r"""The kernels on CPU tensors: g++ compiles them on first use."""
+
+from __future__ import annotations
+
+__all__ = ["library", "plan", "unavailable"]
+
+import ctypes
+import threading
+
+import torch
+
+from . import jit
+from ._arguments import Inputs, Plan
+
+_CHUNK = 16384
+"""Elements of a sample that one thread works on: a number of its own, so that the order of sums,
+and with it every bit, does not depend on the number of threads."""
+
+_SMALL = 32768
+"""Elements, counted once per subset, below which one thread is faster than several."""
+
+_LARGE = 1 << 23
+"""Bytes of one tensor from which on what is written goes past the caches."""
+
+_lock = threading.Lock()
+_libraries: dict[torch.dtype, ctypes.CDLL | jit.BuildError] = {}
+
+
+def plan(direction: str, inputs: Inputs) -> Plan:
+    """Returns how ``"forward"`` or ``"backward"`` runs: threads take chunks of samples in turn."""
+    first = inputs.loc[0]
+    elements = first.numel() * inputs.subsets
+    packet = 64 if elements * first.element_size() >= _LARGE else 0
+    threads = 1 if elements < _SMALL else torch.get_num_threads()
+    kernel = getattr(library(first.dtype), direction)
+    return Plan(-(-inputs.size // _CHUNK), _CHUNK, packet, lambda packed: kernel(packed, threads))
+
+
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """Returns the compiled kernels for a storage type; the first call may compile them.
+
+    Raises:
+        mmpoe.kernels.BuildError: If they cannot be built; remembered, not tried again.
+    """
+    found = _libraries.get(dtype)
+    if found is None:
+        with _lock:
+            found = _libraries.get(dtype)
+            if found is None:
+                found = _libraries[dtype] = _load(dtype)
+    if isinstance(found, jit.BuildError):
+        raise found
+    return found
+
+
+def _load(dtype: torch.dtype) -> ctypes.CDLL | jit.BuildError:
+    try:
+        found = jit.cpu_library(dtype)
+    except jit.BuildError as error:
+        jit.log.warning("No fused kernels on the CPU: %s. PyTorch runs instead.", error)
+        return error
+    for function in (found.forward, found.backward):
+        function.argtypes, function.restype = [ctypes.c_char_p, ctypes.c_int], None
+    return found
+
+
+def unavailable() -> str | None:
+    """Says why there are no kernels on the CPU, None if there are as far as is known."""
+    failed = [str(x) for x in _libraries.values() if isinstance(x, jit.BuildError)]
+    if failed:
+        return failed[0]
+    try:
+        jit.compiler()
+    except jit.BuildError as error:
+        return str(error)
+    return None

@@ -1,0 +1,197 @@
+r"""The kernels on CUDA tensors: NVRTC compiles them for the GPU at hand on first use.
+
+What a GPU does is behind `Driver`, so that the launcher can be tested without one.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CudaDriver", "Driver", "Launcher", "launcher", "unavailable"]
+
+import ctypes
+import importlib
+import threading
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+
+from . import jit
+from ._arguments import Inputs, Plan
+from .jit import Specialisation
+
+_THREADS = 128
+"""Threads of a block, at most; the kernels are compiled for no more."""
+
+_WAVES = 16
+"""Blocks per multiprocessor beyond which threads take several turns instead."""
+
+
+class Driver(Protocol):
+    """What the launcher needs of a GPU."""
+
+    def architecture(self, device: torch.device) -> int:
+        """Returns the compute capability, 90 for 9.0."""
+        ...
+
+    def processors(self, device: torch.device) -> int:
+        """Returns the number of multiprocessors."""
+        ...
+
+    def load(self, binary: bytes, name: str) -> Any:  # noqa: ANN401
+        """Returns a function of a compiled binary, for the current device."""
+        ...
+
+    def launch(
+        self,
+        function: Any,  # noqa: ANN401
+        blocks: int,
+        threads: int,
+        shared: int,
+        arguments: bytes,
+        device: torch.device,
+    ) -> None:
+        """Launches it on the current stream of the device."""
+        ...
+
+
+class Launcher:
+    """Compiles, loads and launches the kernels.
+
+    Arguments:
+        driver: The GPU.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self._functions: dict[tuple, Any] = {}
+        self._lock = threading.Lock()
+
+    def plan(self, direction: str, inputs: Inputs) -> Plan:
+        """Returns how ``"forward"`` or ``"backward"`` runs.
+
+        A block works on one chunk of one sample, for all subsets; block b C + c has chunk c of C
+        of sample b. In a turn each of its threads works on `width` neighbouring elements. A chunk
+        is one turn, or more of them where the GPU would have more than `_WAVES` blocks for each
+        multiprocessor. Shared memory holds a word for each subset, the mask of its experts, and
+        one for each subset and warp, its part of the divergence.
+        """
+        first, size = inputs.loc[0], inputs.size
+        samples, device = first.shape[0], first.device
+        special = Specialisation(
+            direction,
+            first.dtype,
+            len(inputs.loc),
+            inputs.clamp > 0,
+            inputs.common_noise is not None,
+        )
+        threads = self._threads(size, special.width)
+        turn = threads * special.width
+        most = max(1, _WAVES * self.driver.processors(device) // samples)
+        length = turn * _divide_up(size, turn * most)
+        chunks = _divide_up(size, length)
+        shared = 4 * inputs.subsets * (1 + threads // 32)
+
+        def launch(packed: bytes) -> None:
+            function = self.function(special, device)
+            self.driver.launch(function, samples * chunks, threads, shared, packed, device)
+
+        return Plan(chunks, length, special.width * first.element_size(), launch)
+
+    def function(self, special: Specialisation, device: torch.device) -> Any:  # noqa: ANN401
+        """Returns a compiled kernel; the first call compiles it.
+
+        Raises:
+            mmpoe.kernels.BuildError: If NVRTC cannot.
+        """
+        key = (special, device)
+        found = self._functions.get(key)
+        if found is None:
+            with self._lock:
+                found = self._functions.get(key)
+                if found is None:
+                    binary = jit.cuda_binary(special, self.driver.architecture(device))
+                    found = self.driver.load(binary, special.name)
+                    self._functions[key] = found
+        return found
+
+    def _threads(self, size: int, width: int) -> int:
+        """Returns the threads of a block: whole warps, no more than one sample needs."""
+        return min(_THREADS, 32 * _divide_up(size, 32 * width))
+
+
+def _divide_up(total: int, part: int) -> int:
+    return -(-total // part)
+
+
+class CudaDriver:
+    """A GPU, through the driver API of ``cuda.bindings``, on which PyTorch itself depends."""
+
+    def architecture(self, device: torch.device) -> int:
+        """Returns the compute capability, 90 for 9.0."""
+        major, minor = torch.cuda.get_device_capability(device)
+        return 10 * major + minor
+
+    def processors(self, device: torch.device) -> int:
+        """Returns the number of multiprocessors."""
+        return torch.cuda.get_device_properties(device).multi_processor_count
+
+    def load(self, binary: bytes, name: str) -> Any:  # noqa: ANN401
+        """Returns a function of a compiled binary, for the current device."""
+        driver = _bindings()
+        library = _check(driver.cuLibraryLoadData(binary, None, None, 0, None, None, 0))
+        kernel = _check(driver.cuLibraryGetKernel(library, name.encode()))
+        return _check(driver.cuKernelGetFunction(kernel))
+
+    def launch(
+        self,
+        function: Any,  # noqa: ANN401
+        blocks: int,
+        threads: int,
+        shared: int,
+        arguments: bytes,
+        device: torch.device,
+    ) -> None:
+        """Launches it on the current stream of the device: no synchronisation, no allocation."""
+        driver = _bindings()
+        block = ctypes.create_string_buffer(arguments, len(arguments))
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+        stream = torch.cuda.current_stream(device).cuda_stream
+        grid = (blocks, 1, 1, threads, 1, 1)
+        with torch.cuda.device(device):
+            _check(
+                driver.cuLaunchKernel(
+                    function, *grid, shared, stream, ctypes.addressof(pointers), 0
+                )
+            )
+
+
+def _bindings() -> Any:  # noqa: ANN401
+    return importlib.import_module("cuda.bindings.driver")
+
+
+def _check(result: tuple) -> Any:  # noqa: ANN401
+    error, *values = result
+    if int(error):
+        driver = _bindings()
+        _, text = driver.cuGetErrorString(error)
+        raise RuntimeError(f"The CUDA driver says: {text.decode() if text else error}.")
+    return values[0] if values else None
+
+
+@cache
+def launcher() -> Launcher:
+    """Returns the launcher for the GPUs of this machine."""
+    return Launcher(CudaDriver())
+
+
+def unavailable() -> str | None:
+    """Says why there are no kernels on GPUs here, None if there are as far as is known."""
+    if torch.version.hip is not None:
+        return "this PyTorch is built for AMD GPUs"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    try:
+        jit.nvrtc()
+    except jit.BuildError as error:
+        return str(error)
+    return None

@@ -1,0 +1,120 @@
+r"""Allocates what a kernel writes, packs its arguments and launches it."""
+
+from __future__ import annotations
+
+__all__ = ["Launcher", "allocate_gradients", "allocate_outputs", "backward", "dense", "forward"]
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import _cpu, _cuda
+from ._arguments import Inputs, Outputs, Plan, Want, pack
+
+_NOTHING = Outputs(None, None, None, None)
+
+
+class Launcher(Protocol):
+    """What runs kernels: the module `_cpu`, or a `_cuda.Launcher`."""
+
+    def plan(self, direction: str, inputs: Inputs) -> Plan:
+        """Returns how ``"forward"`` or ``"backward"`` runs."""
+        ...
+
+
+def forward(inputs: Inputs, want: Want, on: Launcher | None = None) -> Outputs:
+    """Computes what is wanted of `z`, `loc`, `log_scale` and `kl`.
+
+    Arguments:
+        inputs: The inputs.
+        want: For each output, whether it is wanted.
+        on: What launches the kernel; that of the device of the inputs if None.
+    """
+    inputs = _dense(inputs)
+    plan = (on or _launcher(inputs)).plan("forward", inputs)
+    outputs = allocate_outputs(inputs, want)
+    if outputs.kl is None or plan.chunks == 1:
+        plan.launch(pack(inputs, outputs, _NOTHING, (), plan))
+        return outputs
+    parts = outputs.kl.new_empty((*outputs.kl.shape, plan.chunks))
+    plan.launch(pack(inputs, outputs._replace(kl=parts), _NOTHING, (), plan))
+    torch.sum(parts, dim=-1, out=outputs.kl)
+    return outputs
+
+
+def backward(
+    inputs: Inputs, gradients: Outputs, needed: Sequence[bool], on: Launcher | None = None
+) -> list[Tensor | None]:
+    """Computes the gradients of `inputs.tensors` that are needed; None for the others.
+
+    Arguments:
+        inputs: Those of the forward pass.
+        gradients: The gradients of the outputs, None for zero.
+        needed: Which gradients to compute, in the order of `inputs.tensors`.
+        on: What launches the kernel; that of the device of the inputs if None.
+    """
+    inputs = _dense(inputs)
+    plan = (on or _launcher(inputs)).plan("backward", inputs)
+    gradients = Outputs(*(None if g is None else g.contiguous() for g in gradients))
+    into = allocate_gradients(inputs, needed)
+    plan.launch(pack(inputs, _NOTHING, gradients, into, plan))
+    if into[-1] is not None:
+        into[-1] = _sum_per_channel(into[-1])
+    return into
+
+
+def allocate_outputs(inputs: Inputs, want: Want) -> Outputs:
+    """Returns empty tensors for the outputs that are wanted."""
+    first, rows = inputs.loc[0], inputs.given.shape[:-1]
+    alike = len(rows) == 1 and first.is_contiguous()
+
+    def one(wanted: bool) -> Tensor | None:
+        if not wanted:
+            return None
+        return torch.empty_like(first) if alike else first.new_empty(inputs.shape)  # the slower
+
+    kl = first.new_empty(rows, dtype=torch.float32) if want[3] else None
+    return Outputs(one(want[0]), one(want[1]), one(want[2]), kl)
+
+
+def allocate_gradients(inputs: Inputs, needed: Sequence[bool]) -> list[Tensor | None]:
+    """Returns empty tensors for the gradients needed; that of the common noise per element."""
+    first = inputs.loc[0]
+    if not first.is_contiguous():
+        first = first.new_empty(first.shape)
+    into = [torch.empty_like(first) if need else None for need in needed[:-1]]
+    common = torch.empty_like(first, dtype=torch.float32) if needed[-1] else None
+    return [*into, common]
+
+
+def _launcher(inputs: Inputs) -> Launcher:
+    return _cpu if inputs.loc[0].device.type == "cpu" else _cuda.launcher()
+
+
+def _sum_per_channel(rows: Tensor) -> Tensor:
+    """Sums over samples and what follows the channels."""
+    others = [d for d in range(rows.dim()) if d != 1]
+    return rows.sum(dim=others) if rows.dim() > 1 else rows.sum().reshape(1)
+
+
+def _dense(inputs: Inputs) -> Inputs:
+    """Copies what a kernel could not address; in a model, that is nothing."""
+    if all(t is None or t.is_contiguous() for t in inputs.tensors):
+        return inputs
+    return inputs._replace(
+        loc=[dense(t) for t in inputs.loc],
+        log_scale=[dense(t) for t in inputs.log_scale],
+        given=inputs.given.contiguous(),
+        prior_loc=None if inputs.prior_loc is None else dense(inputs.prior_loc),
+        prior_log_scale=None if inputs.prior_log_scale is None else dense(inputs.prior_log_scale),
+        noise=None if inputs.noise is None else inputs.noise.contiguous(),
+    )
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Returns the tensor, copied unless the elements of each sample are contiguous."""
+    if tensor.is_contiguous() or (tensor.shape[0] > 0 and tensor[0].is_contiguous()):
+        return tensor
+    return tensor.contiguous()

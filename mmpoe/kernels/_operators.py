@@ -1,0 +1,189 @@
+r"""The kernels inside PyTorch: gradients of any order, shapes without data, compilation.
+
+`run` is the fast way in: an autograd function that launches a kernel by itself. While something
+traces (``torch.compile``, fake tensors, any dispatch mode) it calls the registered operators
+``torch.ops.mmpoe.gaussian_poe`` and ``torch.ops.mmpoe.gaussian_poe_backward`` instead, which cost
+more to call and do the same.
+"""
+
+from __future__ import annotations
+
+__all__ = ["run"]
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn import Parameter
+
+from . import _launch, _reference, backends
+from ._arguments import Inputs, Outputs, Want, gather, group
+
+
+def run(inputs: Inputs, want: Want) -> Outputs:
+    """Computes the outputs that are wanted on the fused backend of the device of the inputs."""
+    noise, common_noise = inputs.noise, inputs.common_noise
+    if noise is not None and noise.dtype != inputs.loc[0].dtype:
+        inputs = inputs._replace(noise=noise.to(inputs.loc[0].dtype))
+    if common_noise is not None and common_noise.dtype != torch.float32:
+        inputs = inputs._replace(common_noise=common_noise.float())
+    if _is_traced(inputs.loc[0]):
+        outputs = torch.ops.mmpoe.gaussian_poe(*inputs, want)
+        return Outputs(*(t if wanted else None for t, wanted in zip(outputs, want, strict=True)))
+    tensors = inputs.tensors
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return Outputs(*_Fused.apply(want, inputs.numbers, *tensors))
+    return _launch.forward(inputs, want)
+
+
+def _is_traced(first: Tensor) -> bool:
+    return (
+        torch.compiler.is_compiling()
+        or type(first) not in (Tensor, Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+Gradients = Callable[[Inputs, Outputs, Sequence[bool]], Sequence[Tensor | None]]
+"""Computes the gradients needed of `Inputs.tensors` from those of the outputs."""
+
+
+def _differentiate(
+    inputs: Inputs, gradients: Sequence[Tensor | None], needed: Sequence[bool], kernel: Gradients
+) -> Sequence[Tensor | None]:
+    if all(g is None for g in gradients):
+        return [None] * len(needed)
+    if torch.is_grad_enabled():  # they will be differentiated again, which PyTorch can do
+        kernel = _reference.gradients
+    return kernel(inputs, Outputs(*gradients), needed)
+
+
+class _Context(FunctionCtx):
+    """What a forward pass keeps for the backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    numbers: tuple[int, float, float]
+    want: Want
+
+
+def _save(ctx: _Context, tensors: Sequence[Any], numbers: tuple[int, float, float]) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+    ctx.numbers = numbers
+
+
+class _Fused(torch.autograd.Function):
+    """A kernel and its gradient, without the dispatcher."""
+
+    @staticmethod
+    def forward(
+        ctx: _Context, want: Want, numbers: tuple[int, float, float], *tensors: Tensor
+    ) -> Outputs:
+        _save(ctx, tensors, numbers)
+        return _launch.forward(gather(tensors, numbers), want)
+
+    @staticmethod
+    def backward(ctx: _Context, *gradients: Tensor | None) -> tuple:
+        inputs = gather(ctx.saved_tensors, ctx.numbers)
+        needed = ctx.needs_input_grad[2:]
+        return (None, None, *_differentiate(inputs, gradients, needed, _launch.backward))
+
+
+# ---- The operators --------------------------------------------------------------------------
+#
+# Their arguments are the fields of `Inputs`, then what is wanted; or the four gradients of the
+# outputs, then which gradients are needed: of all `loc`, of all `log_scale`, of both of the prior
+# and of the common noise. An operator returns tensors: an empty one stands for what is not wanted.
+
+_ARGUMENTS = (
+    "Tensor[] loc, Tensor[] log_scale, Tensor given, Tensor? prior_loc, Tensor? prior_log_scale, "
+    "Tensor? noise, Tensor? seed, Tensor? common_noise, int power, float clamp, float temperature"
+)
+_GRADIENTS = "Tensor? grad_z, Tensor? grad_loc, Tensor? grad_log_scale, Tensor? grad_kl"
+
+
+def _forward(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
+    inputs = Inputs(*arguments[:11])
+    backends.note(inputs.loc[0].device.type)
+    return _fill(inputs, _launch.forward(inputs, arguments[11]))
+
+
+def _forward_shapes(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
+    inputs = Inputs(*arguments[:11])
+    return _fill(inputs, _launch.allocate_outputs(inputs, arguments[11]))
+
+
+def _backward(*arguments: Any) -> tuple:  # noqa: ANN401
+    inputs, gradients = Inputs(*arguments[:11]), Outputs(*arguments[11:15])
+    return _pick(inputs, _launch.backward(inputs, gradients, _spread(inputs, arguments[15])))
+
+
+def _backward_shapes(*arguments: Any) -> tuple:  # noqa: ANN401
+    inputs = Inputs(*arguments[:11])
+    into = _launch.allocate_gradients(inputs, _spread(inputs, arguments[15]))
+    if into[-1] is not None and inputs.common_noise is not None:
+        into[-1] = torch.empty_like(inputs.common_noise)
+    return _pick(inputs, into)
+
+
+def _fill(inputs: Inputs, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [inputs.loc[0].new_empty(0) if t is None else t for t in tensors]
+
+
+def _spread(inputs: Inputs, need: Sequence[bool]) -> list[bool]:
+    """Turns the five flags of the operator into one for each of `inputs.tensors`."""
+    loc, log_scale, prior_loc, prior_log_scale, common_noise = need
+    experts = len(inputs.loc)
+    others = [False, prior_loc, prior_log_scale, False, False, common_noise]
+    return [loc] * experts + [log_scale] * experts + others
+
+
+def _pick(inputs: Inputs, into: Sequence[Tensor | None]) -> tuple:
+    """Turns gradients of `inputs.tensors` into the five results of the operator."""
+    loc, log_scale, _, prior_loc, prior_log_scale, _, _, common_noise = group(_fill(inputs, into))
+    return loc, log_scale, prior_loc, prior_log_scale, common_noise
+
+
+def _setup_context(ctx: _Context, inputs: tuple, output: tuple) -> None:
+    arguments = Inputs(*inputs[:11])
+    _save(ctx, arguments.tensors, arguments.numbers)
+    ctx.want = inputs[11]
+
+
+def _autograd(ctx: _Context, *gradients: Tensor | None) -> tuple:
+    inputs = gather(ctx.saved_tensors, ctx.numbers)
+    gradients = tuple(g if want else None for g, want in zip(gradients, ctx.want, strict=True))
+    needs = ctx.needs_input_grad
+    needed = _spread(inputs, [True, True, needs[3], needs[4], needs[7]])
+    into = _differentiate(inputs, gradients, needed, _call_backward)
+    return (*group(into), None, None, None, None)
+
+
+def _call_backward(
+    inputs: Inputs, gradients: Outputs, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    need = [True, True, needed[-5], needed[-4], needed[-1]]
+    loc, log_scale, *others = torch.ops.mmpoe.gaussian_poe_backward(*inputs, *gradients, need)
+    prior_loc, prior_log_scale, common = (
+        g if wanted else None for g, wanted in zip(others, need[2:], strict=True)
+    )
+    return [*loc, *log_scale, None, prior_loc, prior_log_scale, None, None, common]
+
+
+_library = torch.library.Library("mmpoe", "DEF")
+_library.define(f"gaussian_poe({_ARGUMENTS}, bool[4] want) -> (Tensor, Tensor, Tensor, Tensor)")
+_library.define(
+    f"gaussian_poe_backward({_ARGUMENTS}, {_GRADIENTS}, bool[5] need) "
+    "-> (Tensor[], Tensor[], Tensor, Tensor, Tensor)"
+)
+for _device in ("CPU", "CUDA"):
+    _library.impl("gaussian_poe", _forward, _device)
+    _library.impl("gaussian_poe_backward", _backward, _device)
+torch.library.register_fake("mmpoe::gaussian_poe", _forward_shapes, lib=_library)
+torch.library.register_fake("mmpoe::gaussian_poe_backward", _backward_shapes, lib=_library)
+torch.library.register_autograd(
+    "mmpoe::gaussian_poe", _autograd, setup_context=_setup_context, lib=_library
+)

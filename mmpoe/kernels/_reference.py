@@ -1,0 +1,132 @@
+r"""The fused operation in plain PyTorch: the oracle of every other backend, and the fallback."""
+
+from __future__ import annotations
+
+__all__ = ["forward", "gradients"]
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmpoe.gaussian import exp_minus_tangent, sample, soft_clamp, standardise, widen
+
+from . import _philox
+from ._arguments import Inputs, Outputs, gather
+
+
+def forward(inputs: Inputs) -> Outputs:
+    r"""Computes prior x experts, one reparameterised sample and the divergence from the prior.
+
+    With :math:`x_m = -p \log \sigma_m` for power :math:`p`, everything is relative to the prior:
+
+    .. math::
+        \delta = \log \Big(1 + \sum_m r_m e^{x_m - x_p}\Big), \quad
+        w_m = e^{x_m - x_p - \delta}, \quad
+        \mu = \mu_p + \sum_m w_m (\mu_m - \mu_p), \quad
+        \log \sigma = \log \sigma_p - \delta / p
+
+    so that an empty product is the prior to the bit, with a divergence of exactly zero. Common
+    noise :math:`\gamma` adds :math:`\log k = -\log(1 + \gamma \sum_m r_m e^{x_m - x_p})` to every
+    :math:`x_m`.
+    """
+    given, power, clamp = inputs.given, inputs.power, inputs.clamp
+    dtype, event_dim = inputs.loc[0].dtype, inputs.loc[0].dim() - 1
+
+    def squash(value: Tensor) -> Tensor:
+        value = widen(value)
+        return soft_clamp(value, clamp) if clamp else value
+
+    if inputs.prior_loc is None or inputs.prior_log_scale is None:
+        prior_loc = prior_log_scale = widen(inputs.loc[0].new_zeros(()))
+    else:
+        prior_loc, prior_log_scale = squash(inputs.prior_loc), squash(inputs.prior_log_scale)
+
+    log_ratios, offsets = [], []
+    for m, (loc, log_scale) in enumerate(zip(inputs.loc, inputs.log_scale, strict=True)):
+        present = given[..., m].reshape(*given.shape[:-1], *(1,) * event_dim)  # ([S,] B, 1...)
+        # select before any arithmetic: a NaN that is not given must not reach a gradient either
+        expert_loc = squash(torch.where(present, loc, 0))  # ([S,] B, *event)
+        expert_log_scale = squash(torch.where(present, log_scale, 0))
+        log_ratio = power * (prior_log_scale - expert_log_scale)
+        log_ratios.append(torch.where(present, log_ratio, -torch.inf))
+        informative = present & (expert_log_scale != torch.inf)  # else its mean does not matter
+        offsets.append(torch.where(informative, expert_loc - prior_loc, 0))
+
+    log_ratios = torch.stack(log_ratios)  # (M, [S,] B, *event)
+    if inputs.common_noise is not None:
+        gamma = widen(inputs.common_noise).reshape(-1, *(1,) * (event_dim - 1))  # (C, 1...)
+        log_ratios = log_ratios + _log_discount(log_ratios, gamma)
+    itself = torch.zeros_like(log_ratios[:1])  # the prior, in proportion to itself
+    delta = torch.logsumexp(torch.cat([itself, log_ratios]), dim=0)  # ([S,] B, *event)
+    weights = torch.exp(log_ratios - delta)
+
+    shift = (weights * torch.stack(offsets)).sum(dim=0)  # loc - prior_loc
+    fused_loc = prior_loc + shift
+    fused_log_scale = prior_log_scale - delta / power
+
+    distance = standardise(shift, prior_log_scale)
+    kl = (exp_minus_tangent(-2 * delta / power) + distance.square()) / 2
+    rows = given.dim() - 1
+    kl = kl.flatten(rows).sum(dim=rows) if event_dim else kl  # ([S,] B)
+
+    noise = _draw(inputs) if inputs.noise is None else inputs.noise
+    z = fused_loc
+    if noise is not None:
+        z = sample(fused_loc, fused_log_scale, noise, inputs.temperature)
+    return Outputs(z.to(dtype), fused_loc.to(dtype), fused_log_scale.to(dtype), kl)
+
+
+def _draw(inputs: Inputs) -> Tensor | None:
+    """Returns the noise that a kernel draws from the seed, None without a seed."""
+    if inputs.seed is None:
+        return None
+    rows = inputs.given.shape[:-1].numel()
+    noise = _philox.normal(inputs.seed, rows, inputs.size).reshape(inputs.shape)
+    return noise.to(widen(inputs.loc[0]).dtype)
+
+
+def gradients(inputs: Inputs, gradients: Outputs, needed: Sequence[bool]) -> list[Tensor | None]:
+    """Computes the gradients of the inputs so that they can be differentiated again.
+
+    Arguments:
+        inputs: The inputs.
+        gradients: The gradients of the outputs, None for zero.
+        needed: Which gradients to compute, in the order of `inputs.tensors`.
+    """
+    with torch.enable_grad():
+        # views, so that an input that is given twice gets each of its two gradients
+        views = [None if t is None else t.view_as(t) for t in inputs.tensors]
+        outputs = forward(gather(views, inputs.numbers))
+        pairs = [
+            (t, g)
+            for t, g in zip(outputs, gradients, strict=True)
+            if t is not None and g is not None
+        ]
+        wanted = [t is not None and need for t, need in zip(views, needed, strict=True)]
+        found = iter(
+            torch.autograd.grad(
+                [t for t, _ in pairs],
+                [t for t, want in zip(views, wanted, strict=True) if t is not None and want],
+                [g for _, g in pairs],
+                create_graph=True,
+                materialize_grads=True,
+            )
+        )
+    return [next(found) if want else None for want in wanted]
+
+
+def _log_discount(log_ratios: Tensor, gamma: Tensor) -> Tensor:
+    r"""Returns :math:`-\log(1 + \gamma R)` with :math:`R = \sum_m e^{x_m - x_p}`, for any R."""
+    absent = log_ratios.isneginf().all(dim=0)
+    log_total = torch.logsumexp(torch.where(absent, 0, log_ratios), dim=0)  # log R
+
+    # each branch is evaluated at 0 or 1 where it is not taken: its gradient stays finite there
+    is_large = log_total > 60
+    moderate = torch.log1p(gamma * torch.where(is_large, 0, log_total).exp())
+    log_gamma = torch.where(gamma > 0, gamma, 1).log()
+    exponent = torch.where(is_large & (gamma > 0), log_gamma + log_total, -torch.inf)
+    large = torch.nn.functional.softplus(torch.where(is_large, exponent, 0))
+
+    discount = -torch.where(is_large, large, moderate)
+    return torch.where(absent, 0, discount)

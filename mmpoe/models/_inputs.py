@@ -1,0 +1,228 @@
+r"""Checks of what goes into a model, in terms of the caller's arguments."""
+
+from __future__ import annotations
+
+__all__ = [
+    "absent",
+    "check_entries",
+    "check_noise",
+    "check_pairs",
+    "check_weight",
+    "draw_component",
+    "given_mask",
+    "subset_mask",
+]
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmpoe.hierarchy import Encodings
+from mmpoe.missing import as_mask, check_finite, check_names, random_subsets
+
+
+def given_mask(
+    x: Mapping[str, Tensor],
+    given: Tensor | Sequence[str] | None,
+    modalities: Sequence[str],
+    like: Tensor,
+) -> Tensor:
+    """Returns the mask of what is given, with shape (B, M) or (S, B, M), after checking `x`.
+
+    Arguments:
+        x: The batch.
+        given: A mask, in which a modality that is absent from `x` is not given; or names, which
+            `x` must hold; or None for all that it holds.
+        modalities: The names of the modalities.
+        like: A tensor on the device to use if `x` is empty.
+    """
+    size = _batch_size(x, modalities)
+    if given is None:
+        given = list(x)
+    elif not isinstance(given, Tensor) and not hasattr(given, "__array__"):
+        check_names(given, modalities, argument="given")
+        if absent := [m for m in given if m not in x]:
+            raise ValueError(
+                f"'given' should name modalities that 'x' holds ({', '.join(x) or 'none'}), "
+                f"but names {', '.join(absent)}."
+            )
+    mask = as_mask(given, modalities, size)
+    if mask.dim() == 1:
+        mask = mask.unsqueeze(0)
+    mask = mask.to(next(iter(x.values()), like).device)
+    return mask & torch.tensor([m in x for m in modalities], device=mask.device)
+
+
+def subset_mask(
+    given: Tensor | Sequence[str], modalities: Sequence[str], size: int, argument: str = "given"
+) -> Tensor:
+    """Returns a mask of shape (B, M), from a mask or from names.
+
+    Arguments:
+        given: The mask or the names.
+        modalities: The names of the modalities.
+        size: The number of rows B.
+        argument: The name of the argument, for messages.
+    """
+    if hasattr(given, "__array__"):
+        given = torch.as_tensor(given)
+    if not isinstance(given, Tensor):
+        check_names(given, modalities, argument=argument)
+        return as_mask(given, modalities, size)
+    if given.dtype != torch.bool or given.shape != (size, len(modalities)):
+        raise ValueError(
+            f"'{argument}' should be boolean with shape (B, M) = {(size, len(modalities))}, "
+            f"but has dtype {given.dtype} and shape {tuple(given.shape)}."
+        )
+    return given
+
+
+def check_pairs(given: Tensor, rows: Tensor | None, encodings: Encodings) -> None:
+    """Raises a ValueError unless some subsets can be inferred from encodings.
+
+    Arguments:
+        given: The subsets, with shape (B, M) or (S, B, M), or (R, M) with rows.
+        rows: The sample of each pair, with shape (R); None without.
+        encodings: The encodings.
+    """
+    size, columns = encodings.given.shape
+    wanted = f"(B, M) or (S, B, M), where (B, M) is {(size, columns)}"
+    fits = given.dim() in (2, 3) and given.shape[-2:] == (size, columns)
+    if rows is not None:
+        wanted = f"(R, M) = {(len(rows), columns)} for 'rows' of shape {tuple(rows.shape)}"
+        fits = rows.dim() == 1 and given.shape == (len(rows), columns)
+        if rows.dtype != torch.long:
+            raise ValueError(f"'rows' should be integers, torch.long, but has dtype {rows.dtype}.")
+    if given.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"'given' should be boolean with shape {wanted}, "
+            f"but has dtype {given.dtype} and shape {tuple(given.shape)}."
+        )
+    if torch.compiler.is_compiling():
+        return
+    if rows is not None and len(rows):
+        low, high = rows.aminmax()
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"'rows' should be positions in a batch of {size}, "
+                f"but ranges from {int(low)} to {int(high)}."
+            )
+    encoded = encodings.given if rows is None else encodings.given[rows]
+    if bool((given & ~encoded).any()):
+        raise ValueError(
+            "'given' should hold nothing beyond what was encoded, but in "
+            f"{int((given & ~encoded).sum())} places it does: encode all that a pair is given."
+        )
+
+
+def check_weight(weight: Tensor, scored: Tensor) -> Tensor:
+    """Returns the weights of entries, with the shape of a mask, or raises a ValueError.
+
+    Arguments:
+        weight: The weights, broadcastable.
+        scored: The mask, with shape (R, M).
+    """
+    try:
+        weight = weight.broadcast_to(scored.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"'weight' should broadcast to one number per row and modality, "
+            f"{tuple(scored.shape)}, but has shape {tuple(weight.shape)}."
+        ) from None
+    if not torch.compiler.is_compiling() and not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise ValueError(
+            "'weight' should be finite and at least 0, "
+            f"but goes from {weight.min().item():.4g} to {weight.max().item():.4g}."
+        )
+    return weight
+
+
+def draw_component(given: Tensor, family: str) -> Tensor:
+    """Draws one component of a mixture for each row: a member of the family of what it is given.
+
+    Arguments:
+        given: The entries that each row is given, boolean, with shape (B, M) or (S, B, M).
+        family: The family of subsets, ``"full"``, ``"singletons"`` or ``"powerset"``.
+    """
+    if family == "full":
+        return given
+    if family == "powerset":
+        flat = given.flatten(0, -2)
+        return random_subsets(flat)[0].view(given.shape)
+    keys = torch.where(given, torch.rand(given.shape, device=given.device), -1)
+    return given & (keys == keys.amax(dim=-1, keepdim=True))
+
+
+def check_entries(
+    x: Mapping[str, Tensor],
+    modality: str,
+    seen: Tensor,
+    dtype: torch.dtype | None,
+    *,
+    finite: bool,
+) -> None:
+    """Raises a ValueError unless the entries of a modality can be encoded.
+
+    Arguments:
+        x: The batch.
+        modality: The modality.
+        seen: The rows that will be encoded, boolean, with shape (B).
+        dtype: The dtype that its encoder takes, None if any will do.
+        finite: Whether to check for NaN and infinity.
+    """
+    if modality not in x:
+        raise absent(modality, x)
+    entries = x[modality]
+    if entries.shape[0] != seen.shape[0]:
+        raise ValueError(
+            f"'x' should have one row per row of 'observed' ({len(seen)}), "
+            f"but {modality!r} has shape {tuple(entries.shape)}."
+        )
+    strict = dtype is not None and not torch.is_autocast_enabled(entries.device.type)
+    if strict and entries.is_floating_point() and entries.dtype != dtype:
+        raise ValueError(
+            f"'x' should have the dtype of the model, {dtype}, "
+            f"but {modality!r} has dtype {entries.dtype}."
+        )
+    if finite:
+        check_finite(entries, seen, modality)
+
+
+def absent(modality: str, x: Mapping[str, Tensor]) -> ValueError:
+    """Returns the error to raise where an observed modality is not part of the batch."""
+    return ValueError(
+        f"'x' should hold {modality!r}, which 'observed' says was observed, "
+        f"but holds {', '.join(x) or 'nothing'}."
+    )
+
+
+def check_noise(
+    noise: Sequence[Tensor], levels: int, shape: tuple[int, ...], argument: str = "noise"
+) -> None:
+    """Raises a ValueError unless there is noise for each group, for rows of the given shape."""
+    if len(noise) != levels:
+        raise ValueError(
+            f"'{argument}' should hold one tensor per latent group ({levels}), "
+            f"but holds {len(noise)}."
+        )
+    for level, n in enumerate(noise):
+        if tuple(n.shape[: len(shape)]) != shape:
+            raise ValueError(
+                f"'{argument}[{level}]' should have the shape of 'z[{level}]', which starts with "
+                f"{shape}, but has shape {tuple(n.shape)}."
+            )
+
+
+def _batch_size(x: Mapping[str, Tensor], modalities: Sequence[str]) -> int | None:
+    """The number of samples of a batch that is checked, None if it holds nothing."""
+    check_names(list(x), modalities, argument="x")
+    for m, v in x.items():
+        if not isinstance(v, Tensor) or v.dim() == 0:
+            kind = "a scalar" if isinstance(v, Tensor) else f"a {type(v).__name__}"
+            raise ValueError(f"'x' should hold tensors of shape (B, *), but {m!r} is {kind}.")
+    sizes = {m: v.shape[0] for m, v in x.items()}
+    size = next(iter(sizes.values()), None)
+    if any(other != size for other in sizes.values()):
+        raise ValueError(f"'x' should hold one batch size, but holds {sizes}.")
+    return size

@@ -1,0 +1,306 @@
+"""``train`` and ``calibrate``: from an index to a run, stopped and taken up again."""
+
+import csv
+import json
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+from volumes import volume, write, write_index
+
+from examples.medical_mri_us import train as train_module
+from examples.medical_mri_us.card import write_card
+from examples.medical_mri_us.config import read_config
+from examples.medical_mri_us.data import CaseError
+from examples.medical_mri_us.facts import is_phantom
+from examples.medical_mri_us.modalities import MODALITIES
+from examples.medical_mri_us.models import load_model
+from examples.medical_mri_us.subcommands import calibrate, evaluate
+from examples.medical_mri_us.subcommands.calibrate import Calibrate
+from examples.medical_mri_us.subcommands.synthesize import Synthesize
+from examples.medical_mri_us.subcommands.synthesize import run as synthesize
+from examples.medical_mri_us.subcommands.train import Train, run
+from mmpoe.training import CheckpointError, load_checkpoint, save_checkpoint
+
+HELD = {"a": MODALITIES, "b": ("us", "t2"), "c": ("us", "cet1"), "d": MODALITIES}
+SET = (
+    "size=16",
+    "model.patch=4",
+    "model.widths=[16, 8]",
+    "model.latents=[3, 2]",
+    "training.steps=6",
+    "training.batch=2",
+    "training.minutes=none",
+    "training.save_every=2",
+    "calibration.steps=3",
+    "calibration.batch=4",
+)
+
+
+@pytest.fixture
+def index(tmp_path):
+    return write_index(tmp_path / "data", HELD)
+
+
+def fit(tmp_path, index, *changes, **options):
+    options = {"out": tmp_path / "run", "data": index, "device": "cpu", **options}
+    return run(Train(set=(*SET, *changes), **options))
+
+
+def weights(tmp_path, name="run"):
+    return load_model(tmp_path / name / "model")[0].state_dict()
+
+
+def test_what_a_run_holds(index, tmp_path):
+    assert fit(tmp_path, index) == 0
+    folder = tmp_path / "run"
+    names = {"config.toml", "data.json", "log.csv", "model", "checkpoints", ".lock"}
+    assert {p.name for p in folder.iterdir()} == names
+    assert {p.name for p in (folder / "model").iterdir()} == {
+        "model.json",
+        "model.safetensors",
+        "README.md",
+    }
+    assert read_config(folder / "config.toml") == read_config(folder / "config.toml", SET)
+    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    assert rows[-1]["step"] == "6"
+
+    data = json.loads((folder / "data.json").read_text())
+    assert data["index"] == str(index)
+    assert data["cases"][1] == {"name": "b", "modalities": ["us", "t2"]}
+    assert data["missingness"]["observed"] == {"us": 4, "t2": 3, "cet1": 3, "flair": 2}
+    assert not data["phantom"]
+
+    model, description = load_model(folder / "model")
+    assert not model.is_matched
+    assert description["spacing"] == [1.5, 1.5, 2.0]
+    assert description["axes"] == "RAS"
+    assert description["calibrated"] is False
+    assert description["phantom"] is False
+    assert description["steps"] == 6
+
+
+def test_the_card_says_what_the_model_is(index, tmp_path):
+    fit(tmp_path, index)
+    folder = tmp_path / "run"
+    card = (folder / "model" / "README.md").read_text()
+    _, description = load_model(folder / "model")
+    for text in (
+        description["sha256"],
+        "Not for clinical use",
+        "| x | x | x | x | 2 |",
+        "4 cases of the split `train`, of which 2 lack some",
+        "6 steps",
+        "Not calibrated",
+        "Not evaluated",
+        "licence",
+        "mmpoe 0",
+        "16 x 16 pixels, 1.5 x 1.5 mm, 2 mm apart; axes: RAS",
+    ):
+        assert text in card, text
+    assert "phantom" not in card
+    write_card(folder, scores="# Evaluation\n\nProtocol strict: 20 dB.")
+    assert (
+        "### Evaluation\n\nProtocol strict: 20 dB." in (folder / "model" / "README.md").read_text()
+    )
+    assert "Not evaluated" not in (folder / "model" / "README.md").read_text()
+
+    (index.parent / "dataset.json").write_text('{"missingness": "remind-files"}')
+    assert is_phantom(index)
+    fit(tmp_path, index, out=tmp_path / "other")
+    card = (tmp_path / "other" / "model" / "README.md").read_text()
+    assert "simulated patients (a phantom)" in card
+    assert "ICBM" in card
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(index, tmp_path, monkeypatch, capsys):
+    """Faults 35 and 36, by the command's own options alone."""
+    assert fit(tmp_path, index, out=tmp_path / "whole") == 0
+    original, calls = train_module.bound, []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "bound", stop)
+        assert fit(tmp_path, index) == 143
+    assert f"To resume: train --out {tmp_path / 'run'} --resume" in capsys.readouterr().out
+    assert load_model(tmp_path / "run" / "model")[1]["interrupted"]
+    assert run(Train(tmp_path / "run", resume=True, device="cpu")) == 0  # nothing else is said
+    one, two = weights(tmp_path), weights(tmp_path, "whole")
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+    with pytest.raises(ValueError, match=r"'out' should be a new folder, or --resume be given"):
+        fit(tmp_path, index)
+    with pytest.raises(CheckpointError, match=r"should hold 0.1 as 'lr'"):
+        fit(tmp_path, index, "training.lr=0.1", resume=True)
+    assert read_config(tmp_path / "run" / "config.toml").training.lr == 2e-3
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_going_on_with_a_finished_run_leaves_its_model_alone(index, tmp_path, capsys):
+    """Calibrated as it may be by now, wherever the data are, and in each process."""
+    assert fit(tmp_path, index) == 0
+    folder = tmp_path / "run"
+    calibrate.run(Calibrate(folder))
+    before = contents(folder)
+    index.rename(index.with_name("elsewhere.csv"))
+    for changes in ((), ("calibration.steps=9",)):
+        capsys.readouterr()
+        assert run(Train(folder, resume=True, set=changes, device="cpu")) == 0
+        assert "is finished" in capsys.readouterr().out
+        assert contents(folder) == before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", "1")
+        assert run(Train(folder, resume=True, device="cpu")) == 0
+        assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("fault", ["damaged", "older", "stopped", "absent"])
+def test_a_model_that_is_not_that_of_the_last_checkpoint_is_written_anew(fault, index, tmp_path):
+    fit(tmp_path, index)
+    folder = tmp_path / "run" / "model"
+    expected = weights(tmp_path)
+    state, description = load_checkpoint(folder)
+    if fault == "damaged":
+        (folder / "model.safetensors").write_bytes(b"")
+    elif fault == "older":  # a single weight
+        name = next(iter(state))
+        save_checkpoint(folder, {**state, name: state[name] + 1}, description)
+    elif fault == "stopped":  # at its last step
+        save_checkpoint(folder, state, {**description, "interrupted": True})
+    else:
+        (folder / "model.json").unlink()
+    assert run(Train(tmp_path / "run", resume=True, device="cpu")) == 0
+    found = weights(tmp_path)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert load_model(folder)[1]["interrupted"] is False
+
+
+def test_evaluation_puts_its_tables_into_the_card(tmp_path):
+    """Until the model changes."""
+    held = dict.fromkeys("abcd", MODALITIES)
+    index = write_index(tmp_path / "data", held, splits=["train", "train", "test", "test"])
+    fit(tmp_path, index)
+    folder, card = tmp_path / "run", tmp_path / "run" / "model" / "README.md"
+    options = {"samples": 0, "views": 0, "perceptual": False, "device": "cpu"}
+    assert evaluate.run(evaluate.Evaluate(folder, index, tmp_path / "eval", **options)) == 0
+    text, tables = card.read_text(), (tmp_path / "eval" / "tables.md").read_text()
+    scores = text.partition("## Scores\n\n")[2].partition("\n\n## Uncertainty")[0]
+    assert scores.strip() == re.sub(r"(?m)^#", "###", tables).strip()
+    assert "#### Protocol `strict`" in scores
+    assert "| T2 | run |" in scores
+    assert "Not evaluated" not in text
+    calibrate.run(Calibrate(folder))
+    assert "Not evaluated" in card.read_text()
+
+
+def test_resume_of_nothing_starts(index, tmp_path):
+    assert fit(tmp_path, index, resume=True) == 0
+    with pytest.raises(ValueError, match=r"'data' should be an index of cases, but is not given"):
+        run(Train(tmp_path / "new", resume=True))
+
+
+def test_own_modalities_targets_and_sizes(tmp_path, capsys):
+    """Columns of the index, harmonised targets, and slices that the model's size cuts."""
+    names = ["ct", "pet"]
+    held = {"a": names, "b": ["ct"], "c": names}
+    index = write_index(tmp_path / "data", held, names, targets=["ct"])
+    for case in held:
+        for file in (index.parent / case).iterdir():
+            write(file, volume(1, (24, 12, 3)))
+    assert fit(tmp_path, index, 'modalities=["ct", "pet"]') == 0
+    printed = capsys.readouterr().out
+    assert "3 training cases with ct 3, pet 2" in printed
+    assert "3 cases are larger than 16 x 16 pixels" in printed
+    model, description = load_model(tmp_path / "run" / "model")
+    assert model.modalities == names
+    assert description["harmonised"] == ["ct"]
+    assert "harmonised images for ct" in (tmp_path / "run" / "model" / "README.md").read_text()
+    file = write(tmp_path / "p.nii.gz", volume(5, (24, 12, 3)))
+    options = {"input": (f"ct={file}",), "samples": 1, "device": "cpu"}
+    assert synthesize(Synthesize(tmp_path / "run", tmp_path / "out", **options)) == 0
+
+
+def test_cases_that_cannot_be_used(index, tmp_path, capsys):
+    """Faults 2 and 23: the rest continue; but not without any, or without a modality."""
+    (index.parent / "b" / "us.nii.gz").write_bytes(b"")
+    assert fit(tmp_path, index) == 0
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert len(data["problems"]) == 1
+    assert "case b" in data["problems"][0]
+    assert data["missingness"]["cases"] == 3
+    for case in "acd":
+        (index.parent / case / "us.nii.gz").write_bytes(b"")
+    with pytest.raises(CaseError, match=r"none of 4 training cases can be used"):
+        fit(tmp_path, index, out=tmp_path / "none")
+    with pytest.raises(ValueError, match=r"index\.csv, train, but is 'valid'"):
+        fit(tmp_path, index, out=tmp_path / "none", split="valid")
+    lacking = write_index(tmp_path / "lacking", {"a": MODALITIES[:3]})
+    with pytest.raises(ValueError, match=r"none of 1 training cases has flair"):
+        fit(tmp_path, lacking, out=tmp_path / "none")
+    assert not (tmp_path / "none" / "config.toml").exists()
+
+
+def test_calibration_adds_matched_experts_and_changes_nothing_else(index, tmp_path, capsys):
+    fit(tmp_path, index)
+    before = weights(tmp_path)
+    assert calibrate.run(Calibrate(tmp_path / "run", set=("calibration.held_out=0.4",))) == 0
+    printed = capsys.readouterr().out
+    assert "12 slices, 6 of them complete, of 2 cases" in printed
+    assert "So few complete cases" in printed
+    model, description = load_model(tmp_path / "run" / "model")
+    assert model.is_matched
+    assert description["calibrated"] is True
+    assert description["calibration"]["complete"] == 6
+    after = model.state_dict()
+    assert len(after) > len(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "come from matched experts" in card
+    assert description["sha256"] in card
+
+    us = write(tmp_path / "p.nii.gz", volume(9))
+    options = {"us": us, "target": "t2", "samples": 2, "device": "cpu"}
+    assert synthesize(Synthesize(tmp_path / "run", tmp_path / "out", **options)) == 0
+    assert json.loads((tmp_path / "out" / "p.json").read_text())["std"].startswith("calibrated")
+    again = calibrate.run(Calibrate(tmp_path / "run"))  # a second time, on top
+    assert again == 0
+
+
+def test_calibration_needs_complete_cases(tmp_path):
+    held = {"a": MODALITIES[:3], "b": ("us", "flair")}
+    index = write_index(tmp_path / "data", held)
+    fit(tmp_path, index)
+    with pytest.raises(ValueError, match=r"should hold samples with all modalities"):
+        calibrate.run(Calibrate(tmp_path / "run"))
+
+
+def test_other_processes_write_nothing(index, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    fit(tmp_path, index)
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "data.json").exists()
+
+
+def test_spacing_is_the_median(tmp_path):
+    index = write_index(tmp_path / "data", HELD)
+    for m in MODALITIES:
+        write(index.parent / "a" / f"{m}.nii.gz", volume(3), np.diag([9.0, 0.5, 3.0, 1.0]))
+    fit(tmp_path, index)
+    assert load_model(tmp_path / "run" / "model")[1]["spacing"] == [1.5, 1.5, 2.0]
+    for case in "ab":
+        for m in HELD[case]:
+            affine = np.diag([-1.5, 1.5, 2.0, 1.0])
+            write(index.parent / case / f"{m}.nii.gz", volume(3 + len(m)), affine)
+    fit(tmp_path, index, out=tmp_path / "mixed")
+    assert load_model(tmp_path / "mixed" / "model")[1]["axes"] is None

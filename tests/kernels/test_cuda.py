@@ -1,0 +1,157 @@
+"""The kernels of the GPU, grid and shuffles and all, run by simulated threads."""
+
+import os
+import struct
+
+import pytest
+import torch
+from hypothesis import given as hypothesis_given
+from hypothesis import settings
+from hypothesis import strategies as st
+from kernel_cases import DTYPES, distance, drawn, exact, make, run
+from simulator import SimulatedLauncher, SimulationError
+
+from mmpoe.kernels import _launch, _philox, jit
+from mmpoe.kernels._arguments import SIZE
+
+FEW = SimulatedLauncher()
+EXACT = SimulatedLauncher(exact=True)
+exhaustive = pytest.mark.skipif(
+    not os.environ.get("MMPOE_EXHAUSTIVE"), reason="takes minutes: make test-kernels"
+)
+
+
+@pytest.mark.parametrize("threads", [32, 64, 96, 128])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_any_order_and_number_of_threads(order, threads):
+    FEW.driver.order, FEW.threads = order, threads
+    try:
+        for event in [(4, 8, 8), (3, 5, 7), (1000,)]:
+            inputs = make(event=event, subsets=3, common=True, clamp=3.0, noise="seed")
+            assert distance(inputs, FEW) < 1e-5
+    finally:
+        FEW.driver.order, FEW.threads = 0, None
+
+
+@settings(max_examples=40)
+@hypothesis_given(drawn(dtypes=(torch.float32,), experts=(2, 2)), st.integers(0, 9))
+def test_two_experts(inputs, order):
+    FEW.driver.order = order
+    try:
+        assert distance(inputs, FEW) < 1e-5
+    finally:
+        FEW.driver.order = 0
+
+
+@exhaustive
+@settings(max_examples=300)
+@hypothesis_given(drawn(), st.integers(0, 9))
+def test_outputs_and_gradients_equal_the_float64_reference(inputs, order):
+    EXACT.driver.order = order
+    assert distance(inputs, EXACT) < DTYPES[inputs.loc[0].dtype]
+
+
+@exhaustive
+@pytest.mark.parametrize("experts", [8, 9, 16, 17, 32])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_many_experts(experts, dtype):
+    inputs = make(experts=experts, event=(4, 70), noise="seed", dtype=dtype, subsets=2)
+    assert distance(inputs, EXACT) < DTYPES[dtype]
+
+
+def test_the_same_noise_for_any_width_and_on_the_cpu():
+    inputs = make(event=(50,), subsets=2, noise="seed", share=0.0, prior=False, filler=0.0)
+    inputs = inputs._replace(temperature=1.0, clamp=0.0)
+    noise = _philox.normal(inputs.seed, 6, 50).view(2, 3, 50)
+    for on in (None, FEW):
+        z = _launch.forward(inputs, (True, False, False, False), on).z
+        torch.testing.assert_close(z.double(), noise, rtol=1e-5, atol=2e-6)
+
+
+def test_the_driver_receives_the_arguments_and_a_grid_that_covers_them():
+    inputs = make(experts=2, rows=3, event=(5, 200), subsets=2, common=True, clamp=3.0)
+    on = SimulatedLauncher(threads=64)
+    outputs = _launch.forward(inputs, (True,) * 4, on)
+    (blocks, threads, shared, packed) = on.driver.launched[0]
+    assert len(packed) == SIZE + 48
+    fields = struct.unpack("=27q4f12q", packed)
+    assert fields[8:9] == (inputs.given.data_ptr(),)
+    assert fields[11] == outputs.z.data_ptr()
+    experts, subsets, samples, size, channel_size, chunks, length, aligned = fields[19:27]
+    assert (experts, subsets, samples, size, channel_size) == (2, 2, 3, 1000, 200)
+    assert aligned == 1
+    assert fields[27:31] == (2.0, 0.5, 3.0, pytest.approx(0.8))
+    assert fields[31:33] == (inputs.loc[0].data_ptr(), inputs.log_scale[0].data_ptr())
+    assert blocks == samples * chunks
+    assert length % (threads * 4) == 0
+    assert (chunks - 1) * length < size <= chunks * length
+    assert shared == 4 * subsets * (1 + threads // 32)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 127, 128, 129, 4096, 100_000])
+@pytest.mark.parametrize("samples", [1, 7, 100])
+def test_plans_cover_every_element_evenly(size, samples):
+    inputs = make(experts=4, rows=1, event=(size,), filler=0.0)
+    wide = inputs._replace(
+        loc=[t.expand(samples, size) for t in inputs.loc],
+        given=inputs.given.expand(1, samples, 4),
+    )
+    plan = FEW.plan("forward", wide)
+    threads = FEW._threads(size, 4)
+    assert threads % 32 == 0
+    assert 32 <= threads <= 128
+    chunks = -(-size // plan.length)
+    assert plan.length % (4 * threads) == 0
+    assert chunks * samples <= max(samples, 16 * 2 + samples)
+
+
+def test_rows_that_are_not_aligned_are_read_one_by_one():
+    inputs = make(experts=2, event=(4, 8), rows=4, common=True, clamp=3.0)
+    shifted = []
+    for t in inputs.loc:
+        memory = torch.zeros(t.numel() + 1)
+        shifted.append(memory[1:].view_as(t).copy_(t))
+    aligned, plain = run(inputs, FEW), run(inputs._replace(loc=shifted), FEW)
+    assert all(torch.equal(a, b) for a, b in zip(aligned, plain, strict=True))
+
+
+def broken(change, to):
+    """Returns the sources with a mistake in them."""
+    text = jit.sources()["gpoe.cuh"]
+    assert text.count(change) == 1, change
+    return jit.sources() | {"gpoe.cuh": text.replace(change, to)}
+
+
+def test_the_simulation_sees_a_barrier_that_not_all_reach():
+    sources = broken(
+        "  if (a.kl) {\n    __syncthreads();",
+        "  if (a.kl) {\n    if (threadIdx.x) __syncthreads();",
+    )
+    with pytest.raises(SimulationError, match="waits for one that does not come"):
+        run(make(experts=2), SimulatedLauncher(sources=sources, threads=64))
+
+
+def test_the_simulation_sees_a_packet_that_is_not_aligned():
+    sources = broken("at.aligned = a.aligned != 0;", "at.aligned = true;")
+    inputs = make(experts=2, event=(13,), rows=3, filler=0.0)
+    with pytest.raises(SimulationError, match="not aligned"):
+        run(inputs, SimulatedLauncher(sources=sources))
+
+
+def test_the_simulation_sees_writes_beyond_shared_memory():
+    sources = broken("bits[s] = given_bits", "bits[s + 2] = given_bits")
+    with pytest.raises(SimulationError, match="beyond its end"):
+        run(make(experts=2), SimulatedLauncher(sources=sources))
+
+
+def test_missing_is_never_loaded():
+    # where nothing of an expert is given its pointer may be anything
+    inputs = make(experts=2, subsets=2)
+    inputs.given[:, :, 1] = False
+    plain = run(inputs, FEW)
+    other = inputs._replace(
+        loc=[inputs.loc[0], torch.full_like(inputs.loc[1], torch.nan)],
+        log_scale=[inputs.log_scale[0], torch.full_like(inputs.loc[1], torch.nan)],
+    )
+    assert all(torch.equal(a, b) for a, b in zip(run(other, FEW), plain, strict=True))
+    assert len(exact(inputs)) == len(plain)
