@@ -25,7 +25,7 @@ class Weights(NamedTuple):
     bank: bool
     """Whether to remember real images."""
     restart: bool
-    """Whether to make the optimiser of the model anew before this step. In
+    """Whether to reset the optimiser of the model before this step. In
     :func:`mmpoe.training.fit`, ``Optimizer(restart=...)`` does that."""
 
 
@@ -59,7 +59,7 @@ class Schedule:
     bank: float | None = None
     """When real images begin to be remembered; with `discriminator` if None."""
     restart: float | None = None
-    """When the optimiser of the model is made anew; never if None."""
+    """When the optimiser of the model is reset; never if None."""
 
     def __post_init__(self) -> None:
         for name in TIMES:

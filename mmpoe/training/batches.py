@@ -19,6 +19,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 T = TypeVar("T")
 
+END = object()
+"""Stands for the end of a pass."""
+
 
 def shard(cases: Sequence[T], rank: int | None = None, world: int | None = None) -> list[T]:
     """Returns this process's share of the cases: every `world`-th, from the `rank`-th.
@@ -144,19 +147,19 @@ class Stream:
             raise
 
     def _next(self) -> Any:  # noqa: ANN401
-        for batch in self._iterator:
-            self.position += 1
-            return batch
-        self._begin(self.passes + 1)
-        for batch in self._iterator:
-            self.position += 1
-            return batch
-        if self.passes == 0:
+        batch = next(self._iterator, END)
+        if batch is END:
+            self._begin(self.passes + 1)
+            batch = next(self._iterator, END)
+        if batch is END and self.passes == 0:
             raise ValueError("'batches' should hold at least one batch, but is empty.")
-        raise ValueError(
-            "'batches' should be iterable again and again, as a list or a DataLoader is, "
-            f"but is a {type(self.batches).__name__} that has nothing left."
-        )
+        if batch is END:
+            raise ValueError(
+                "'batches' should be iterable again and again, as a list or a DataLoader is, "
+                f"but is a {type(self.batches).__name__} that has nothing left."
+            )
+        self.position += 1
+        return batch
 
     def seek(self, passes: int, position: int, start: dict[str, Tensor]) -> None:
         """Returns to a position; the generators are then as the batches before it left them.

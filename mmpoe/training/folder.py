@@ -33,7 +33,7 @@ class Saved(NamedTuple):
     weights: dict[str, Tensor]
     """The averaged weights, those that a model is used with."""
     description: dict[str, Any]
-    """What the caller wrote about the model."""
+    """The description of the model."""
     state: dict[str, Any]
     """The rest of the state of the run, for resuming it."""
 

@@ -47,9 +47,9 @@ class Optimizer:
     """How many steps in a row may be skipped because a loss or a gradient was not finite. A
     skipped step leaves weights and optimisers unchanged."""
     restart: float | None = None
-    """The share of the run at which the optimiser of the model is made anew, with the learning
-    rate that it had; never if None. Use it where the loss changes, as when an adversary sets in:
-    the optimiser forgets the gradients of the old loss."""
+    """The share of the run at which the state of the model's optimiser is reset, but for the
+    learning rate; never if None. It then forgets the gradients of an old loss, as when an
+    adversary sets in."""
     make: Callable[..., torch.optim.Optimizer] = adamw
     """Makes the optimiser: called with the parameters, `lr` and `weight_decay`. By default, AdamW
     with betas of 0.9 and 0.99."""
@@ -154,7 +154,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """Where a training run is kept, and what is kept of it.
+    """The folder of a training run, and what to keep there.
 
     The folder holds ``log.csv`` and ``checkpoints``, of which the last two and the best are kept.
 
@@ -181,11 +181,11 @@ class Run:
     from 0 to 1, with shape (N, C, H, W), where C is 1 or 3. With `tensorboard` they go there, and
     otherwise, side by side, to ``images/<name>-<step>.png``."""
     description: Mapping[str, Any] = field(default_factory=dict)
-    """What to write about the model, and to compare when a run resumes; JSON should hold it. The
-    modalities of the model are always compared."""
+    """A description of the model, to write and to compare when a run resumes; JSON should hold it.
+    The modalities of the model are always compared."""
     also: Mapping[str, Stateful] = field(default_factory=dict)
-    """What else changes during training, by name. With several processes, the state of the first
-    one is kept."""
+    """Other objects that change during training, by name. With several processes, the state of the
+    first one is kept."""
     tensorboard: bool = False
     """Whether to log for TensorBoard too, in the folder ``tensorboard``."""
 
@@ -196,7 +196,7 @@ class Run:
 
 @dataclass
 class History:
-    """What happened during a training run."""
+    """The history of a training run."""
 
     bounds: list[float] = field(default_factory=list)
     """The mean bound of the batch at each step, in the units of the objective; one entry per step,

@@ -65,7 +65,7 @@ class Learner:
         self.restart()
 
     def restart(self) -> None:
-        """Makes the optimiser anew, without the gradients that it remembers."""
+        """Resets the optimiser: it forgets the gradients that it has seen."""
         self.optimizer = self._build(self.network.parameters())
 
     def backward(self, batch: object, done: float, share: float, *, last: bool) -> Tensor:
@@ -122,7 +122,7 @@ class Steps:
         averaged: The moving average of the model.
         skipped: The number of skipped steps.
         row: The number of skipped steps in a row.
-        restarted: Whether the optimiser of the model was made anew.
+        restarted: Whether the optimiser of the model was reset.
     """
 
     def __init__(

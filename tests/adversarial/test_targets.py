@@ -1,4 +1,4 @@
-"""What is scored, target by target."""
+"""Scored targets, one by one."""
 
 import pytest
 import torch

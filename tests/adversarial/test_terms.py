@@ -1,4 +1,4 @@
-"""Terms of an output: what is scored, and against what."""
+"""Terms of an output: scored targets, and their real counterparts."""
 
 import math
 

@@ -211,7 +211,7 @@ def test_discriminators_learn_from_what_the_system_just_showed(name):
     mine = set(map(id, system.network.parameters()))
     assert not any(id(p) in mine for p in critic.parameters())
     system.loss(data, 0.5)
-    optimizer = system.adversary.optimizer(critic.parameters(), lr=system.adversary.lr)
+    optimizer = system.adversary.build(critic.parameters())
     losses = []
     for _ in range(10):
         optimizer.zero_grad()

@@ -68,7 +68,7 @@ class Training:
             {m: MLP(3, 4, hidden=[8]) for m in NAMES},
             {m: Normal(MLP(2, 3, hidden=[8]), learn_scale=True) for m in NAMES},
         )
-        self.critics = nn.ModuleDict({m: MLP(3, 1, hidden=[8]) for m in NAMES})
+        self.discriminators = nn.ModuleDict({m: MLP(3, 1, hidden=[8]) for m in NAMES})
         self.bank = Bank()
         self.loader = DataLoader(
             Samples(),
@@ -85,13 +85,16 @@ class Training:
         self.fakes = {m: output.likelihoods[m].mean for m in NAMES}
         if "a" in x:
             self.bank.push(x["a"][observed[:, 0]])
-        score = sum(self.critics[m](fake).flatten() for m, fake in self.fakes.items())
+        score = sum(self.discriminators[m](fake).flatten() for m, fake in self.fakes.items())
         return mmpoe.elbo(output, x, observed, beta=min(1.0, 2 * done)) + 0.1 * score
 
-    def adversarial(self, critics, batch, done):
+    def adversarial(self, discriminators, batch, done):
         real = self.bank.draw()
         fake = {m: fake.detach() for m, fake in self.fakes.items()}
-        return sum(critics[m](fake[m]).square() + (critics[m](real) - 1).square() for m in NAMES)
+        return sum(
+            discriminators[m](fake[m]).square() + (discriminators[m](real) - 1).square()
+            for m in NAMES
+        )
 
     def fit(self, steps, folder=None, **options):
         run = {"save_every": 5, "log_every": 5, "also": {"bank": self.bank}, **options}
@@ -102,7 +105,7 @@ class Training:
             steps=steps,
             optimizer=Optimizer(lr=1e-2, accumulate=2, restart=0.4),
             schedule=Cosine(warmup=3),
-            adversary=Adversary(self.critics, self.adversarial, lr=1e-3, start=0.2),
+            adversary=Adversary(self.discriminators, self.adversarial, lr=1e-3, start=0.2),
             accelerator="cpu",
             run=None if folder is None else Run(folder, **run),
             progress=False,
@@ -112,8 +115,10 @@ class Training:
         """All weights, and the state of the bank."""
         bank = {"rows": self.bank.rows, "generator": self.bank.generator.get_state()}
         own = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        critics = {f"critics.{k}": v for k, v in self.critics.state_dict().items()}
-        return {**own, **critics, **bank}
+        discriminators = {
+            f"discriminators.{k}": v for k, v in self.discriminators.state_dict().items()
+        }
+        return {**own, **discriminators, **bank}
 
 
 def same(a, b):

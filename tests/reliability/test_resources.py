@@ -114,7 +114,7 @@ def test_a_program_whose_loader_is_killed_ends():
 
 
 def test_errors_in_a_loader_are_their_own(tmp_path):
-    """What a data set raises, in another process or not, is passed on."""
+    """Errors of a data set are passed on, from another process or not."""
 
     class Bad(Deadly):
         def __getitem__(self, place):

@@ -78,7 +78,7 @@ def test_many_stops_change_no_bit(whole, tmp_path):
 
 
 def test_keeping_and_evaluating_change_no_bit(whole, tmp_path):
-    """What is drawn while a model is looked at is drawn again in training."""
+    """Random numbers of an evaluation are drawn again in training."""
     seen = []
 
     def evaluate(model, step):
@@ -112,7 +112,7 @@ def test_a_finished_run_is_read_back(whole, tmp_path):
 
 
 def test_the_log_has_each_step_once(tmp_path):
-    """What was logged after the last checkpoint, and is now trained again, is logged again."""
+    """Steps after the last checkpoint are trained and logged again."""
 
     def fail(model, batch, done):
         if done > 0.5:

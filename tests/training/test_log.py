@@ -161,8 +161,8 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
 def test_the_progress_bar_shows_losses(capsys):
     """Bound and, once it takes part, the adversary; nothing if that is not asked for."""
     torch.manual_seed(0)
-    critic = nn.Linear(1, 1)
-    adversary = Adversary(critic, lambda c, data, done: c(torch.ones(1, 1)), start=0.5)
+    discriminator = nn.Linear(1, 1)
+    adversary = Adversary(discriminator, lambda c, data, done: c(torch.ones(1, 1)), start=0.5)
     train(make(flat), steps=4, adversary=adversary, progress=True)
     shown = capsys.readouterr().err
     assert re.search(r"Training: 100%.* 4/4 .*bound=-?\d.*adversary=-?\d", shown)

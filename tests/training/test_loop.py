@@ -172,16 +172,18 @@ def test_batches_that_run_out_are_named():
 
 
 def test_compiled_networks_are_kept_under_their_own_names(tmp_path):
-    def loss(critic, data, done):
-        return critic(data[0]["us"]).square()
+    def loss(discriminator, data, done):
+        return discriminator(data[0]["us"]).square()
 
     kept = []
     for compiled in (False, True):
         model = make(flat)
         model(batch(), OBSERVED)
-        critic = nn.Linear(SIZES["us"], 1)
+        discriminator = nn.Linear(SIZES["us"], 1)
         torch.manual_seed(0)
-        networks = [torch.compile(n, backend="eager") if compiled else n for n in (model, critic)]
+        networks = [
+            torch.compile(n, backend="eager") if compiled else n for n in (model, discriminator)
+        ]
         folder = tmp_path / str(compiled)
         adversary = Adversary(networks[1], loss, lr=1e-2)
         train(networks[0], steps=4, run=Run(folder), adversary=adversary)

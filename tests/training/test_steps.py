@@ -170,7 +170,7 @@ def test_an_optimiser_starts_afresh_once_with_the_rate_that_it_had(share, at):
 
 def test_restarts_leave_an_adversary_alone():
     """Only the model forgets."""
-    made = {"model": 0, "critic": 0}
+    made = {"model": 0, "discriminator": 0}
 
     def making(who):
         def make(parameters, lr, weight_decay=0):
@@ -179,13 +179,13 @@ def test_restarts_leave_an_adversary_alone():
 
         return make
 
-    critic = Steep()
+    discriminator = Steep()
     loss = lambda network, x, done: network(x)
-    adversary = Adversary(critic, loss, make=making("critic"))
+    adversary = Adversary(discriminator, loss, make=making("discriminator"))
     optimizer = Optimizer(restart=0.5, make=making("model"))
     fit(Steep(), [GOOD], product, steps=6, optimizer=optimizer, adversary=adversary,
         progress=False)  # fmt: skip
-    assert made == {"model": 2, "critic": 1}
+    assert made == {"model": 2, "discriminator": 1}
 
 
 def test_an_adversary_learns_against_the_model():
@@ -194,31 +194,33 @@ def test_an_adversary_learns_against_the_model():
             super().__init__()
             self.value = nn.Parameter(torch.tensor(value))
 
-    model, critic, seen = Scale(1.0), Scale(2.0), []
+    model, discriminator, seen = Scale(1.0), Scale(2.0), []
 
     def objective(model, x, done):
-        assert not critic.value.requires_grad
+        assert not discriminator.value.requires_grad
         seen.append(model.value.detach().clone())
-        return -model.value * critic.value * x  # d/dvalue is minus the critic's value
+        return (
+            -model.value * discriminator.value * x
+        )  # d/dvalue is minus the discriminator's value
 
     def loss(network, x, done):
-        assert network is critic
+        assert network is discriminator
         assert network.value.requires_grad
         assert torch.equal(seen[-1], model.value)  # before the model's step
         return network.value * x
 
     sgd = {"make": lambda parameters, lr, weight_decay=0: torch.optim.SGD(parameters, lr)}
-    adversary = Adversary(critic, loss, lr=0.5, start=0.5, **sgd)
+    adversary = Adversary(discriminator, loss, lr=0.5, start=0.5, **sgd)
     options = {
         "optimizer": Optimizer(lr=0.1, clip=math.inf, average=0, **sgd),
         "schedule": Cosine(warmup=0, floor=1.0),
     }
     data = [torch.ones(2)]
     fit(model, data, objective, steps=4, adversary=adversary, **options, progress=False)
-    # the critic is 2, 2, 2, 1.5 in the four steps, and then 1
+    # the discriminator is 2, 2, 2, 1.5 in the four steps, and then 1
     assert model.value.item() == pytest.approx(1 - 0.1 * (2 + 2 + 2 + 1.5))
-    assert critic.value.item() == pytest.approx(1.0)
-    assert critic.training
+    assert discriminator.value.item() == pytest.approx(1.0)
+    assert discriminator.training
 
 
 def test_half_precision_leaves_data_and_weights_in_full():
