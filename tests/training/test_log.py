@@ -51,6 +51,7 @@ def test_the_log_has_a_row_per_interval(tmp_path):
     assert history.best == history.checkpoint
 
 
+@pytest.mark.slow
 def test_collapsed_groups_are_reported_once(tmp_path):
     def ignoring(model, data, progress):  # the divergence costs so much that latents are useless
         x, observed = data
