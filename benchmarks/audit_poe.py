@@ -1,4 +1,4 @@
-"""What the GPU compiler makes of the fused kernels: registers, spills, memory instructions.
+"""Audit of the fused kernels as compiled for a GPU: registers, spills, memory instructions.
 
 NVRTC compiles every kernel of a grid; the disassembler in the wheel of triton reads the machine
 code. No GPU is needed, and none is used: times are estimates from bytes and instructions.
@@ -32,7 +32,7 @@ BANDWIDTH, INSTRUCTIONS = 3.35e12, 132 * 128 * 1.755e9
 
 
 class Report(NamedTuple):
-    """What was found in one kernel."""
+    """The findings in one kernel."""
 
     special: Specialisation
     architecture: int

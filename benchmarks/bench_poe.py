@@ -38,7 +38,7 @@ EXPERTS = 4
 
 
 class Case(NamedTuple):
-    """What to measure, and the ratios that are promised."""
+    """The cases to measure, and the ratios that are promised."""
 
     name: str
     subsets: int

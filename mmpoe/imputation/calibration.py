@@ -188,7 +188,7 @@ def _reader(
     model: MultimodalVAE,
     data: tuple[Mapping[str, Tensor], Tensor] | Sequence[Mapping[str, Any]],
 ) -> tuple[Reader, Tensor]:
-    """What reads some rows of the data onto the device of the model, and what all of them have."""
+    """A function that reads some rows onto the device of the model, and the mask of all rows."""
     device = next(model.parameters(), torch.zeros(())).device
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor):
         x, mask = cast("tuple[Mapping[str, Tensor], Tensor]", data)

@@ -13,7 +13,7 @@ from mmpoe.gaussian import widen
 
 
 class Pooled(NamedTuple):
-    """What several completed data sets say together."""
+    """An estimate from several completed data sets."""
 
     estimate: Tensor
     """The pooled estimate."""

@@ -19,15 +19,15 @@ class Source(NamedTuple):
     modality: str
     """The array of a dictionary that it is part of, else its own name."""
     label: Hashable
-    """What the caller calls it."""
+    """The name that the caller gave it."""
     values: np.ndarray
     """Its cells, of any dtype, with shape (n)."""
     missing: np.ndarray
-    """Which of them are missing, boolean, with shape (n)."""
+    """The cells that are missing, boolean, with shape (n)."""
 
 
 class Column(NamedTuple):
-    """What was learned about one column: how its cells become numbers."""
+    """The encoding of one column: how its cells become numbers."""
 
     label: Hashable
     kind: str

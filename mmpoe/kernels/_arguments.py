@@ -29,7 +29,7 @@ MAX_EXPERTS = 32
 """The bits of the mask that says which experts are given."""
 
 MAX_SUBSETS = 1024
-"""What the shared memory of a GPU has room for."""
+"""The number of subsets that the shared memory of a GPU has room for."""
 
 STORAGE = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """The names in the source of what a kernel reads and writes; it computes in float32."""
@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
     log_scale: Sequence[Tensor]
     """M log standard deviations, each with shape (B, \\*)."""
     given: Tensor
-    """Which experts take part, boolean, with shape ([S,] B, M)."""
+    """The experts that take part, boolean, with shape ([S,] B, M)."""
     prior_loc: Tensor | None
     """The mean of the prior, with shape (B, \\*); None, as the scale, for a standard normal."""
     prior_log_scale: Tensor | None
@@ -108,7 +108,7 @@ def gather(row: Sequence[Tensor | None], numbers: tuple[int, float, float]) -> I
 
 
 class Outputs(NamedTuple):
-    """What comes out, and equally its gradients; None where not asked for."""
+    """The outputs, and equally their gradients; None where not asked for."""
 
     z: Tensor | None
     loc: Tensor | None

@@ -17,7 +17,7 @@ _ALL = (True, True, True, True)
 
 
 class Case(NamedTuple):
-    """What the inputs are like."""
+    """The inputs of a comparison."""
 
     experts: int = 4
     subsets: int = 1

@@ -17,7 +17,7 @@ _NOTHING = Outputs(None, None, None, None)
 
 
 class Launcher(Protocol):
-    """What runs kernels: the module `_cpu`, or a `_cuda.Launcher`."""
+    """The interface of `_cpu` and of `_cuda.Launcher`, which run kernels."""
 
     def plan(self, direction: str, inputs: Inputs) -> Plan:
         """Returns how ``"forward"`` or ``"backward"`` runs."""

@@ -61,7 +61,7 @@ def _differentiate(
 
 
 class _Context(FunctionCtx):
-    """What a forward pass keeps for the backward pass."""
+    """The tensors that a forward pass keeps for the backward pass."""
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]

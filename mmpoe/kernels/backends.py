@@ -1,4 +1,4 @@
-r"""Which implementation of the fused operation runs, and why."""
+r"""The choice of the implementation that runs the fused operation."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def build(
 
 
 class Call(NamedTuple):
-    """What decides which backends can run a call: neither data nor what was compiled before."""
+    """The properties of a call that decide which backends can run it: no data are among them."""
 
     device: torch.device
     dtype: torch.dtype
     experts: int
     subsets: int = 1
     beyond: str | None = None
-    """What only PyTorch can do of what the call asks for, None if kernels can do it all."""
+    """The part of the call that only PyTorch can do, None if kernels can do it all."""
 
 
 def choose(backend: str | None, call: Call) -> str:

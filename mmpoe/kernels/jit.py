@@ -181,12 +181,12 @@ def cpu_library(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 class Specialisation(NamedTuple):
-    """What a kernel of a GPU is compiled for."""
+    """The properties that a kernel of a GPU is compiled for."""
 
     direction: str
     """``"forward"`` or ``"backward"``."""
     dtype: torch.dtype
-    """What it reads and writes: float32, bfloat16 or float16."""
+    """The dtype that it reads and writes: float32, bfloat16 or float16."""
     experts: int
     """The number M of experts, 1 to 32."""
     clamp: bool = False

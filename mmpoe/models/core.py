@@ -45,7 +45,7 @@ class UncalibratedWarning(UserWarning):
 
 
 class Output(NamedTuple):
-    """What a model says about a batch.
+    """The likelihoods, divergences, latents, posteriors and priors of a batch.
 
     With `given` of shape (S, B, M), every batch shape gains a leading S.
     """
