@@ -185,6 +185,24 @@ def test_predictions_of_several_samples_come_from_matched_experts():
     assert (spread[-1] < wide[-1]).all()
 
 
+@pytest.mark.filterwarnings("ignore::mmpoe.models.UncalibratedWarning")
+@pytest.mark.parametrize("experts", [None, "matched", "trained"])
+def test_predictions_of_any_number_of_samples_come_from_the_same_experts(experts):
+    model, x = make(hierarchical), batch()
+    add_matched(model)
+    with torch.no_grad():
+        for group in model.groups:
+            group.matched.expert.bias.add_(1.0)
+    chosen = "matched" if experts is None else experts
+    wanted = conditioned(model, x, OBSERVED, temperature=0.0, experts=chosen).likelihoods["us"]
+    one = model.predict(x, OBSERVED, temperature=0.0, experts=experts)["us"]
+    two = model.predict(x, OBSERVED, temperature=0.0, samples=2, experts=experts)["us"]
+    assert torch.equal(one.mean, wanted.mean)
+    torch.testing.assert_close(two.components.mean, wanted.mean.expand(2, -1, -1))
+    other = conditioned(model, x, OBSERVED, temperature=0.0, experts="trained").likelihoods["us"]
+    assert torch.equal(one.mean[1:], other.mean[1:]) == (experts == "trained")
+
+
 @every_model
 def test_saved_models_say_the_same(build, tmp_path):
     model, x = make(build), batch()

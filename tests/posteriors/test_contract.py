@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from mmpoe import gaussian
-from mmpoe.posteriors import CommonNoisePoE, GPoE, MoE, MoPoE, PoE
+from mmpoe.posteriors import CommonNoisePoE, GPoE, MoE, MoPoE, PoE, Posterior
 
 M, ROWS, EVENT = 4, 6, (3, 2)
 
@@ -333,3 +333,16 @@ def test_wrong_numbers_of_experts_are_named():
         ValueError, match=r"'given' should have one column per expert \(4\), but .* 3"
     ):
         GPoE(4)(loc, log_scale, given[:, :3], prior)
+
+
+def test_a_rule_is_one_hook():
+    """The base has the only forward pass; a rule overrides `fuse`."""
+
+    def subclasses(kind):
+        return [kind, *(c for child in kind.__subclasses__() for c in subclasses(child))]
+
+    rules = [kind for kind in subclasses(Posterior) if kind.__module__.startswith("mmpoe.")]
+    assert {"PoE", "GPoE", "CommonNoisePoE", "MoE", "WidePrior", "JointPoE"} <= {
+        kind.__name__ for kind in rules
+    }
+    assert [kind for kind in rules if "forward" in vars(kind)] == [Posterior]
