@@ -192,7 +192,7 @@ class LatentGroup(nn.Module):
             h = None if h is None else h.detach()
             encodings = encodings.detach()
 
-        # experts and priors of samples, not of pairs: pairs of one sample share them
+        # where neither prior nor experts see the state, pairs of one sample share their experts
         of_samples = self.prior is None and (h is None or not self.expert_sees_state)
         if of_samples:
             outputs = {
@@ -205,7 +205,7 @@ class LatentGroup(nn.Module):
         factors = self._factors(shape, outputs, raw_prior, encodings, pairs, of_samples=of_samples)
         if z is not None:  # the mean is enough
             draw = Draw(temperature=0.0)
-        q = _fuse_distinct(rule, factors, draw) if of_samples else rule.fuse(factors, draw)
+        q = _fuse_distinct(rule, factors, draw) if of_samples else _fuse(rule, factors, draw)
 
         p = self.prior_distribution(shape, raw_prior, pairs.given.shape[0], q.loc)
         mean, deviation = q.loc, q.log_scale
@@ -380,6 +380,12 @@ class Replace(nn.Module):
         return z
 
 
+def _fuse(rule: Posterior, factors: Factors, draw: Draw) -> kernels.Product:
+    loc, log_scale, given, prior, rows = factors
+    noise, temperature = draw
+    return rule(loc, log_scale, given, prior, rows=rows, noise=noise, temperature=temperature)
+
+
 def _fuse_distinct(rule: Posterior, factors: Factors, draw: Draw) -> kernels.Product:
     """Fuses factors of samples: pairs that stand several times are fused once, and sampled apart.
 
@@ -387,12 +393,12 @@ def _fuse_distinct(rule: Posterior, factors: Factors, draw: Draw) -> kernels.Pro
     """
     given, rows = factors.given, factors.rows
     if rows is None or torch.compiler.is_compiling():
-        return rule.fuse(factors, draw)
+        return _fuse(rule, factors, draw)
     found = distinct_pairs(rows, given)
     if found is None:
-        return rule.fuse(factors, draw)
+        return _fuse(rule, factors, draw)
     one, pair = found  # (n) pairs that differ, and which of them each of the R is
-    q = rule.fuse(factors._replace(given=given[one], rows=rows[one]), Draw(temperature=0.0))
+    q = _fuse(rule, factors._replace(given=given[one], rows=rows[one]), Draw(temperature=0.0))
     loc, log_scale, kl = (v.index_select(0, pair) for v in (q.loc, q.log_scale, q.kl))
     return kernels.Product(draw.sample(loc, log_scale), loc, log_scale, kl)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Rule", "scored_targets"]
+__all__ = ["scored_targets"]
 
 from typing import Literal
 

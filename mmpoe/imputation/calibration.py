@@ -17,7 +17,7 @@ from mmpoe.missing import check_names, check_observed
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn.modes import evaluation
 from mmpoe.objectives import posterior_matching
-from mmpoe.objectives.matching import match, teaching_rows
+from mmpoe.objectives._matching import match, teaching_rows
 
 from .matched import add_matched_experts
 

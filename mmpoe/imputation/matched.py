@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ResidualHead", "WidePrior", "add_matched_experts"]
+__all__ = ["add_matched_experts"]
 
 import copy
 from typing import Any

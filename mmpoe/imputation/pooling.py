@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Pooled", "floating", "rubin_pool"]
+__all__ = ["Pooled", "rubin_pool"]
 
 from typing import NamedTuple
 

@@ -20,8 +20,8 @@ from mmpoe.models import MMHVAE
 from mmpoe.objectives import elbo, log_marginal
 from mmpoe.training import Optimizer, fit
 
-from .network import Modality, build
-from .tables import KINDS, Column, Source, read, write
+from ._network import Modality, build
+from ._tables import KINDS, Column, Source, read, write
 
 ROWS = 256
 """How many rows are filled at once."""

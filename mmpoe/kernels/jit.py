@@ -16,7 +16,6 @@ import importlib.resources
 import logging
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -132,6 +131,8 @@ def compiler() -> list[str]:
     Raises:
         BuildError: If there is none.
     """
+    import shlex  # here, so that importing mmpoe stays cheap
+
     command = shlex.split(os.environ.get("CXX") or "g++")
     found = shutil.which(command[0])
     if found is None:

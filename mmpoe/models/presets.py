@@ -184,24 +184,8 @@ def image_mmhvae(
         torch.Size([5, 1, 16, 16])
     """
     check_modalities(modalities)
-    if len(widths) != len(latents) or not widths:
-        raise ValueError(
-            "'widths' and 'latents' should have one entry per latent group, "
-            f"but are {list(widths)} and {list(latents)}."
-        )
-    _check_positive("patch", patch)
-    _check_positive("widths", *widths)
-    _check_positive("latents", *latents)
-    levels = len(widths)
-    sides = [size, size] if isinstance(size, int) else list(size)
-    dims, unit = len(sides), patch * 2 ** (levels - 1)
-    if dims not in (1, 2, 3):
-        raise ValueError(f"'size' should have 1, 2 or 3 sides, but is {size}.")
-    if any(side < 2 * unit or side % unit for side in sides):
-        raise ValueError(
-            f"'size' should be a multiple of {unit}, and at least {2 * unit}, for {levels} levels "
-            f"of patches of {patch} pixels, but is {size}."
-        )
+    sides, unit = _check_grid(size, patch, widths, latents)
+    dims, levels = len(sides), len(widths)
     channels = dict.fromkeys(modalities, channels) if isinstance(channels, int) else channels
     if set(channels) != set(modalities):
         raise ValueError(
@@ -344,6 +328,30 @@ def volume_mmhvae(
         scale=scale,
         markov=markov,
     )
+
+
+def _check_grid(
+    size: int | Sequence[int], patch: int, widths: Sequence[int], latents: Sequence[int]
+) -> tuple[list[int], int]:
+    """Returns the sides of images, and how many pixels one of the coarsest level spans."""
+    if len(widths) != len(latents) or not widths:
+        raise ValueError(
+            "'widths' and 'latents' should have one entry per latent group, "
+            f"but are {list(widths)} and {list(latents)}."
+        )
+    _check_positive("patch", patch)
+    _check_positive("widths", *widths)
+    _check_positive("latents", *latents)
+    sides = [size, size] if isinstance(size, int) else list(size)
+    unit = patch * 2 ** (len(widths) - 1)
+    if len(sides) not in (1, 2, 3):
+        raise ValueError(f"'size' should have 1, 2 or 3 sides, but is {size}.")
+    if any(side < 2 * unit or side % unit for side in sides):
+        raise ValueError(
+            f"'size' should be a multiple of {unit}, and at least {2 * unit}, for {len(widths)} "
+            f"levels of patches of {patch} pixels, but is {size}."
+        )
+    return sides, unit
 
 
 def _near_standard(prior: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> nn.Module:

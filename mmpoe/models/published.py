@@ -125,12 +125,8 @@ def published_mmhvae(
             f"'levels' should be from 1 to {depth}, the number of resolutions of images of "
             f"{_pixels(sides)}, but is {levels}."
         )
-    for argument, number in (("blocks", blocks), ("head_width", head_width)):
-        if number < 1:
-            raise ValueError(f"'{argument}' should be at least 1, but is {number}.")
-    for argument, number in (("width", width), ("max_width", max_width)):
-        if number < 2 or number % 2:
-            raise ValueError(f"'{argument}' should be positive and even, but is {number}.")
+    _check_numbers({"width": width, "max_width": max_width}, even=True)
+    _check_numbers({"blocks": blocks, "head_width": head_width}, even=False)
     if cell not in CELLS:
         raise ValueError(f"'cell' should be one of {', '.join(CELLS)}, but is {cell!r}.")
 
@@ -144,16 +140,8 @@ def published_mmhvae(
     image = nn.Linear(latents, max_width * coarse)
     unflatten = nn.Unflatten(1, (max_width, *shapes[0]))
 
-    # the path down: each group starts a step, which ends at the next one or at the image heads
-    steps = [nn.Sequential() for _ in range(levels)]
-    steps[0].extend([weight_norm(image), unflatten])
-    channels = max_width
-    for level, here in enumerate(widths[1:], start=1):
-        step = steps[min(level, levels) - 1]
-        step.extend([UpsampleConv(channels, here, dims), InvertedResidualCell(here, dims)])
-        channels = here // 2
-        if level >= levels:  # no group is here
-            step.append(ProjectionCell(here, here, channels, dims))
+    steps = _path_down([weight_norm(image), unflatten], [max_width, *widths[1:]], levels, dims)
+    channels = widths[-1] // 2
 
     groups = [
         LatentGroup(
@@ -186,6 +174,29 @@ def published_mmhvae(
         groups=groups,
         decoders={m: Laplace(head(), scale=scale) for m in modalities},
     )
+
+
+def _path_down(
+    start: list[nn.Module], widths: Sequence[int], levels: int, dims: int
+) -> list[nn.Sequential]:
+    """Builds the steps of the path down: each ends at the next group or at the image heads.
+
+    Arguments:
+        start: The layers from the coarsest latents to features.
+        widths: The number of channels of those, and of the features of each resolution below.
+        levels: The number of groups.
+        dims: The number of sides of images.
+    """
+    steps = [nn.Sequential() for _ in range(levels)]
+    steps[0].extend(start)
+    channels = widths[0]
+    for level, here in enumerate(widths[1:], start=1):
+        step = steps[min(level, levels) - 1]
+        step.extend([UpsampleConv(channels, here, dims), InvertedResidualCell(here, dims)])
+        channels = here // 2
+        if level >= levels:  # no group is here
+            step.append(ProjectionCell(here, here, channels, dims))
+    return steps
 
 
 class _Encoder(nn.Sequential):
@@ -223,6 +234,13 @@ def _check_depth(sides: list[int], depth: int | None) -> int:
             f"which have to be halved evenly, but is {depth}."
         )
     return depth
+
+
+def _check_numbers(numbers: dict[str, int], *, even: bool) -> None:
+    for argument, number in numbers.items():
+        if number < 1 or (even and number % 2):
+            wanted = "positive and even" if even else "at least 1"
+            raise ValueError(f"'{argument}' should be {wanted}, but is {number}.")
 
 
 def _pixels(sides: Sequence[int]) -> str:

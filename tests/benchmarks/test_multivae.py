@@ -48,7 +48,8 @@ def test_subset_posteriors_of_the_mixture_of_products(modalities):
     members = peer.members_of(peers)  # (S, M)
     inside = (members[:, None] & ~observed).sum(dim=-1) == 0  # (S, B), available
     given, rows, _ = pack(members[:, None] & inside[..., None], torch.ones(len(members), 16))
-    q = ours.mopoe(networks)(x, given, rows=rows, component=True).posteriors[0]
+    model = ours.mopoe(networks)
+    q = model.infer(model.encode(x, observed), given, rows=rows).posteriors[0]
     which = (given[:, None] == members).all(dim=-1).long().argmax(dim=1)
     assert len(rows) == inside.sum() == theirs["weights"].bool().sum()
     torch.testing.assert_close(q.loc, theirs["mus"][which, rows], **CLOSE)
@@ -177,8 +178,8 @@ def test_drawing_puts_its_own_sampler_back():
 
 def zero_temperature_bound(model, x, observed):
     """The mixture bound at posterior means."""
-    forward = model.forward
-    model.forward = lambda *args, **options: forward(*args, **options, temperature=0)
+    infer = model.infer
+    model.infer = lambda *args, **options: infer(*args, **options, temperature=0)
     return mixture_elbo(model, x, observed)
 
 

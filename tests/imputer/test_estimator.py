@@ -10,7 +10,7 @@ import torch
 
 import mmpoe
 from mmpoe import MultimodalImputer
-from mmpoe.imputer.tables import Column, Source, read, write
+from mmpoe.imputer._tables import Column, Source, read, write
 
 pd = pytest.importorskip("pandas", reason="data frames need pandas")
 

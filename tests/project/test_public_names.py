@@ -13,58 +13,6 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(p for folder in ("examples", "benchmarks") for p in (ROOT / folder).rglob("*.py"))
 PUBLIC = {found.name for found in pkgutil.iter_modules(mmpoe.__path__) if found.name[0] != "_"}
 
-PENDING = {
-    "mmpoe.kernels.arguments",
-    "mmpoe.kernels.cpu",
-    "mmpoe.kernels.cuda",
-    "mmpoe.kernels.jit",
-    "mmpoe.kernels.launch",
-    "mmpoe.training.checkpoint",
-    "mmpoe.training.files",
-    "mmpoe.training.folder",
-}
-"""What examples and benchmarks still use although it is not public."""
-PENDING_MODULES = {
-    "mmpoe.adversarial.losses",
-    "mmpoe.adversarial.targets",
-    "mmpoe.adversarial.terms",
-    "mmpoe.imputation.matched",
-    "mmpoe.imputation.pooling",
-    "mmpoe.imputer.network",
-    "mmpoe.imputer.tables",
-    "mmpoe.kernels.arguments",
-    "mmpoe.kernels.backends",
-    "mmpoe.kernels.cpu",
-    "mmpoe.kernels.cuda",
-    "mmpoe.kernels.jit",
-    "mmpoe.kernels.launch",
-    "mmpoe.kernels.ops",
-    "mmpoe.kernels.philox",
-    "mmpoe.kernels.reference",
-    "mmpoe.kernels.tracing",
-    "mmpoe.likelihoods.scoring",
-    "mmpoe.models.inputs",
-    "mmpoe.objectives.matching",
-    "mmpoe.oracles.chain",
-    "mmpoe.oracles.inputs",
-    "mmpoe.oracles.networks",
-    "mmpoe.training.average",
-    "mmpoe.training.batches",
-    "mmpoe.training.checkpoint",
-    "mmpoe.training.distributed",
-    "mmpoe.training.faults",
-    "mmpoe.training.files",
-    "mmpoe.training.folder",
-    "mmpoe.training.keeper",
-    "mmpoe.training.log",
-    "mmpoe.training.nested",
-    "mmpoe.training.pictures",
-    "mmpoe.training.randomness",
-    "mmpoe.training.run",
-    "mmpoe.training.signals",
-    "mmpoe.training.steps",
-}
-"""Modules that look public although their packages do not export all names that they list."""
 COMMANDS = {"mmpoe.kernels.selftest"}
 """Modules that are run by ``python -m``."""
 
@@ -169,7 +117,7 @@ def violations(source):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_examples_and_benchmarks_use_public_names(path):
-    assert violations(path.read_text()) <= PENDING
+    assert violations(path.read_text()) == set()
 
 
 @pytest.mark.parametrize(
@@ -231,7 +179,7 @@ def test_modules_list_what_their_packages_export(module):
         and getattr(package, name) is getattr(importlib.import_module(module), name)
         for name in names
     )
-    assert listed or module in PENDING_MODULES | COMMANDS
+    assert listed or module in COMMANDS
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
