@@ -266,7 +266,7 @@ def test_what_the_readme_says_is_downloaded_is_all():
 
 @pytest.mark.parametrize("kind", ["DiagNormal", "MixtureOfProducts"])
 def test_what_the_readme_says_works_in_pyro_does(kind):
-    """Likelihoods are tested one by one in `tests/likelihoods/test_likelihoods.py`."""
+    """Likelihoods are tested one by one in `tests/likelihoods/test_contract.py`."""
     assert f"`{kind}`" in (ROOT / "README.md").read_text()
     q = DiagNormal(torch.zeros(4, 3, 2), torch.zeros(4, 3, 2))
     even = torch.full((4, 3), 0.25)
