@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-browser demo journey test check tests doctest docs bench-smoke \
+.PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs bench-smoke \
 	bench-ablations bench-downstream bench-downstream-full bench-mmhvae bench-multivae bench-poe bench-recipe \
 	bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate reliability \
 	test-kernels format clean
@@ -62,6 +62,9 @@ check: $(READY)  ## Format, lint, layers, types, spelling
 
 tests: $(READY)
 	$(BIN)/python -m pytest -n 2
+
+test-fast: $(READY)  ## The tests that take no more than seconds each, under two minutes; for while you work
+	MMPOE_HYPOTHESIS=fast $(BIN)/python -m pytest -n 2 -m "not slow and not gate"
 
 doctest: $(READY)
 	$(BIN)/python -m pytest --doctest-modules -p no:xdist mmpoe examples

@@ -1,5 +1,7 @@
 """Settings and helpers of the whole test suite."""
 
+import os
+
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -10,5 +12,6 @@ settings.register_profile(
     max_examples=60,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("ci")
+settings.register_profile("fast", settings.get_profile("ci"), max_examples=15)
+settings.load_profile(os.environ.get("MMPOE_HYPOTHESIS", "ci"))
 torch.set_num_threads(1)

@@ -20,6 +20,7 @@ def _clean():
 
 
 @pytest.mark.parametrize("build", [flat, hierarchical], ids=["flat", "hierarchical"])
+@pytest.mark.slow
 def test_bound_is_the_one_of_pyro(build):
     """The two estimators agree in the mean; in each sample they differ by their noise alone."""
     vae = make(build)

@@ -20,6 +20,8 @@ from mmpoe.adversarial import (
 )
 from mmpoe.nn import MLP, ModalityDict
 
+pytestmark = pytest.mark.slow
+
 
 class Training:
     """All that a run of training has a state of."""

@@ -18,6 +18,8 @@ from benchmarks.synthesis.systems.common import predict_means
 from examples.medical_mri_us.data import Subject
 from examples.medical_mri_us.modalities import MODALITIES
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 TINY = Profile(6, 3, SIZE, 2, seconds=0.01, seeds=1, batch=2, trial=1)
 

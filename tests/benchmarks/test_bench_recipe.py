@@ -13,6 +13,8 @@ from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import make_dataset
 from examples.medical_mri_us.train import build_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):

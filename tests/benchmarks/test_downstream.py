@@ -11,6 +11,8 @@ from benchmarks.downstream import run, systems, table
 from benchmarks.synthesis.systems import build
 from examples.medical_mri_us.modalities import MODALITIES
 
+pytestmark = pytest.mark.slow
+
 
 def test_systems_are_given_all_mr_for_ultrasound_and_ultrasound_alone_for_mr():
     some = subject(modalities=["us", "t2", "flair"], shape=(2, 32, 32))

@@ -23,6 +23,8 @@ from examples.medical_mri_us.modalities import MODALITIES
 from mmpoe.models import published_mmhvae
 from mmpoe.training import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SETS = (
     "size=32",
@@ -122,7 +124,6 @@ def write_release(root):
     official.save_checkpoint(model, root / "CP_main_1000.pth")
 
 
-@pytest.mark.slow
 def test_the_recipe_runs_from_a_release_to_the_comparison(tmp_path):
     """As a program, with two processes that train against discriminators."""
     write_release(tmp_path)

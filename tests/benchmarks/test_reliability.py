@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.reliability import FAULTS, Collector, result, table
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,7 +45,6 @@ def test_faults_are_numbered_without_gaps():
     assert list(FAULTS) == list(range(1, 56))
 
 
-@pytest.mark.slow
 def test_the_benchmark_runs_on_one_fault(tmp_path):
     """And on one that is not there."""
 

@@ -21,6 +21,8 @@ from examples.medical_mri_us.evaluation import PROTOCOLS
 from examples.medical_mri_us.modalities import MODALITIES
 from mmpoe import metrics
 
+pytestmark = pytest.mark.slow
+
 TINY = Profile(6, 3, 32, 2, seconds=0.01, seeds=2, batch=2, trial=1)
 
 

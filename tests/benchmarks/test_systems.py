@@ -10,6 +10,8 @@ from benchmarks.synthesis.systems.m2dn import TIMES, _mix, _step
 from benchmarks.synthesis.systems.mmgan import _give_back
 from mmpoe.models import MultimodalVAE
 
+pytestmark = pytest.mark.slow
+
 MODALITIES = ["us", "t2", "cet1", "flair"]
 SIZE = 32
 ADVERSARIAL = ["mmgan", "resvit"]

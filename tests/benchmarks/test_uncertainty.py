@@ -13,6 +13,8 @@ from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.train import build_model
 from mmpoe.metrics import energy_score
 
+pytestmark = pytest.mark.slow
+
 SIZE, SLICES, DRAWS = 32, 3, 39
 
 

@@ -13,9 +13,12 @@ from examples.medical_mri_us.report import make_page, read_evaluation
 from examples.medical_mri_us.report.sprites import make_sprites
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="there is no Chromium: `make setup-browser` installs it"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BROWSER is None, reason="there is no Chromium: `make setup-browser` installs it"
+    ),
+]
 MODALITIES = ["us", "t2", "cet1", "flair"]
 
 CLICKS = """<script>

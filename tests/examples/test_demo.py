@@ -31,6 +31,8 @@ from examples.medical_mri_us.train import Settings, load_model, train
 from mmpoe.metrics import psnr
 from mmpoe.training import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SIZE = 32
 PATIENTS = {"train": 8, "test": 2, "size": SIZE, "workers": 1}
@@ -265,7 +267,6 @@ def test_interrupt_leaves_a_usable_model(demo, tmp_path):
     assert synthesise(model, subjects("test")[0], ["us"])["t2"].shape == (8, SIZE, SIZE)
 
 
-@pytest.mark.slow
 def test_sigterm_leaves_a_training_that_goes_on(demo, tmp_path):
     """Fault 35: the exit code is 143, and --resume takes the training up."""
     out, keep = tmp_path / "out", tmp_path / "keep"

@@ -30,6 +30,8 @@ from examples.medical_mri_us.downstream import (
 from examples.medical_mri_us.phantom import cached_dataset
 from examples.medical_mri_us.subcommands import downstream
 
+pytestmark = pytest.mark.slow
+
 
 def points(rng, count=25):
     return np.array(SPACING) * (rng.uniform(size=(count, 3)) * [6, 24, 24] + [1, 25, 20])

@@ -38,6 +38,8 @@ from examples.medical_mri_us.subcommands import evaluate
 from mmpoe.metrics import PerceptualWeightsUnavailable, st_lpips
 from mmpoe.training import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 TRUTH = make_subject(0).images["t2"]
 IMAGE = np.clip(TRUTH + 0.2 * RNG.standard_normal(TRUTH.shape), -1, 1).astype(np.float32)

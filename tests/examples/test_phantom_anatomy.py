@@ -23,6 +23,8 @@ from examples.medical_mri_us.phantom.tissues import mix, tissue_index, tissue_va
 from examples.medical_mri_us.phantom.tumour import VISIBLE_DENSITY, grow_tumour, growth_step
 from examples.medical_mri_us.phantom.vessels import Vessels, draw_vessels, grow_vessels, tree_grid
 
+pytestmark = pytest.mark.slow
+
 # Atlas
 
 

@@ -40,6 +40,8 @@ from examples.medical_mri_us.phantom.patient import draw_lesion
 from examples.medical_mri_us.phantom.tissues import tissue_values
 from examples.medical_mri_us.subcommands.phantom import Phantom, run
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"size": 16, "slices": 2, "progress": False}
 
 

@@ -23,6 +23,8 @@ from examples.medical_mri_us.phantom.ultrasound import (
     speckle_envelope,
 )
 
+pytestmark = pytest.mark.slow
+
 RAYLEIGH_SNR = np.sqrt(np.pi / (4 - np.pi))  # 1.913
 
 

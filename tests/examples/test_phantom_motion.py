@@ -15,6 +15,8 @@ from examples.medical_mri_us.phantom.motion import random_misalignment, random_s
 from examples.medical_mri_us.phantom.probe import ProbeGrid, choose_pose
 from examples.medical_mri_us.phantom.tissues import tissue_index
 
+pytestmark = pytest.mark.slow
+
 SHIFT, ERROR = 6.0, 4.0
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 plt = pytest.importorskip("matplotlib.pyplot", reason="the examples need matplotlib")
 pytest.importorskip("sklearn", reason="the examples need scikit-learn")
 

@@ -27,6 +27,8 @@ from examples.medical_mri_us.synthesis.slices import predict
 from examples.medical_mri_us.windows import Window
 from mmpoe.imputation import add_matched_experts
 
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG"
 DESCRIPTION = {"architecture": {"size": 16}, "normalisation": "as here"}
 

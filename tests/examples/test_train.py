@@ -141,6 +141,7 @@ def test_bad_settings_are_named(name, value):
         train([subject(0)], Settings(**{name: value}), progress=False)
 
 
+@pytest.mark.slow
 def test_a_model_is_built_again_from_its_own_description(tmp_path):
     settings = Settings(steps=2, minutes=None, batch=2)
     subjects = [subject(0), subject(1)]

@@ -25,6 +25,8 @@ from examples.medical_mri_us.subcommands.synthesize import run as synthesize
 from examples.medical_mri_us.subcommands.train import Train, run
 from mmpoe.training import CheckpointError, load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 HELD = {"a": MODALITIES, "b": ("us", "t2"), "c": ("us", "cet1"), "d": MODALITIES}
 SET = (
     "size=16",

@@ -445,6 +445,7 @@ def test_widths_of_the_prior():
     torch.testing.assert_close(q.posteriors[0].variance, (1 / precision).expand(4, 1))
 
 
+@pytest.mark.slow
 def test_posteriors_that_are_wider_than_the_prior_are_matched():
     # complete data say N(0, 4) on average, and the prior is N(0, 1)
     sharp = nn.Linear(1, 2)

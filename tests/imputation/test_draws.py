@@ -373,6 +373,7 @@ def estimated_mean(modelled):
     return vae.decoders["b"].network.bias.item()  # the prior mean of z is 0
 
 
+@pytest.mark.slow
 def test_modelling_missingness_lowers_the_bias():
     assert abs(estimated_mean(modelled=False) - 1) > 0.25
     assert abs(estimated_mean(modelled=True) - 1) < 0.12

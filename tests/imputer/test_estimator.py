@@ -192,6 +192,7 @@ def test_a_column_with_one_value_keeps_it():
 # ---------------------------------------------------------------- what is learned
 
 
+@pytest.mark.slow
 def test_it_learns_to_predict_what_columns_have_in_common():
     whole, holes = numbers(rows=300)
     imputer = quick(steps=400, hidden=16, lr=1e-2).fit(holes)
@@ -201,6 +202,7 @@ def test_it_learns_to_predict_what_columns_have_in_common():
     assert imputer.score(whole) > imputer.score(whole[:, [0, 2, 1]])
 
 
+@pytest.mark.slow
 def test_the_score_of_one_gaussian_column_is_that_of_its_best_fit():
     """With nothing to share, the evidence tends to the density of a normal distribution."""
     X = np.random.default_rng(0).normal(5.0, 20.0, size=(400, 1))
@@ -211,6 +213,7 @@ def test_the_score_of_one_gaussian_column_is_that_of_its_best_fit():
     assert scaled.score(X * 100) == pytest.approx(imputer.score(X) - math.log(100), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_draws_come_from_matched_experts_and_spread_as_the_truth():
     whole, holes = numbers(rows=300)
     imputer = quick(steps=300, hidden=16, lr=1e-2, calibrated=True).fit(holes)

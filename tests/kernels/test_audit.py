@@ -21,7 +21,10 @@ def has_tools():
     return audit_poe.tool() is not None
 
 
-pytestmark = pytest.mark.skipif(not has_tools(), reason="needs NVRTC and cuobjdump")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_tools(), reason="needs NVRTC and cuobjdump"),
+]
 
 REGISTERS = {1: 128, 2: 168, 4: 188, 8: 220, 16: 252, 32: 255}  # by the number of experts
 RARE = 40  # more registers, for the clamp and common noise

@@ -24,6 +24,7 @@ def fuse(experts=2, rows=2, subsets=(), dtype=torch.float32, **options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.slow
 def test_tensors_on_the_cpu_run_the_fused_kernels(dtype):
     assert status()["cpu"] == "available"
     fuse(dtype=dtype)

@@ -17,6 +17,7 @@ exhaustive = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("on", [None, pytest.param(EXACT, marks=exhaustive)], ids=["cpu", "cuda"])
+@pytest.mark.slow
 def test_kernels_are_as_near_to_the_reference_as_is_asked(on):
     rows = list(_comparison.compare("cpu", on))
     assert len(rows) == 27

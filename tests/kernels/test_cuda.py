@@ -23,6 +23,7 @@ exhaustive = pytest.mark.skipif(
 
 @pytest.mark.parametrize("threads", [32, 64, 96, 128])
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
+@pytest.mark.slow
 def test_any_order_and_number_of_threads(order, threads):
     FEW.driver.order, FEW.threads = order, threads
     try:
@@ -35,6 +36,7 @@ def test_any_order_and_number_of_threads(order, threads):
 
 @settings(max_examples=40)
 @hypothesis_given(drawn(dtypes=(torch.float32,), experts=(2, 2)), st.integers(0, 9))
+@pytest.mark.slow
 def test_two_experts(inputs, order):
     FEW.driver.order = order
     try:

@@ -17,6 +17,7 @@ from mmpoe.kernels._arguments import Outputs
 
 @settings(max_examples=150)
 @hypothesis_given(drawn())
+@pytest.mark.slow
 def test_outputs_and_gradients_equal_the_float64_reference(inputs):
     assert distance(inputs) < DTYPES[inputs.loc[0].dtype]
 
@@ -45,6 +46,7 @@ def test_writing_past_the_caches_changes_no_bit(monkeypatch, dtype, event):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86-64 only")
+@pytest.mark.slow
 def test_processors_with_narrower_vectors(monkeypatch):
     monkeypatch.setattr(_cpu, "_libraries", {})
     monkeypatch.setenv("CXX", "g++ -mno-avx512f")

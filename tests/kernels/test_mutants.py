@@ -158,6 +158,7 @@ def is_found(name):
 
 
 @pytest.mark.parametrize("name", FEW)
+@pytest.mark.slow
 def test_some_mistakes_are_found(name):
     assert is_found(name)
 

@@ -52,16 +52,19 @@ def check_step(model, backend, rolls=(0, 3)):
 
 
 @pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.slow
 def test_a_loss_step_is_one_graph_for_every_pattern(name):
     check_step(make(MODELS[name]), "eager")
 
 
+@pytest.mark.slow
 def test_a_loss_step_and_its_gradient_are_one_graph():
     check_step(make(hierarchical), "aot_eager")
 
 
 @pytest.mark.parametrize("reconstruct", ["observed", "given"])
 @pytest.mark.parametrize("family", ["groups", "powerset"])
+@pytest.mark.slow
 def test_a_mixture_of_subsets_is_one_graph_for_every_pattern(family, reconstruct):
     """The packed pairs of eager execution and all of them, those that weigh nothing included."""
     model = make(MODELS["hierarchical"])
@@ -88,6 +91,7 @@ def test_a_mixture_of_subsets_is_one_graph_for_every_pattern(family, reconstruct
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_the_published_model_is_one_graph():
     torch.manual_seed(0)
     model = published_mmhvae(NAMES[:2], 8, power=1, width=2, max_width=4, blocks=1, head_width=2)

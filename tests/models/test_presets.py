@@ -255,6 +255,7 @@ LEARNERS = {
 
 
 @pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.slow
 def test_learns_from_incomplete_data(name):
     build, draw = LEARNERS[name]
     torch.manual_seed(0)

@@ -87,6 +87,7 @@ def test_published_size(published):
     ("inputs", "expected", "shared"),
     [(1, 6.541, 6.541), (2, 8.577, 8.211), (3, 10.613, 9.880), (4, 12.649, 11.550)],
 )
+@pytest.mark.slow
 def test_published_cost(published, inputs, expected, shared):
     """4 targets are decoded; each input more costs one encoder and one expert a level.
 

@@ -19,6 +19,8 @@ from trainings import Training, same
 
 from mmpoe.training import CollapseWarning, DeviceMemoryError, Run, WorkerError, fit
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests" / "helpers"
 
@@ -94,7 +96,6 @@ def test_a_batch_that_is_lost_with_its_process_is_awaited_no_more(tmp_path):
 
 
 @pytest.mark.fault(38)
-@pytest.mark.slow
 def test_a_program_whose_loader_is_killed_ends():
     program = (
         "from test_resources import *; learn(DataLoader(Deadly(), 3, num_workers=2), sys.argv[1])"

@@ -17,6 +17,8 @@ from trainings import Training, same
 import mmpoe
 from mmpoe.training import Checkpoints, CollapseWarning, Run, fit
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tests" / "helpers" / "trainings.py"
 STEPS = 24
@@ -136,7 +138,6 @@ def test_the_log_has_each_step_once(tmp_path):
 
 
 @pytest.mark.fault(36)
-@pytest.mark.slow
 def test_workers_repeat_their_augmentations(tmp_path):
     """With loader processes, whose generators start from what a pass starts from."""
 
@@ -157,7 +158,6 @@ def test_workers_repeat_their_augmentations(tmp_path):
 
 
 @pytest.mark.fault(36)
-@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 4, 5])  # 3 steps are a pass over the data
 def test_workers_that_persist_resume_in_the_same_order(after, tmp_path):
     """New ones draw a seed, which those that are used again do not."""
@@ -218,7 +218,6 @@ def wait_for_step(folder, step):
 
 
 @pytest.mark.fault(34)
-@pytest.mark.slow
 def test_a_killed_run_always_leaves_a_checkpoint_and_ends_at_the_same_bits(tmp_path):
     """Kill -9 at any moment, most of which are spent saving."""
     steps, moments, last = 150, random.Random(0), 0
@@ -243,7 +242,6 @@ def test_a_killed_run_always_leaves_a_checkpoint_and_ends_at_the_same_bits(tmp_p
 
 
 @pytest.mark.fault(35)
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_a_program_after_its_step_with_a_checkpoint(number, tmp_path):
     """SIGTERM exits with 143, Ctrl-C with 130."""

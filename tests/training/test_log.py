@@ -78,6 +78,7 @@ def test_the_log_has_divergences_of_objectives_that_do_not_call_the_model(build,
         assert found == pytest.approx(kls[int(row["step"]) - 1])
 
 
+@pytest.mark.slow
 def test_collapsed_groups_are_reported_once(tmp_path):
     def ignoring(model, data, progress):  # the divergence costs so much that latents are useless
         x, observed = data

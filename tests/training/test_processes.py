@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 import mmpoe
 from mmpoe.training import CheckpointError, Checkpoints, Run, fit
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,7 +41,6 @@ def torchrun(processes, *arguments):
     return done.stdout
 
 
-@pytest.mark.slow
 def test_gradients_are_those_of_the_joined_batch(tmp_path):
     """Also where a modality is missing in one process, or in its last batch, or in all of them."""
     torchrun(2, "gradients", tmp_path)
@@ -55,7 +56,6 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path):
         assert moved > len(joined) / 2
 
 
-@pytest.mark.slow
 def test_shared_out_weights_take_the_steps_of_the_joined_batch(tmp_path):
     """With the code of the documentation, whatever modalities a process lacks."""
     torchrun(2, "shards", tmp_path)
@@ -74,7 +74,6 @@ def test_shared_out_weights_take_the_steps_of_the_joined_batch(tmp_path):
             torch.testing.assert_close(rank[name], expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_processes_stop_together_and_resume_to_the_same_bits(tmp_path):
     """One of three processes hears SIGTERM; only the first one writes."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -101,7 +100,6 @@ def test_processes_stop_together_and_resume_to_the_same_bits(tmp_path):
         fit(model, [torch.ones(1, 1)], lambda m, x, d: m(x), steps=1, run=run, progress=False)
 
 
-@pytest.mark.slow
 def test_two_processes_synthesise_each_volume_once(tmp_path):
     """And as one process does."""
     printed = torchrun(2, "synthesize", tmp_path)
