@@ -21,8 +21,7 @@ from torch import Size, Tensor, nn
 
 from . import kernels
 from .distributions import DiagNormal
-from .missing import distinct_pairs
-from .missing._pairs import Pairs
+from .missing import Pairs, distinct_pairs
 from .nn import ModalityDict, ProjectionCell
 from .posteriors import Draw, Factors, PoE, Posterior
 

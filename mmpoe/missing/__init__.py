@@ -25,5 +25,6 @@ from .masks import as_mask
 from .masks import fill as fill
 from .mechanisms import mar, mcar, mnar, patterns
 from .sampling import random_subsets, sample_subsets
+from .subsets import Pairs as Pairs
 from .subsets import distinct_pairs as distinct_pairs
 from .subsets import pack, subsets

@@ -24,8 +24,7 @@ from mmpoe.hierarchy import (
     Step,
 )
 from mmpoe.likelihoods import Likelihood
-from mmpoe.missing import check_names, check_observed, collate, fill
-from mmpoe.missing._pairs import Pairs
+from mmpoe.missing import Pairs, check_names, check_observed, collate, fill
 from mmpoe.nn import ModalityDict
 from mmpoe.nn.modes import evaluation
 from mmpoe.posteriors import Draw

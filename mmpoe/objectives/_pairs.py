@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmpoe.missing import (
+    Pairs,
     check_observed,
     check_within,
     pack,
@@ -19,7 +20,6 @@ from mmpoe.missing import (
     subsets,
 )
 from mmpoe.missing._draws import draw_at
-from mmpoe.missing._pairs import Pairs
 
 
 class Packed(NamedTuple):

@@ -7,7 +7,7 @@ from torch import nn
 import mmpoe
 from mmpoe.hierarchy import LatentGroup
 from mmpoe.likelihoods import Bernoulli, Laplace, Normal
-from mmpoe.missing._pairs import Pairs
+from mmpoe.missing import Pairs
 from mmpoe.models import Output
 from mmpoe.models._inputs import given_mask
 from mmpoe.nn import MLP
