@@ -5,8 +5,8 @@ A hierarchy :math:`p(z) = p(z_L) \prod_{l < L} p(z_l \mid z_{>l})` is a list of
 to the next; the state after the last group is what decoders see.
 
 Everything is computed for R *pairs* of a sample of the batch and a subset of its modalities: a
-plain batch is one pair for each sample, and an objective over
-several subsets has several. Encodings belong to samples, and are shared by all pairs of one.
+plain batch is one pair for each sample, and an objective over several subsets has several.
+Encodings belong to samples, and are shared by all pairs of one.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ class MVAE(MultimodalVAE):
             its expert, stacked: shape :math:`(N, 2D)`.
         decoders: For each modality, a likelihood that maps :math:`z`, with shape :math:`(N, D)`,
             to :math:`p(x_m \mid z)`.
-        latent_dim: The number of latent dimensions :math:`D`; by default taken from the encoders
-            the first time that one runs.
+        latent_dim: The number of latent dimensions :math:`D`; by default taken from what
+            the encoders return, in each call.
         posterior: The rule that fuses prior and experts, a plain :class:`~mmpoe.posteriors.PoE` by
             default.
 
@@ -69,8 +69,8 @@ class MMVAE(MVAE):
             its component, stacked: shape :math:`(N, 2D)`.
         decoders: For each modality, a likelihood that maps :math:`z`, with shape :math:`(N, D)`,
             to :math:`p(x_m \mid z)`.
-        latent_dim: The number of latent dimensions :math:`D`; by default taken from the encoders
-            the first time that one runs.
+        latent_dim: The number of latent dimensions :math:`D`; by default taken from what
+            the encoders return, in each call.
 
     References:
         | Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep Generative Models
@@ -101,8 +101,8 @@ class MoPoEVAE(MVAE):
             its expert, stacked: shape :math:`(N, 2D)`.
         decoders: For each modality, a likelihood that maps :math:`z`, with shape :math:`(N, D)`,
             to :math:`p(x_m \mid z)`.
-        latent_dim: The number of latent dimensions :math:`D`; by default taken from the encoders
-            the first time that one runs.
+        latent_dim: The number of latent dimensions :math:`D`; by default taken from what
+            the encoders return, in each call.
         prior_in: Which products the prior is a factor of, see :class:`~mmpoe.posteriors.PoE`;
             ``"full"`` is the rule of the code published with the paper.
 

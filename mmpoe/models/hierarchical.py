@@ -17,7 +17,7 @@ class MMHVAE(MultimodalVAE):
     evidence, predictions and imputations condition on the product of all that is given. The
     mixture :math:`\sum_{s \subseteq r} \alpha_{s \mid r} \, q(z \mid x_s)` of the paper is that of
     its objective, :func:`mmpoe.objectives.mmhvae`, which averages over the subsets of what a row
-    observed. Arguments are those of :class:`~mmpoe.models.core.MultimodalVAE`; for images,
+    observed. Arguments are those of :class:`~mmpoe.models.MultimodalVAE`; for images,
     :func:`~mmpoe.models.image_mmhvae` builds all parts.
 
     References:
@@ -34,7 +34,7 @@ class MHVAE(MultimodalVAE):
         q(z_l \mid z_{>l}, x_s) \propto p(z_l \mid z_{>l}) \prod_{m \in s} e_m(z_l; x_m, z_{>l})
 
     It is the network of :class:`MMHVAE`, for another objective: :func:`mmpoe.objectives.mhvae`.
-    Arguments are those of :class:`~mmpoe.models.core.MultimodalVAE`.
+    Arguments are those of :class:`~mmpoe.models.MultimodalVAE`.
 
     References:
         | Unified Brain MR-Ultrasound Synthesis using Multi-Modal Hierarchical Representations

@@ -16,7 +16,7 @@ from .core import MultimodalVAE
 class Predictor(nn.Module):
     r"""The means that a model predicts at temperature 0, as a module to compile or to export.
 
-    It is what :meth:`MultimodalVAE.predict <mmpoe.models.core.MultimodalVAE.predict>` computes,
+    It is what :meth:`MultimodalVAE.predict <mmpoe.models.MultimodalVAE.predict>` computes,
     without what depends on the data in Python: one compiled or exported program serves any pattern
     of missing modalities, whatever the missing entries hold. Nothing is checked inside such a
     program: a NaN that is observed comes out as NaN.

@@ -1,10 +1,10 @@
 r"""Objectives under missing modalities: bounds with one number per sample, never averaged.
 
-An objective calls a model's four verbs: :meth:`~mmpoe.models.core.MultimodalVAE.encode`,
-:meth:`~mmpoe.models.core.MultimodalVAE.infer`, :meth:`~mmpoe.models.core.MultimodalVAE.decode` and
-:meth:`~mmpoe.models.core.MultimodalVAE.log_likelihood`. What else is here says how a batch fares:
-:func:`group_kl`, :func:`collapsed`, and the costs of divergences that average over the batch,
-:func:`free_bits` and :func:`balanced`.
+An objective calls a model's verbs: :meth:`~mmpoe.models.MultimodalVAE.encode`,
+:meth:`~mmpoe.models.MultimodalVAE.infer`, :meth:`~mmpoe.models.MultimodalVAE.decode` and
+:meth:`~mmpoe.models.MultimodalVAE.log_likelihood`. The other functions say how a batch fares,
+:func:`group_kl` and :func:`collapsed`, or change what divergences cost by their averages over the
+batch, :func:`free_bits` and :func:`balanced`.
 """
 
 __all__ = [

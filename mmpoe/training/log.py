@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from mmpoe.extras import needs
+from mmpoe.hierarchy import LatentGroup, Step
+from mmpoe.models import Output
 from mmpoe.objectives import collapsed, group_kl
 
 from .files import write_file
@@ -101,11 +104,12 @@ class Log:
 
 
 class Watch:
-    """The divergences of the latent groups in the last output of a model.
+    """The divergences of the latent groups in the last inference of a model.
 
     Attributes:
         kl: The mean divergence of each group, in nats, by name, coarse to fine: ``kl_1``,
-            ``kl_2``, ... Empty if there was no output with latent groups.
+            ``kl_2``, ... Empty if there was none: the model has no latent groups, or is compiled
+            and was not called.
         collapsed: The names of the groups that have collapsed, see
             :func:`mmpoe.objectives.collapsed`.
     """
@@ -116,15 +120,22 @@ class Watch:
 
     @contextmanager
     def over(self, model: nn.Module, *, active: bool = True) -> Iterator[None]:
-        """Watches the outputs of a model in a ``with`` block, if `active`."""
+        """Watches a model in a ``with`` block, if `active`."""
         if not active:
             yield
             return
-        handle = model.register_forward_hook(self._look)
+        handles = [model.register_forward_hook(self._look)]
+        if not hasattr(model, "_orig_mod"):  # hooks inside a compiled model would compile it anew
+            groups = [module for module in model.modules() if isinstance(module, LatentGroup)]
+            steps: list[Step] = []  # of one inference, coarse to fine
+            for level, group in enumerate(groups):
+                look = partial(self._look_at_group, steps, level, len(groups))
+                handles.append(group.register_forward_hook(look))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def warn(self, known: set[str]) -> None:
         """Warns of collapsed groups that are not known yet."""
@@ -142,10 +153,22 @@ class Watch:
 
     def _look(self, model: nn.Module, inputs: object, output: Any) -> None:  # noqa: ANN401
         if getattr(output, "kl", None) and getattr(output, "posteriors", None):
-            values, flags = group_kl(output).tolist(), collapsed(output).tolist()
-            names = [f"kl_{i + 1}" for i in range(len(values))]
-            self.kl = dict(zip(names, values, strict=True))
-            self.collapsed = [n for n, flag in zip(names, flags, strict=True) if flag]
+            self._note(output)
+
+    def _look_at_group(
+        self, steps: list[Step], level: int, groups: int, _: nn.Module, inputs: object, step: Step
+    ) -> None:
+        """Collects the steps of an inference, which objectives run without a call of the model."""
+        steps[level:] = [step]
+        if len(steps) == groups:
+            self._note(Output({}, [s.kl for s in steps], [], [s.posterior for s in steps], []))
+            steps.clear()
+
+    def _note(self, output: Output) -> None:
+        values, flags = group_kl(output).tolist(), collapsed(output).tolist()
+        names = [f"kl_{i + 1}" for i in range(len(values))]
+        self.kl = dict(zip(names, values, strict=True))
+        self.collapsed = [n for n, flag in zip(names, flags, strict=True) if flag]
 
 
 def recent(values: Sequence[float], number: int) -> float:

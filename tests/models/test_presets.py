@@ -309,9 +309,15 @@ def test_likelihoods_are_as_asked():
 
 def test_the_example_of_the_documentation():
     page = Path(__file__).parents[2] / "docs" / "api" / "models.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    verbs, presets = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     names = {}
-    exec(compile(code, page.name, "exec"), names)
+    exec(compile(verbs, page.name, "exec"), names)
+    assert names["bound"].shape == (5,)
+    assert names["protein"].shape == (5, 6)
+    torch.testing.assert_close(
+        names["vae"](names["x"], names["observed"]).kl[0], names["both"].kl[0]
+    )
+    exec(compile(presets, page.name, "exec"), names)
     nothing = torch.zeros(2, 2, dtype=torch.bool)
     assert names["vae"]({}, nothing).likelihoods["protein"].mean.shape == (2, 25)
 

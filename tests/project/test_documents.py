@@ -1,15 +1,28 @@
 """The examples and numbers of README and documentation are what the code does and says."""
 
 import doctest
+import importlib
+import math
 import re
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmpoe
+from mmpoe.distributions import DiagNormal, MixtureOfProducts
+from mmpoe.likelihoods import Normal
+from mmpoe.nn import MLP
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
+API = ROOT / "docs" / "api"
 CONCEPTS = (ROOT / "docs" / "concepts.md").read_text()
 
 
@@ -20,6 +33,73 @@ def test_first_example_runs(name):
     exec(compile(code, name, "exec"), names)
     assert names["table"].isfinite().any()
     assert names["table"].shape[1:] == (12,)
+
+
+def run_code(page, names):
+    """Runs all code of a page, and returns the names that it has by then."""
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(code, page.name, "exec"), names)
+    return names
+
+
+def test_estimates_of_the_evidence_page():
+    names = run_code(API / "evidence.md", {})
+    x, observed = names["x"], names["observed"]
+    log_p = names["oracle"].log_prob(x, observed)
+    found = mmpoe.evidence.log_marginal(names["model"], x, observed, samples=100)
+    torch.testing.assert_close(found, log_p)  # "the evidence itself"
+    assert (mmpoe.evidence.effective_sample_size(names["log_w"]) < 100).all()
+
+
+def test_a_group_of_the_hierarchy_page():
+    names = run_code(API / "hierarchy.md", {})
+    assert [tuple(z.shape) for z in names["q"].z] == [(5, 4), (5, 8)]
+
+
+def test_a_rule_of_the_posteriors_page():
+    names = run_code(API / "posteriors.md", {})
+    rule, nan = names["Trust"](2), torch.full((1, 4), torch.nan)
+    one = torch.ones(1, 4)
+    q = rule([one, nan], [one, nan], torch.tensor([[True, False]]))
+    q.kl.sum().backward()
+    assert q.loc.isfinite().all()
+    assert rule.log_factors.grad[0] != 0
+    assert rule.log_factors.grad[1] == 0
+    assert names["output"].kl[0].isfinite().all()
+
+
+def test_a_program_of_the_pyro_page():
+    pyro.clear_param_store()
+    names = run_code(API / "pyro.md", {})
+    assert math.isfinite(names["loss"])
+    pyro.clear_param_store()
+
+
+def test_the_code_of_the_objectives_page():
+    torch.manual_seed(0)
+    model = mmpoe.MVAE(
+        {m: MLP(3, 8) for m in ("image", "table")},
+        {m: Normal(MLP(4, 3)) for m in ("image", "table")},
+    )
+    observed = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+    x = {m: torch.randn(4, 3) for m in model.modalities}
+    names = {"torch": torch, "model": model, "x": x, "observed": observed, "step": 3}
+    names |= {"given": observed, "output": model(x, observed)}
+    names = run_code(API / "objectives.md", names)
+    assert names["total"].shape == (4,)
+    assert names["total"][3] == 0
+    assert names["log_p"][3] == 0
+    # the few lines are mixture_elbo, up to the samples
+    many = torch.stack([mmpoe.objectives.mixture_elbo(model, x, observed) for _ in range(200)])
+    few = []
+    for _ in range(200):
+        q = model.infer(model.encode(x, observed), names["given"], rows=names["rows"])
+        rows = names["rows"]
+        bound = model.log_likelihood(q.state, x, observed[rows], rows=rows) - sum(q.kl)
+        few.append(torch.zeros(4).index_add(0, rows, names["weight"] * bound))
+    few = torch.stack(few)
+    error = (many.var(dim=0) / 200 + few.var(dim=0) / 200).sqrt()
+    assert ((many.mean(dim=0) - few.mean(dim=0)).abs() <= 5 * error).all()
 
 
 def test_pictures_exist():
@@ -69,3 +149,156 @@ def test_numbers_of_over_counting():
         excess = 100 * ((first + second) / both - 1)
         assert found[:4] == pytest.approx([first, second, first + second, both], abs=5e-4)
         assert found[4] == pytest.approx(excess, abs=0.5)
+
+
+# what the pages name
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(API.glob("*.md"))]
+ROLE = re.compile(r"\{(?:func|meth|class|mod|data|attr)\}`(?:[^`<]*<)?~?(mmpoe[\w.]*)>?`")
+
+
+def is_public(name):
+    """Whether a dotted name is a module of mmpoe, a name it exports, or an attribute of one."""
+    _, module, *rest = name.split(".") if "." in name else (name, None)
+    if module is None:
+        return True
+    if not rest:
+        return module in vars(mmpoe)
+    found = importlib.import_module(f"mmpoe.{module}")
+    if rest[0] not in found.__all__:
+        return False
+    for part in rest:
+        if not hasattr(found, part):
+            return part in getattr(found, "__annotations__", {})
+        found = getattr(found, part)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_names_are_public(page):
+    assert [name for name in ROLE.findall(page.read_text()) if not is_public(name)] == []
+
+
+GONE = re.compile(
+    r"\b(cyclical|quotient\(|mixture_of_products|convex_kl|jensen_shannon|judged|judged_targets"
+    r"|powers=|groups=\[\[|residual=|proposals=|special=|matched=|gp_weight|r1_weight"
+    r"|posteriors_at|log_importance|objectives\.log_(?:weights|conditional|predictive)"
+    r"|metrics\.log_\w+)"
+)
+FILES = [
+    *PAGES,
+    *(p for folder in ("examples", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py"))),
+]
+
+
+def test_names_that_are_gone_are_not_mentioned():
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in FILES
+        if path.name != "changelog.md"
+        for match in GONE.finditer(path.read_text())
+    ]
+    assert found == []
+
+
+# what the README and the page on installing say
+
+
+def extras():
+    """The packages of each extra of the project, and the extras that each contains."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packages, contained = {}, {}
+    for extra, needed in settings["optional-dependencies"].items():
+        names = [re.match(r"[\w-]+(?:\[.*\])?", line)[0] for line in needed]
+        packages[extra] = [name for name in names if "[" not in name]
+        inside = [name for name in names if "[" in name]
+        contained[extra] = [part for name in inside for part in name[6:-1].split(",")]
+    return packages, contained
+
+
+def test_extras_are_described_with_what_they_bring():
+    lines = (ROOT / "docs" / "install.md").read_text().splitlines()
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if "| `" in line[:3]
+    ]
+    described = {row[0].strip("`"): row[1] for row in table if not row[0].startswith("`make")}
+    packages, contained = extras()
+    assert set(described) == set(packages)
+    for extra, text in described.items():
+        plain = re.sub(r"[^a-z]", "", text.lower())
+        if extra == "dev":
+            assert set(packages) - {"bench", "dev"} == set(contained["dev"])
+            assert "all of them but `bench`" in text
+            continue
+        assert re.findall(r"`(\w+)`", text) == contained[extra], extra
+        missing = [p for p in packages[extra] if re.sub(r"[^a-z]", "", p.lower()) not in plain]
+        short = {"scikit-learn": "scikitlearn", "scikit-image": "scikitimage"}
+        assert [p for p in missing if short.get(p, p) not in plain] == [], extra
+
+
+NETWORK = re.compile(
+    r"urlopen|urlretrieve|requests\.get|snapshot_download|\"download\"|\bfetch_\w+\("
+)
+
+
+def test_what_the_readme_says_is_downloaded_is_all():
+    folders = ("mmpoe", "examples", "benchmarks")
+    files = [p for folder in folders for p in (ROOT / folder).rglob("*.py")]
+    found = [p.relative_to(ROOT).as_posix() for p in files if NETWORK.search(p.read_text())]
+    assert found == ["examples/digit_views.py"]
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.split(r"^(?=[\w.$()/-]+:)", makefile, flags=re.MULTILINE)
+    online = [
+        t.split(":")[0] for t in targets if re.search(r"^\t.*(pip install|apt-get)", t, re.M)
+    ]
+    readme = (ROOT / "README.md").read_text()
+    assert {t for t in online if "bench" in t or "browser" in t} == {
+        "setup-browser",
+        "bench-multivae",
+    }
+    assert len(online) == 3  # and set-up
+    for name in ("examples.digit_views", "make setup-browser", "make bench-multivae"):
+        assert f"`{name}`" in readme
+
+
+@pytest.mark.parametrize("kind", ["DiagNormal", "MixtureOfProducts"])
+def test_what_the_readme_says_works_in_pyro_does(kind):
+    """Likelihoods are tested one by one in `tests/likelihoods/test_contract.py`."""
+    assert f"`{kind}`" in (ROOT / "README.md").read_text()
+    q = DiagNormal(torch.zeros(4, 3, 2), torch.zeros(4, 3, 2))
+    even = torch.full((4, 3), 0.25)
+    p = (
+        DiagNormal(q.loc[0], q.log_scale[0])
+        if kind == "DiagNormal"
+        else MixtureOfProducts(q, even)
+    )
+    with pyro.plate("batch", 3):
+        drawn = pyro.sample("x", p)
+    assert drawn.shape == (3, 2)
+    assert p.log_prob(drawn).shape == (3,)
+
+
+def test_in_pytorch_the_product_is_some_three_hundred_operators():
+    """Forward and backward, with four experts and a prior, or with a standard normal."""
+
+    class Count(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            Count.number += 1
+            return function(*args, **(kwargs or {}))
+
+    assert "some three hundred small operators" in (
+        ROOT / "docs" / "kernels.md"
+    ).read_text().replace("\n", " ")
+    parts = [torch.randn(8, 4, requires_grad=True) for _ in range(10)]
+    given = torch.rand(8, 4) > 0.3
+    for prior in (None, (parts[8], parts[9])):
+        Count.number = 0
+        with Count():
+            q = mmpoe.kernels.gaussian_poe(parts[:4], parts[4:8], given, prior, backend="eager")
+            (q.z.sum() + q.kl.sum()).backward()
+        assert 250 <= Count.number <= 350

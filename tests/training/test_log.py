@@ -8,6 +8,7 @@ import signal
 import sys
 import types
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from example_training import objective, train
 from torch import nn
 
 import mmpoe
+from mmpoe.objectives import mixture_elbo
 from mmpoe.training import Adversary, CollapseWarning, Optimizer, Run
 
 
@@ -49,6 +51,31 @@ def test_the_log_has_a_row_per_interval(tmp_path):
         assert row["score"] == ""
     assert rows[2]["score"] == "5.0"
     assert history.best == history.checkpoint
+
+
+@pytest.mark.parametrize("build", [flat, hierarchical])
+def test_the_log_has_divergences_of_objectives_that_do_not_call_the_model(build, tmp_path):
+    def watch(model, data, progress):
+        with watched(model) as q:
+            bound = mixture_elbo(model, *data)
+        kls.append([kl.mean().item() for kl in q[-1].kl])
+        return bound
+
+    @contextmanager
+    def watched(model):
+        seen, infer = [], model.infer
+        model.infer = lambda *args, **options: seen.append(infer(*args, **options)) or seen[-1]
+        yield seen
+        del model.infer
+
+    kls = []
+    run = Run(tmp_path, save_every=100, log_every=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        train(make(build), objective=watch, steps=8, run=run)
+    for row in numbers(tmp_path / "log.csv"):
+        found = [float(row[name]) for name in row if name.startswith("kl_")]
+        assert found == pytest.approx(kls[int(row["step"]) - 1])
 
 
 @pytest.mark.slow
