@@ -7,6 +7,7 @@ import torch
 from example_models import (
     NAMES,
     OBSERVED,
+    SIZES,
     batch,
     conditioned,
     every_model,
@@ -448,3 +449,68 @@ def test_the_coarsest_group_is_fused_once_for_each_subset(build, monkeypatch):
     for a, b in pairs:
         torch.testing.assert_close(a.loc, b.loc)
         torch.testing.assert_close(a.log_scale, b.log_scale)
+
+
+def test_bad_inputs():
+    model, x = make(lambda: flat(latent_dim=4)), batch()
+    with pytest.raises(ValueError, match=r"'samples' should be an integer of at least 1, .* 0"):
+        log_weights(model, x, OBSERVED, samples=0)
+    with pytest.raises(ValueError, match=r"'given' should be boolean with shape .*\(8, 3\).*2, 3"):
+        log_weights(model, x, OBSERVED, OBSERVED[:2], samples=2)
+    with pytest.raises(ValueError, match=r"'targets' .*unknown|'targets' .*us"):
+        log_conditional(model, x, ["t1"], NAMES[:1], samples=2)
+    with pytest.raises(ValueError, match=r"'x' should hold 'us'"):
+        log_predictive(model, {m: x[m] for m in NAMES[1:]}, ["us"], NAMES[1:2], samples=2)
+    with pytest.raises(ValueError, match=r"'x' should hold at least one modality"):
+        log_predictive(model, {}, ["us"], [], samples=2)
+    x["us"][7, 0] = math.nan
+    with pytest.raises(ValueError, match=r"'us'"):
+        log_weights(model, x, OBSERVED, NAMES[:0], samples=2)
+    x["us"] = torch.zeros(8, 2 * SIZES["us"])
+    message = r"'x' should have .* the shape of what is decoded.*\(8, 10"
+    with pytest.raises(ValueError, match=message):
+        log_weights(model, x, OBSERVED, NAMES[:0], samples=2)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_elements_that_are_not_valid_are_not_scored(plain):
+    # the evidence of what is valid, from a posterior that is exact for more than that
+    oracle, model, x = flat_oracle()
+    if plain:
+        model.decoders["us"] = PlainDecoder(model.decoders["us"])
+    valid = {"us": torch.tensor([True, False, False])}
+    hidden = {**x, "us": torch.where(valid["us"], x["us"], math.nan)}
+    rest = NAMES[1:]
+    truth = []
+    for b in range(8):
+        one = {m: v[b : b + 1] for m, v in x.items()}
+        mean, covariance = oracle.conditional(one, rest, NAMES[:1])
+        part = torch.distributions.Normal(mean[:, 0], covariance[:, 0, 0].sqrt()).log_prob(
+            one["us"][:, 0]
+        )
+        truth.append(part + oracle.log_prob(one, torch.tensor([[False, True, True]])))
+    truth = torch.cat(truth)
+    with torch.no_grad():
+        log_w = log_weights(model, hidden, ALL, rest, samples=20_000, valid=valid)
+        part = log_predictive(model, hidden, NAMES[:1], rest, samples=20_000, valid=valid)
+    ratio = (log_w - truth).exp()
+    z_score = (ratio.mean(dim=0) - 1) / (ratio.std(dim=0) / math.sqrt(len(ratio)))
+    assert z_score.abs().max() < 4
+    evidence = oracle.log_prob(x, torch.tensor([[False, True, True]]).expand(8, 3))
+    assert (part + evidence - truth).abs().max() < 0.1
+
+    nothing = {"us": torch.zeros(8, 1, dtype=torch.bool)}
+    found = log_conditional(model, x, NAMES[:1], rest, samples=3, valid=nothing)
+    whole = log_conditional(model, x, NAMES[:1], rest, samples=3)
+    assert (found - whole).abs().max() > 0.5
+    with pytest.raises(ValueError, match=r"'valid' should hold modalities among us.*'flair'"):
+        log_marginal(model, x, ALL, samples=2, valid={"flair": ALL})
+    with pytest.raises(ValueError, match=r"'valid' should broadcast .*\(8, 3\).*\(8, 2\)"):
+        log_marginal(model, x, ALL, samples=2, valid={"us": ALL[:, :2]})
+
+
+def test_values_outside_the_support_name_their_row():
+    model, x = make(hierarchical), batch()
+    x["type"][6, 1] = 2
+    with pytest.raises(ValueError, match=r"'type' holds 2 in row 6"):
+        log_marginal(model, x, OBSERVED, samples=2)

@@ -535,3 +535,15 @@ def test_bad_arguments_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             mixture_iwae(model, x, OBSERVED, **options)
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("objective", [mixture_elbo, mixture_iwae])
+def test_nothing_observed_is_worth_nothing(objective):
+    model = make(MODELS["hierarchical"])
+    bound = objective(model, batch(), OBSERVED & False)
+    assert bound.tolist() == [0.0] * 8
+    bound.sum().backward()
+    assert objective(model, {}, OBSERVED & False).tolist() == [0.0] * 8
+    empty = {m: v[:0] for m, v in batch().items()}
+    assert objective(model, empty, OBSERVED[:0]).shape == (0,)
