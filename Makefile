@@ -51,7 +51,9 @@ journey: $(READY)  ## Every subcommand on phantom patients, from data to a repor
 	$(MRI_US) evaluate $(JOURNEY)/run --data $(JOURNEY)/data/index.csv --out $(JOURNEY)/evaluation
 	$(MRI_US) report $(JOURNEY)/evaluation --out $(JOURNEY)/report.html
 
-test: check tests doctest docs bench-smoke  ## Everything the project checks before a change lands
+# the last three take one core each
+test: check tests  ## Everything the project checks before a change lands
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target doctest docs bench-smoke
 
 check: $(READY)  ## Format, lint, layers, types, spelling
 	$(BIN)/ruff format --check .
