@@ -56,7 +56,7 @@ def check_scored(
 def prepared(
     p: Distribution,
     x: Tensor,
-    scored: Tensor,
+    scored: Tensor | None = None,
     weight: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Distribution, Tensor]:
@@ -68,13 +68,14 @@ def prepared(
     Arguments:
         p: The distribution, with batch shape :math:`(*, R)`.
         x: The entries, with shape :math:`(R, *event)`.
-        scored: The entries to score, boolean, with shape :math:`(R)`.
+        scored: The entries to score, boolean, with shape :math:`(R)`; all if None.
         weight: The weight of each entry in the optimal scale, with shape :math:`(R)`; 1 if None.
         valid: The elements inside an entry to score, boolean, broadcastable to the entries.
     """
-    target = widen(fill(x, scored))
+    target = widen(x if scored is None else fill(x, scored))
     if isinstance(p, OptimalScale):
-        counts = scored if weight is None else torch.where(scored, weight, 0)
+        counts = target.new_ones(len(x)) if weight is None else weight
+        counts = counts if scored is None else torch.where(scored, counts, 0)
         counts = counts.reshape(-1, *(1,) * (x.dim() - 1))
         p = p.fit(target, counts if valid is None else torch.where(valid, counts, 0))
     return p, target
@@ -83,7 +84,7 @@ def prepared(
 def log_likelihood(
     p: Distribution,
     x: Tensor,
-    scored: Tensor,
+    scored: Tensor | None = None,
     weight: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
@@ -96,7 +97,7 @@ def log_likelihood(
     Arguments:
         p: The distribution, with batch shape :math:`(*, R)`.
         x: The entries, with shape :math:`(R, *event)`. Those not scored are never read.
-        scored: The entries to score, boolean, with shape :math:`(R)`.
+        scored: The entries to score, boolean, with shape :math:`(R)`; all if None.
         weight: The weight :math:`w_r` of each entry, with shape :math:`(R)`; 1 if None.
         valid: The elements inside an entry to score, boolean, broadcastable to the entries; all if
             None. Others are never read.
@@ -105,7 +106,8 @@ def log_likelihood(
         The log-likelihood, in nats, with shape :math:`(*, R)`.
     """
     p, target = prepared(p, x, scored, weight, valid)
-    log_p = torch.where(scored, _log_density(p, target, valid), 0)
+    log_p = _log_density(p, target, valid)
+    log_p = log_p if scored is None else torch.where(scored, log_p, 0)
     return log_p if weight is None else weight * log_p
 
 

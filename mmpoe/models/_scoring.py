@@ -41,15 +41,17 @@ class Column(NamedTuple):
 
     place: Tensor
     """The entry of each, with shape (n)."""
-    counted: Tensor
-    """Whether each is scored, boolean, with shape (n)."""
+    scored: Tensor | None
+    """The cells to score among them, boolean, with shape (n); all if None."""
     weight: Tensor | None
     """The weight of each, with shape (n)."""
 
     def repeat(self, copies: int) -> Column:
         """Returns the cells several times over, one block after the other."""
-        weight = None if self.weight is None else self.weight.repeat(copies)
-        return Column(self.place.repeat(copies), self.counted.repeat(copies), weight)
+        scored, weight = (
+            None if v is None else v.repeat(copies) for v in (self.scored, self.weight)
+        )
+        return Column(self.place.repeat(copies), scored, weight)
 
 
 def score(
@@ -75,7 +77,7 @@ def score(
             raise absent(m, x)
         column = Column(
             place=where if rows is None else rows[where],
-            counted=scored[where, number],
+            scored=scored[:, number] if torch.compiler.is_compiling() else None,
             weight=None if weight is None else weight[where, number],
         )
         part = state.take(where)
@@ -111,12 +113,13 @@ def _score_modality(
     for piece in [state] if whole else _pieces(state, entries):
         p = model.decode(piece, [modality])[modality]
         if not results:  # each entry is checked once, in terms of the batch
-            place = column.place[column.counted]
-            seen = column.counted.new_zeros(len(x)).index_fill(0, place, True)
+            place = column.place if column.scored is None else column.place[column.scored]
+            seen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            seen = seen.index_fill(0, place, True)
             check_scored(p, x, seen, modality, valid, values=model.validate)
             if valid is not None:
                 inside = valid.broadcast_to(x.shape).index_select(0, column.place)
-        results.append(log_likelihood(p, entries, column.counted, column.weight, inside))
+        results.append(log_likelihood(p, entries, column.scored, column.weight, inside))
     return torch.cat(results)
 
 
