@@ -200,7 +200,8 @@ class LatentGroup(nn.Module):
             }
         else:
             outputs = self._outputs(expert, h, level, encodings, pairs)
-        shape = self.shape_in(level, encodings, {m: out for m, (_, out) in outputs.items()})
+        found = {m: out for m, (_, out) in outputs.items()}
+        shape = self.shape_in(level, encodings, found, raw_prior)
         factors = self._factors(shape, outputs, raw_prior, encodings, pairs, of_samples=of_samples)
         if z is not None:  # the mean is enough
             draw = Draw(temperature=0.0)
@@ -212,12 +213,9 @@ class LatentGroup(nn.Module):
             mean, deviation = _settle(pairs.given, (mean, deviation), p)
         posterior = DiagNormal(mean, deviation, len(shape))
         if callable(z):
-            z = z(level, posterior)
-        if z is not None and z.shape[1:] != shape:
-            raise ValueError(
-                f"'z[{level}]' should hold latents of shape {shape}, "
-                f"but has shape {tuple(z.shape)}."
-            )
+            z = _checked(z(level, posterior), level, q.loc.shape)
+        elif z is not None:
+            _checked(z, level, q.loc.shape)
         return Step(q.z if z is None else z, posterior, p, q.kl)
 
     def prior_distribution(
@@ -240,14 +238,19 @@ class LatentGroup(nn.Module):
         return DiagNormal(squash(loc), squash(log_scale), len(shape))
 
     def shape_in(
-        self, level: int, encodings: Encodings, outputs: Mapping[str, Tensor] | None = None
+        self,
+        level: int,
+        encodings: Encodings,
+        outputs: Mapping[str, Tensor],
+        raw_prior: Tensor | None,
     ) -> tuple[int, ...]:
         """Returns the shape of the latents of one sample: the one given, or that of an expert.
 
         Arguments:
             level: The index of this group, 0 for the coarsest.
             encodings: The encodings of a batch.
-            outputs: The outputs of experts, if any are computed already.
+            outputs: The outputs of experts by modality, if any were computed.
+            raw_prior: The output of the prior network, None without one.
 
         Raises:
             ValueError: If it was not given, and no expert can tell, or one returns no mean and log
@@ -255,11 +258,13 @@ class LatentGroup(nn.Module):
         """
         if self.shape is not None:
             return self.shape
+        if not outputs and raw_prior is not None:
+            return (raw_prior.shape[1] // 2, *raw_prior.shape[2:])
         if not outputs and (level == 0 or not self.expert_sees_state):
             # an expert of no rows shows the shape too
             features = encodings.features.items()
             outputs = {m: _of(self.expert, m)(f[level][:0]) for m, f in features}
-        for m, out in (outputs or {}).items():
+        for m, out in outputs.items():
             if out.dim() < 2 or out.shape[1] % 2:
                 raise ValueError(
                     f"{self._source(m)} should return a mean and a log standard deviation, "
@@ -379,6 +384,17 @@ class Replace(nn.Module):
         return z
 
 
+def _checked(z: Tensor, level: int, shape: Size) -> Tensor:
+    """Returns latents, or raises a ValueError unless they have the shape of what they replace."""
+    if not isinstance(z, Tensor) or z.shape[1:] != shape[1:] or z.shape[0] != shape[0]:
+        shown = tuple(z.shape) if isinstance(z, Tensor) else f"type {type(z).__name__}"
+        raise ValueError(
+            f"'z[{level}]' should hold latents of shape {tuple(shape[1:])}, for {shape[0]} rows, "
+            f"but has {'shape ' * isinstance(z, Tensor)}{shown}."
+        )
+    return z
+
+
 def _fuse(rule: Posterior, factors: Factors, draw: Draw) -> kernels.Product:
     loc, log_scale, given, prior, rows = factors
     noise, temperature = draw
@@ -397,7 +413,10 @@ def _fuse_distinct(rule: Posterior, factors: Factors, draw: Draw) -> kernels.Pro
     if found is None:
         return _fuse(rule, factors, draw)
     one, pair = found  # (n) pairs that differ, and which of them each of the R is
-    q = _fuse(rule, factors._replace(given=given[one], rows=rows[one]), Draw(temperature=0.0))
+    given, rows = given[one], rows[one]
+    if torch.equal(rows, torch.arange(len(factors.loc[0]), device=rows.device)):
+        rows = None  # one subset of each sample
+    q = _fuse(rule, factors._replace(given=given, rows=rows), Draw(temperature=0.0))
     loc, log_scale, kl = (v.index_select(0, pair) for v in (q.loc, q.log_scale, q.kl))
     return kernels.Product(draw.sample(loc, log_scale), loc, log_scale, kl)
 

@@ -103,6 +103,7 @@ def guide(vae: MultimodalVAE) -> Program:
         valid: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_names(list(x), vae.modalities, argument="x")
+        check_observed(observed, vae.modalities)
         _register(vae)
         encodings = vae.encode(x, observed)  # checks the rest
         given = draw_component(observed, vae.family)

@@ -2,7 +2,7 @@ r"""Samples from the posterior of a model, and the density that they were drawn 
 
 from __future__ import annotations
 
-__all__ = ["log_posterior", "log_ratio", "propose"]
+__all__ = ["log_posterior", "log_ratio", "propose", "sum_log_prob", "take"]
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from mmpoe.distributions import log_mixture
+from mmpoe.distributions import DiagNormal, log_mixture
 from mmpoe.hierarchy import Encodings, Experts, Inference
 from mmpoe.missing import pack, sample_subsets, subsets
 from mmpoe.models import MultimodalVAE
@@ -106,6 +106,7 @@ def log_posterior(
     components: tuple[Tensor, Tensor, Tensor],
     *,
     groups: int | None = None,
+    coarsest: DiagNormal | None = None,
     experts: Experts = "trained",
 ) -> Tensor:
     r"""Returns the log-density of a mixture of posteriors at latents.
@@ -125,6 +126,8 @@ def log_posterior(
             ascending, with shape :math:`(R)`; and their weights :math:`\alpha_s`, with shape
             :math:`(R)`.
         groups: The number of groups, from the first, whose density to take; all if None.
+        coarsest: The posterior of the coarsest group of each component, of batch shape
+            :math:`(R)`, if it is known. With one group, nothing is inferred then.
         experts: The experts to infer with.
 
     Returns:
@@ -148,8 +151,12 @@ def log_posterior(
     parts = []
     for latent, which in zip(here.split(chunk), component.split(chunk), strict=True):
         there = [v.index_select(0, latent) for v in z]
-        q = model.infer(encodings, given[which], rows=rows[which], z=there, experts=experts)
-        parts.append(sum_log_prob(q.posteriors[:groups], there[:groups]))
+        if coarsest is not None and len(z) == 1:
+            posteriors = [take(coarsest, which)]
+        else:
+            q = model.infer(encodings, given[which], rows=rows[which], z=there, experts=experts)
+            posteriors = q.posteriors[:groups]
+        parts.append(sum_log_prob(posteriors, there[:groups]))
     log_q = torch.cat(parts) if parts else z[0].new_zeros(0)
 
     shape = (len(of_sample), int(counts.max()) if size else 0)
@@ -157,6 +164,12 @@ def log_posterior(
     table = log_q.new_zeros(shape).index_put(place, log_q)
     weight = alpha.new_zeros(shape).index_put(place, alpha[component])
     return log_mixture(table, weight.to(table.dtype), dim=1)
+
+
+def take(q: DiagNormal, index: Tensor) -> DiagNormal:
+    """Returns some rows of a distribution."""
+    loc, log_scale = q.loc.index_select(0, index), q.log_scale.index_select(0, index)
+    return DiagNormal(loc, log_scale, len(q.event_shape))
 
 
 def sum_log_prob(distributions: Sequence[Distribution], z: Sequence[Tensor]) -> Tensor:

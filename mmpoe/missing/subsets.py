@@ -107,6 +107,8 @@ class Pairs(NamedTuple):
         if given.dim() == 2:
             return cls(given, rows)
         number, size = given.shape[:2]
+        if number == 1:
+            return cls(given[0], rows)
         if rows is None:
             rows = torch.arange(size, device=given.device)
         return cls(given.flatten(0, 1), rows.repeat(number))

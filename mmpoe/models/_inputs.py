@@ -7,6 +7,7 @@ __all__ = [
     "check_entries",
     "check_noise",
     "check_pairs",
+    "check_scored_rows",
     "check_weight",
     "draw_component",
     "given_mask",
@@ -78,36 +79,61 @@ def subset_mask(
     return given
 
 
-def check_pairs(given: Tensor, rows: Tensor | None, encodings: Encodings) -> None:
-    """Raises a ValueError unless some subsets can be inferred from encodings.
+def check_rows(rows: Tensor, length: int, size: int, *, values: bool = True) -> None:
+    """Raises a ValueError unless `rows` holds positions in a batch.
 
     Arguments:
-        given: The subsets, with shape (B, M) or (S, B, M), or (R, M) with rows.
-        rows: The sample of each pair, with shape (R); None without.
-        encodings: The encodings.
+        rows: The positions, with shape (R).
+        length: The number of rows R.
+        size: The number of samples B.
+        values: Whether to check the range too, which waits for the device.
     """
-    size, columns = encodings.given.shape
-    wanted = f"(B, M) or (S, B, M), where (B, M) is {(size, columns)}"
-    fits = given.dim() in (2, 3) and given.shape[-2:] == (size, columns)
-    if rows is not None:
-        wanted = f"(R, M) = {(len(rows), columns)} for 'rows' of shape {tuple(rows.shape)}"
-        fits = rows.dim() == 1 and given.shape == (len(rows), columns)
-        if rows.dtype != torch.long:
-            raise ValueError(f"'rows' should be integers, torch.long, but has dtype {rows.dtype}.")
-    if given.dtype != torch.bool or not fits:
+    if not isinstance(rows, Tensor) or rows.dtype != torch.long:
+        kind = f"dtype {rows.dtype}" if isinstance(rows, Tensor) else f"type {type(rows).__name__}"
+        raise ValueError(f"'rows' should be integers, torch.long, but has {kind}.")
+    if rows.shape != (length,):
         raise ValueError(
-            f"'given' should be boolean with shape {wanted}, "
-            f"but has dtype {given.dtype} and shape {tuple(given.shape)}."
+            f"'rows' should have one position per row, shape {(length,)}, "
+            f"but has shape {tuple(rows.shape)}."
         )
-    if torch.compiler.is_compiling():
-        return
-    if rows is not None and len(rows):
+    if values and len(rows) and not torch.compiler.is_compiling():
         low, high = rows.aminmax()
         if low < 0 or high >= size:
             raise ValueError(
                 f"'rows' should be positions in a batch of {size}, "
                 f"but ranges from {int(low)} to {int(high)}."
             )
+
+
+def check_pairs(
+    given: Tensor, rows: Tensor | None, encodings: Encodings, *, values: bool = True
+) -> None:
+    """Raises a ValueError unless some subsets can be inferred from encodings.
+
+    Arguments:
+        given: The subsets, with shape (B, M) or (S, B, M), or (R, M) with rows.
+        rows: The sample of each pair, with shape (R); None without.
+        encodings: The encodings.
+        values: Whether to check what they hold too, which waits for the device.
+    """
+    if not isinstance(given, Tensor):
+        raise ValueError(f"'given' should be a boolean tensor, but is a {type(given).__name__}.")
+    size, columns = encodings.given.shape
+    if rows is None:
+        wanted = f"(B, M) or (S, B, M), where (B, M) is {(size, columns)}"
+        fits = given.dim() in (2, 3) and given.shape[-2:] == (size, columns)
+    else:
+        wanted = f"(R, M), where M is {columns}"
+        fits = given.dim() == 2 and given.shape[1] == columns
+    if given.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"'given' should be boolean with shape {wanted}, "
+            f"but has dtype {given.dtype} and shape {tuple(given.shape)}."
+        )
+    if rows is not None:
+        check_rows(rows, given.shape[0], size, values=values)
+    if torch.compiler.is_compiling() or not values:
+        return
     encoded = encodings.given if rows is None else encodings.given[rows]
     if bool((given & ~encoded).any()):
         raise ValueError(
@@ -116,13 +142,34 @@ def check_pairs(given: Tensor, rows: Tensor | None, encodings: Encodings) -> Non
         )
 
 
+def check_scored_rows(
+    x: Mapping[str, Tensor], scored: Tensor, rows: Tensor | None, *, values: bool = True
+) -> None:
+    """Raises a ValueError unless each row of a mask has a sample of the batch.
+
+    Arguments:
+        x: The batch, with entries of shape (B, *).
+        scored: The mask, with shape (B, M), or (R, M) with rows.
+        rows: The sample of each row, with shape (R); None if row r is sample r.
+        values: Whether to check the range of `rows`, which waits for the device.
+    """
+    sizes = {m: v.shape[0] for m, v in x.items()}
+    size = next(iter(sizes.values()), 0) if rows is not None else scored.shape[0]
+    if any(other != size for other in sizes.values()):
+        wanted = "one batch size" if rows is not None else f"one row per row of the mask ({size})"
+        raise ValueError(f"'x' should hold {wanted}, but holds {sizes}.")
+    if rows is not None and x:
+        check_rows(rows, scored.shape[0], size, values=values)
+
+
 def check_weight(weight: Tensor, scored: Tensor) -> Tensor:
     """Returns the weights of entries, with the shape of a mask, or raises a ValueError.
 
     Arguments:
-        weight: The weights, broadcastable.
+        weight: The weights, broadcastable: a tensor, a number or a sequence of numbers.
         scored: The mask, with shape (R, M).
     """
+    weight = torch.as_tensor(weight, device=scored.device)
     try:
         weight = weight.broadcast_to(scored.shape)
     except RuntimeError:
@@ -130,10 +177,10 @@ def check_weight(weight: Tensor, scored: Tensor) -> Tensor:
             f"'weight' should broadcast to one number per row and modality, "
             f"{tuple(scored.shape)}, but has shape {tuple(weight.shape)}."
         ) from None
-    if not torch.compiler.is_compiling() and not bool(((weight >= 0) & weight.isfinite()).all()):
+    bad = ~((weight >= 0) & weight.isfinite())
+    if not torch.compiler.is_compiling() and bool(bad.any()):
         raise ValueError(
-            "'weight' should be finite and at least 0, "
-            f"but goes from {weight.min().item():.4g} to {weight.max().item():.4g}."
+            f"'weight' should be finite and at least 0, but holds {weight[bad][0].item():g}."
         )
     return weight
 

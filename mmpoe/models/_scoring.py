@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmpoe.gaussian import widen
 from mmpoe.hierarchy import State
-from mmpoe.likelihoods import Likelihood
+from mmpoe.likelihoods import Likelihood, OptimalScale
 from mmpoe.likelihoods._scoring import check_scored, log_likelihood
 
 from ._inputs import absent
@@ -109,9 +109,10 @@ def _score_modality(
     """
     entries = x.index_select(0, column.place)
     inside, results = None, []
-    whole = getattr(model.decoders[modality], "optimal", False)  # a scale that fits all at once
-    for piece in [state] if whole else _pieces(state, entries):
+    for piece in _pieces(state, entries):
         p = model.decode(piece, [modality])[modality]
+        if len(state.shape) > 1 and isinstance(p, OptimalScale):
+            p = p.base_dist.to_event(len(p.event_shape))  # samples are no data to fit a scale to
         if not results:  # each entry is checked once, in terms of the batch
             place = column.place if column.scored is None else column.place[column.scored]
             seen = torch.zeros(len(x), dtype=torch.bool, device=x.device)

@@ -33,6 +33,7 @@ from ._inputs import (
     check_entries,
     check_noise,
     check_pairs,
+    check_scored_rows,
     check_weight,
     draw_component,
     given_mask,
@@ -191,8 +192,12 @@ class MultimodalVAE(nn.Module):
                 of a shape that its encoder rejects, or an encoder does not return one tensor per
                 group.
         """
+        if not isinstance(given, Tensor) or given.dtype != torch.bool:
+            kind = given.dtype if isinstance(given, Tensor) else f"a {type(given).__name__}"
+            raise ValueError(f"'given' should be a boolean tensor, but is {kind}.")
+        check_names(list(x), self.modalities, argument="x")
         needed = given.any(dim=0) if given.dim() == 3 else given
-        check_observed(needed, self.modalities)
+        check_observed(needed, self.modalities, argument="given")
         compiling = torch.compiler.is_compiling()
         gather = not compiling if self.gather is None else self.gather
         rows: dict[str, Tensor | None] = {}
@@ -200,7 +205,9 @@ class MultimodalVAE(nn.Module):
         for column, m in enumerate(self.modalities):
             seen = needed[:, column]
             present = seen.nonzero()[:, 0] if gather else None
-            if (m not in x and compiling) or (present is not None and len(present) == 0):
+            if present is not None and len(present) == 0:
+                continue
+            if m not in x and (compiling or not bool(seen.any())):
                 continue
             finite = self.validate and not compiling
             check_entries(x, m, seen, self._dtype(m), finite=finite)
@@ -264,7 +271,7 @@ class MultimodalVAE(nn.Module):
             )
         if experts not in ("trained", "matched"):
             raise ValueError(f"'experts' should be trained or matched, but is {experts!r}.")
-        check_pairs(given, rows, encodings)
+        check_pairs(given, rows, encodings, values=self.validate)
         pairs = Pairs.of(given, rows)
         shape = tuple(given.shape[:-1])
         if noise is not None:
@@ -359,19 +366,28 @@ class MultimodalVAE(nn.Module):
         Returns:
             The log-likelihood, in nats, with the batch shape of the state.
 
+        An optimal scale is fitted to what is scored if the state has one batch dimension. Several
+        states of a row are scored with the scale that the likelihood keeps.
+
         Raises:
             ValueError: If shapes do not agree, a modality of `x` or `valid` is unknown, a scored
                 entry is absent, not finite or outside the support of its likelihood. Values are
                 checked if :attr:`validate` is set.
         """
+        if not isinstance(state, State):
+            raise ValueError(
+                "'state' should be that of an inference, `q.state`, "
+                f"but is of type {type(state).__name__}."
+            )
         check_names(list(x), self.modalities, argument="x")
-        check_names(list(valid or {}), self.modalities, argument="valid")
+        check_names([] if valid is None else list(valid), self.modalities, argument="valid")
         check_observed(scored, self.modalities, argument="scored")
         if state.shape[-1] != len(scored):
             raise ValueError(
                 f"'scored' should have a row for each row of 'state' ({state.shape[-1]}), "
                 f"but has shape {tuple(scored.shape)}."
             )
+        check_scored_rows(x, scored, rows, values=self.validate)
         scored = scored.to(state.h.device)
         if weight is not None:
             weight = check_weight(weight, scored).to(state.h.device)

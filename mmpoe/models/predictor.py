@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mmpoe.hierarchy import Experts
 from mmpoe.missing import check_names
 
+from ._inputs import given_mask
 from .core import MultimodalVAE
 
 
@@ -24,6 +26,8 @@ class Predictor(nn.Module):
     Arguments:
         model: The model, whose posterior is a product.
         targets: The modalities to predict; by default, all of them.
+        experts: The experts to infer with, as for ``predict``: the matched ones by default, if the
+            model has any.
 
     Raises:
         ValueError: If a target is unknown, or the posterior is a mixture, whose mean is not what
@@ -42,12 +46,18 @@ class Predictor(nn.Module):
         torch.Size([9, 2])
     """
 
-    def __init__(self, model: MultimodalVAE, targets: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: MultimodalVAE,
+        targets: Sequence[str] | None = None,
+        experts: Experts | None = None,
+    ) -> None:
         super().__init__()
-        if model.family != "full":
+        self.experts: Experts = model.best_experts if experts is None else experts
+        family = model.family_of(self.experts)
+        if family != "full":
             raise ValueError(
-                "'model' should have a product as its posterior, "
-                f"but has a mixture over {model.family}."
+                f"'model' should have a product as its posterior, but has a mixture over {family}."
             )
         if targets is not None:
             check_names(targets, model.modalities, argument="targets")
@@ -61,5 +71,7 @@ class Predictor(nn.Module):
             x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`.
             given: What to condition on, boolean, with shape :math:`(B, M)`.
         """
-        output = self.model(x, given, temperature=0.0)
-        return {m: output.likelihoods[m].mean for m in self.targets}
+        model = self.model
+        given = given_mask(x, given, model.modalities, given)
+        q = model.infer(model.encode(x, given), given, temperature=0.0, experts=self.experts)
+        return {m: p.mean for m, p in model.decode(q.state, self.targets).items()}

@@ -74,8 +74,15 @@ def choose_family(
             "'family' should hold boolean subsets with shape (S, B, M), where (B, M) is "
             f"{tuple(observed.shape)}, but has dtype {given.dtype} and shape {tuple(given.shape)}."
         )
+    if weight.shape != given.shape[:2]:
+        raise ValueError(
+            f"'family' should hold one weight for each subset, shape {tuple(given.shape[:2])}, "
+            f"but has shape {tuple(weight.shape)}."
+        )
     if not torch.compiler.is_compiling():
         check_within(given, observed, modalities, argument="family")
+        if not bool((weight >= 0).all()):
+            raise ValueError("'family' should hold weights of at least 0, but holds others.")
     return _pairs(given, weight)
 
 

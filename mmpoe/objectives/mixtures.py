@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mmpoe.distributions import log_mixture
-from mmpoe.evidence._samples import log_posterior, sum_log_prob
+from mmpoe.evidence._samples import log_posterior, sum_log_prob, take
 from mmpoe.hierarchy import Encodings, Inference
 from mmpoe.models import MultimodalVAE
 from mmpoe.models._inputs import check_weight
@@ -204,8 +204,9 @@ def mixture_iwae(
     if len(pairs.rows) == 0:
         return nothing(model, x, observed)
     present, row, column = places(pairs.rows)  # (N), (R), (R)
-    total = torch.zeros_like(pairs.weight).index_add(0, row, pairs.weight)
-    pairs = pairs._replace(weight=pairs.weight / total[row])
+    total = pairs.weight.new_zeros(len(present)).index_add(0, row, pairs.weight)  # (N)
+    tiny = torch.finfo(total.dtype).tiny  # compiled, pairs that weigh nothing are among them
+    pairs = pairs._replace(weight=pairs.weight / total.clamp(min=tiny)[row])
     if gradient != "pathwise":
         _check_gradient(gradient, samples, density, stratified, several=bool(column.any()))
 
@@ -231,7 +232,7 @@ def mixture_iwae(
     scored = observed.to(rows.device)[rows]
     # weights say how much a pair counts in an optimal scale, and not in its own log-likelihood
     log_p = model.log_likelihood(q.state, x, scored, rows=rows, weight=alpha[:, None], valid=valid)
-    log_w = log_p / alpha + beta * (sum_log_prob(q.priors, q.z) - log_q)
+    log_w = log_p / torch.where(alpha > 0, alpha, 1) + beta * (sum_log_prob(q.priors, q.z) - log_q)
     log_w = log_w.unflatten(0, (samples, len(row)))  # (K, R)
 
     if gradient == "dreg":
@@ -243,7 +244,7 @@ def mixture_iwae(
     shape = (len(present), int(column.max()) + 1)
     table = bound.new_zeros(shape).index_put((row, column), bound)
     weight = bound.new_zeros(shape).index_put((row, column), pairs.weight.to(bound.dtype))
-    bound = log_mixture(table, weight, dim=1)  # (N)
+    bound = torch.where(total > 0, log_mixture(table, weight, dim=1), 0)  # (N)
     return bound.new_zeros(len(observed)).index_add(0, present, bound)
 
 
@@ -263,8 +264,12 @@ def _log_density(
     log_q = sum_log_prob(q.posteriors[mixed:], q.z[mixed:]) if mixed < len(q.z) else 0
     if mixed == 0:
         return torch.as_tensor(log_q)
-    of_sample = pairs.rows.repeat(len(q.z[0]) // len(pairs.rows))
-    return log_q + log_posterior(model, encodings, q.z, of_sample, pairs, groups=mixed)
+    number = len(pairs.rows)
+    of_sample = pairs.rows.repeat(len(q.z[0]) // number)
+    coarsest = take(q.posteriors[0], torch.arange(number, device=of_sample.device))
+    return log_q + log_posterior(
+        model, encodings, q.z, of_sample, pairs, groups=mixed, coarsest=coarsest
+    )
 
 
 def nothing(model: MultimodalVAE, x: Mapping[str, Tensor], observed: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from mmpoe.distributions import DiagNormal
+from mmpoe.evidence._samples import take
 from mmpoe.missing import check_names, check_observed, subsets
 from mmpoe.models import MultimodalVAE
 
@@ -283,7 +283,7 @@ def mvtcae(
     share = alpha / size[joint][against].to(weight)
     cost = []
     for kl, q_r, q_m in zip(q.kl, q.posteriors, alone.posteriors, strict=True):
-        between = share * kl_divergence(_take(q_r, against), q_m)
+        between = share * kl_divergence(take(q_r, against), q_m)
         cost.append((1 - alpha) * kl + kl.new_zeros(len(kl)).index_add(0, against, between))
 
     log_p = model.log_likelihood(q.state, x, given[joint], rows=rows[joint], valid=valid)
@@ -379,9 +379,3 @@ def mmhvae(
     observed = beside(observed, x)
     family = subsets(observed, "groups", special=column, dtype=weight_dtype(x))
     return mixture_elbo(model, x, observed, beta, family=family, valid=valid)
-
-
-def _take(q: DiagNormal, index: Tensor) -> DiagNormal:
-    """Returns some rows of a distribution."""
-    loc, log_scale = q.loc.index_select(0, index), q.log_scale.index_select(0, index)
-    return DiagNormal(loc, log_scale, len(q.event_shape))

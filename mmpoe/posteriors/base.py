@@ -178,7 +178,9 @@ class Posterior(nn.Module, ABC):
         Arguments:
             factors: The factors, with parameters as networks return them: the soft clamp has not
                 been applied.
-            draw: The way in which to draw the sample.
+            draw: The way in which to draw the sample: ``draw.sample`` of the mean and log standard
+                deviation that are returned. Pairs that stand several times are fused once, at
+                temperature 0, and so sampled apart.
         """
 
     def squash(self, value: Tensor) -> Tensor:

@@ -514,3 +514,14 @@ def test_values_outside_the_support_name_their_row():
     x["type"][6, 1] = 2
     with pytest.raises(ValueError, match=r"'type' holds 2 in row 6"):
         log_marginal(model, x, OBSERVED, samples=2)
+
+
+def test_estimates_fit_no_optimal_scale():
+    """Samples are no data: in training mode too, the scale is the one that is kept."""
+    model, x = make(lambda: flat(latent_dim=4)), batch(rows=ALL)
+    model.decoders["us"] = Normal(nn.Linear(4, SIZES["us"]), scale="optimal")
+    torch.manual_seed(1)
+    trained = log_marginal(model.train(), x, ALL, samples=5)
+    assert model.decoders["us"].scored == 0
+    torch.manual_seed(1)
+    torch.testing.assert_close(log_marginal(model.eval(), x, ALL, samples=5), trained)

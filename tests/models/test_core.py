@@ -241,11 +241,13 @@ def test_one_modality_in_a_ladder_is_the_weighted_merge_of_its_factor_and_the_pr
 @pytest.mark.parametrize(
     ("given", "rows", "message"),
     [
-        (torch.ones(4, 3).bool(), torch.zeros(5).long(), r"'given' .* \(R, M\) = \(5, 3\)"),
+        (torch.ones(4, 3).bool(), torch.zeros(5).long(), r"'rows' .* shape \(4,\), but has .*5"),
+        (torch.ones(4, 3).bool(), [0] * 4, r"'rows' should be integers, .* but has type list"),
+        (["us"], None, r"'given' should be a boolean tensor, but is a list"),
         (torch.ones(4, 3).bool(), torch.zeros(4), r"'rows' should be integers, torch.long"),
         (torch.ones(2, 3).bool(), torch.tensor([0, 8]), r"'rows' .* positions in a batch of 8"),
         (torch.ones(2, 3).bool(), torch.tensor([-1, 0]), r"ranges from -1 to 0"),
-        (torch.ones(2, 4).bool(), torch.tensor([1, 0]), r"'given' should be .* = \(2, 3\)"),
+        (torch.ones(2, 4).bool(), torch.tensor([1, 0]), r"'given' should be .* where M is 3"),
         (torch.ones(4, 3).bool(), None, r"'given' should be .*, where \(B, M\) is \(8, 3\)"),
         (torch.ones(8, 3), None, r"'given' should be boolean .* but has dtype torch.float32"),
         (torch.ones(1, 3).bool(), torch.tensor([0]), r"beyond what was encoded, but in 3 places"),
@@ -267,3 +269,56 @@ def test_latents_are_checked():
         conditioned(model, x, OBSERVED, z=[z[0], z[1][:3]])
     with pytest.raises(ValueError, match=r"'z\[1\]' should hold latents of .*\(2,\).* \(8, 3\)"):
         conditioned(model, x, OBSERVED, z=[z[0], z[0]])
+
+
+def test_log_likelihood_scores_the_rows_that_it_was_told_of():
+    model, x = make(flat), batch(rows=torch.ones_like(OBSERVED))
+    rows, given = torch.tensor([5, 5, 0]), torch.ones(3, 3, dtype=torch.bool)
+    q = model.infer(model.encode(x, torch.ones_like(OBSERVED)), given, rows=rows)
+    for wrong, message in (
+        (None, r"'x' should hold one row per row of the mask \(3\), but holds {'us': 8"),
+        (torch.tensor([5, 5, 0, 1]), r"'rows' should have one position per row, shape \(3,\)"),
+        (torch.tensor([5, 5, 8]), r"'rows' should be positions in a batch of 8, .* from 5 to 8"),
+        (
+            torch.tensor([5.0, 5.0, 0.0]),
+            r"'rows' should be integers, torch.long, .* torch.float32",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.log_likelihood(q.state, x, given, rows=wrong)
+    short = {**x, "us": x["us"][:6]}
+    with pytest.raises(ValueError, match=r"'x' should hold one batch size, but holds"):
+        model.log_likelihood(q.state, short, given, rows=rows)
+    with pytest.raises(ValueError, match=r"'state' should be that of an inference, .* Inference"):
+        model.log_likelihood(q, x, given, rows=rows)
+
+
+def test_a_function_of_latents_has_to_return_them():
+    model, x = make(hierarchical), batch()
+    encodings = model.encode(x, OBSERVED)
+    with pytest.raises(
+        ValueError, match=r"'z\[0\]' should hold .*\(3,\), for 8 rows, .* NoneType"
+    ):
+        model.infer(encodings, OBSERVED, z=lambda level, q: None)
+    with pytest.raises(
+        ValueError, match=r"'z\[1\]' should hold .* for 8 rows, but has shape \(3, 2"
+    ):
+        model.infer(encodings, OBSERVED, z=lambda level, q: q.loc[: 8 if level == 0 else 3])
+
+
+def test_shapes_that_no_group_was_told_are_found_without_anything_given():
+    model, x = make(hierarchical), batch()
+    expected = model(x, OBSERVED, temperature=0.0)
+    for group in model.groups:
+        group.shape = None
+    torch.testing.assert_close(model(x, OBSERVED, temperature=0.0).z[1], expected.z[1])
+    assert [z.shape for z in model(x, []).z] == [(8, 3), (8, 2)]
+    model.fix_shapes(x)
+    assert [group.shape for group in model.groups] == [(3,), (2,)]
+
+
+def test_absent_modalities_need_not_be_gathered():
+    model, x = make(hierarchical), {"us": batch()["us"]}
+    wanted = model(x, ["us"], temperature=0.0)
+    model.gather = False
+    torch.testing.assert_close(model(x, ["us"], temperature=0.0).z[1], wanted.z[1])

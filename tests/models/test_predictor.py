@@ -9,10 +9,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mmpoe
+from mmpoe.imputation import add_matched_experts
 from mmpoe.likelihoods import Normal, StudentT
 from mmpoe.models import Predictor, image_mmhvae, published_mmhvae, vector_mmhvae
 from mmpoe.nn import MLP
-from mmpoe.objectives import mixture_elbo
+from mmpoe.objectives import mixture_elbo, mmvae
 
 COMPILED = ["flat", "hierarchical", "powers", "common noise", "published rule"]
 EXPORTED = ["flat", "hierarchical", "free experts"]
@@ -212,3 +213,41 @@ def test_a_predictor_rejects_what_it_cannot_predict():
         Predictor(make(hierarchical), ["mri"])
     with pytest.raises(ValueError, match=r"'model' should have a product .* over powerset"):
         Predictor(make(MODELS["mixture of products"]))
+
+
+@pytest.mark.parametrize("experts", [None, "matched", "trained"])
+def test_a_predictor_is_the_prediction_at_the_mean(experts):
+    model, x = make(lambda: MODELS["hierarchical"]()), batch()
+    add_matched_experts(model)
+    with torch.no_grad():
+        for group in model.groups:
+            group.matched.expert.bias.add_(0.5)
+    found = Predictor(model, NAMES[:1], experts)(x, OBSERVED)
+    wanted = model.predict(x, OBSERVED, temperature=0.0, experts=experts)["us"].mean
+    assert found.keys() == {"us"}
+    torch.testing.assert_close(found["us"], wanted)
+
+
+def test_importance_weighted_bounds_compile_with_missing_entries():
+    model, x = make(MODELS["mixture of experts"]), batch()
+    noise = torch.randn(8, 3, 4)
+    infer = model.infer
+
+    def fixed(encodings, given, *, rows=None, z=None, **options):
+        if z is None:  # the noise of each row and modality
+            options["noise"] = [noise[rows, given.long().argmax(dim=1)]]
+        return infer(encodings, given, rows=rows, z=z, **options)
+
+    model.infer = fixed
+    results = []
+    for run in (torch.compile(mmvae, backend="eager"), mmvae):
+        model.zero_grad()
+        bound = run(model, x, OBSERVED)
+        bound.sum().backward()
+        results.append((bound.detach(), gradients(model)))
+    (got, found), (expected, wanted) = results
+    torch.testing.assert_close(got, expected)
+    assert expected[0] == 0  # it observed nothing
+    for a, b in zip(found, wanted, strict=True):
+        if b is not None:
+            torch.testing.assert_close(a, b)
