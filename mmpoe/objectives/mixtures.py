@@ -113,6 +113,7 @@ def mixture_elbo(
     return pairs.sum(log_p - alpha * penalty(q.kl, beta), len(observed))
 
 
+@torch.compiler.disable  # which samples share a mixture is data
 def mixture_iwae(
     model: MultimodalVAE,
     x: Mapping[str, Tensor],
@@ -153,7 +154,8 @@ def mixture_iwae(
       for several samples and the density of a mixture, and refused there.
 
     Samples are passed down a hierarchy again for densities that are not those of their own
-    component, and for the last two gradients, so networks should not draw, as dropout does.
+    component, and for the last two gradients, so networks should not draw, as dropout does. Inside
+    ``torch.compile``, this function runs as it is, outside of any graph.
 
     Arguments:
         model: The model.
@@ -205,8 +207,7 @@ def mixture_iwae(
         return nothing(model, x, observed)
     present, row, column = places(pairs.rows)  # (N), (R), (R)
     total = pairs.weight.new_zeros(len(present)).index_add(0, row, pairs.weight)  # (N)
-    tiny = torch.finfo(total.dtype).tiny  # compiled, pairs that weigh nothing are among them
-    pairs = pairs._replace(weight=pairs.weight / total.clamp(min=tiny)[row])
+    pairs = pairs._replace(weight=pairs.weight / total[row])
     if gradient != "pathwise":
         _check_gradient(gradient, samples, density, stratified, several=bool(column.any()))
 
@@ -230,9 +231,9 @@ def mixture_iwae(
         score = _log_density(model, encodings, fixed, pairs, mixed)
         log_q = log_q - (score - score.detach())
     scored = observed.to(rows.device)[rows]
-    # weights say how much a pair counts in an optimal scale, and not in its own log-likelihood
+    # a pair counts in an optimal scale by its weight, which its own log-likelihood is without
     log_p = model.log_likelihood(q.state, x, scored, rows=rows, weight=alpha[:, None], valid=valid)
-    log_w = log_p / torch.where(alpha > 0, alpha, 1) + beta * (sum_log_prob(q.priors, q.z) - log_q)
+    log_w = log_p / alpha + beta * (sum_log_prob(q.priors, q.z) - log_q)
     log_w = log_w.unflatten(0, (samples, len(row)))  # (K, R)
 
     if gradient == "dreg":
@@ -244,7 +245,7 @@ def mixture_iwae(
     shape = (len(present), int(column.max()) + 1)
     table = bound.new_zeros(shape).index_put((row, column), bound)
     weight = bound.new_zeros(shape).index_put((row, column), pairs.weight.to(bound.dtype))
-    bound = torch.where(total > 0, log_mixture(table, weight, dim=1), 0)  # (N)
+    bound = log_mixture(table, weight, dim=1)  # (N)
     return bound.new_zeros(len(observed)).index_add(0, present, bound)
 
 

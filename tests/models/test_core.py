@@ -296,13 +296,9 @@ def test_log_likelihood_scores_the_rows_that_it_was_told_of():
 def test_a_function_of_latents_has_to_return_them():
     model, x = make(hierarchical), batch()
     encodings = model.encode(x, OBSERVED)
-    with pytest.raises(
-        ValueError, match=r"'z\[0\]' should hold .*\(3,\), for 8 rows, .* NoneType"
-    ):
+    with pytest.raises(ValueError, match=r"'z\[0\]' should .*\(3,\), for 8 rows, .* NoneType"):
         model.infer(encodings, OBSERVED, z=lambda level, q: None)
-    with pytest.raises(
-        ValueError, match=r"'z\[1\]' should hold .* for 8 rows, but has shape \(3, 2"
-    ):
+    with pytest.raises(ValueError, match=r"'z\[1\]' should .* for 8 rows, but has shape \(3, 2"):
         model.infer(encodings, OBSERVED, z=lambda level, q: q.loc[: 8 if level == 0 else 3])
 
 
