@@ -14,7 +14,8 @@ from __future__ import annotations
 __all__ = ["mixture_elbo", "mixture_iwae"]
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from mmpoe.models._inputs import check_weight
 
 from ._pairs import Family, Packed, choose, choose_family, places
 from .bounds import Beta, elbo, penalty
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def mixture_elbo(
@@ -113,7 +116,12 @@ def mixture_elbo(
     return pairs.sum(log_p - alpha * penalty(q.kl, beta), len(observed))
 
 
-@torch.compiler.disable  # which samples share a mixture is data
+def outside_graphs(function: F) -> F:
+    """Lets `torch.compile` call a function as it is, since the shapes inside depend on data."""
+    return cast("F", torch.compiler.disable(function))
+
+
+@outside_graphs
 def mixture_iwae(
     model: MultimodalVAE,
     x: Mapping[str, Tensor],
