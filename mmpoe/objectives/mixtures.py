@@ -14,8 +14,7 @@ from __future__ import annotations
 __all__ = ["mixture_elbo", "mixture_iwae"]
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,8 +27,6 @@ from mmpoe.models._inputs import check_weight
 
 from ._pairs import Family, Packed, choose, choose_family, places
 from .bounds import Beta, elbo, penalty
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def mixture_elbo(
@@ -116,12 +113,6 @@ def mixture_elbo(
     return pairs.sum(log_p - alpha * penalty(q.kl, beta), len(observed))
 
 
-def outside_graphs(function: F) -> F:
-    """Lets `torch.compile` call a function as it is, since the shapes inside depend on data."""
-    return cast("F", torch.compiler.disable(function))
-
-
-@outside_graphs
 def mixture_iwae(
     model: MultimodalVAE,
     x: Mapping[str, Tensor],
@@ -162,8 +153,8 @@ def mixture_iwae(
       for several samples and the density of a mixture, and refused there.
 
     Samples are passed down a hierarchy again for densities that are not those of their own
-    component, and for the last two gradients, so networks should not draw, as dropout does. Inside
-    ``torch.compile``, this function runs as it is, outside of any graph.
+    component, and for the last two gradients, so networks should not draw, as dropout does. The
+    function cannot be compiled, since the shapes inside depend on data.
 
     Arguments:
         model: The model.
@@ -185,6 +176,7 @@ def mixture_iwae(
     Raises:
         ValueError: As :func:`mixture_elbo`, if an argument is none of its choices, or if the
             gradient would be biased.
+        RuntimeError: If it is called inside ``torch.compile``.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
@@ -199,6 +191,11 @@ def mixture_iwae(
           2019)
         | https://arxiv.org/abs/1810.04152
     """
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "mixture_iwae cannot be compiled: the shapes inside depend on data. Call "
+            "torch.compiler.disable(mixture_iwae), or of the objective that uses it."
+        )
     check_choice("density", density, ["mixture", "component"])
     check_choice("gradient", gradient, ["pathwise", "stl", "dreg"])
     if not isinstance(samples, int) or samples < 1:
@@ -211,6 +208,7 @@ def mixture_iwae(
         )
     mixed = levels - private if density == "mixture" else 0  # groups with that of the mixture
     pairs = choose_family(x, observed, model.modalities, family)
+    pairs = Packed(*(v[pairs.weight > 0] for v in pairs))  # compiled, it lists others too
     if len(pairs.rows) == 0:
         return nothing(model, x, observed)
     present, row, column = places(pairs.rows)  # (N), (R), (R)

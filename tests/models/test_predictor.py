@@ -228,26 +228,11 @@ def test_a_predictor_is_the_prediction_at_the_mean(experts):
     torch.testing.assert_close(found["us"], wanted)
 
 
-def test_importance_weighted_bounds_compile_with_missing_entries():
+def test_importance_weighted_bounds_say_that_they_cannot_be_compiled():
     model, x = make(MODELS["mixture of experts"]), batch()
-    noise = torch.randn(8, 3, 4)
-    infer = model.infer
-
-    def fixed(encodings, given, *, rows=None, z=None, **options):
-        if z is None:  # the noise of each row and modality
-            options["noise"] = [noise[rows, given.long().argmax(dim=1)]]
-        return infer(encodings, given, rows=rows, z=z, **options)
-
-    model.infer = fixed
-    results = []
-    for run in (torch.compile(mmvae, backend="eager"), mmvae):
-        model.zero_grad()
-        bound = run(model, x, OBSERVED)
-        bound.sum().backward()
-        results.append((bound.detach(), gradients(model)))
-    (got, found), (expected, wanted) = results
-    torch.testing.assert_close(got, expected)
-    assert expected[0] == 0  # it observed nothing
-    for a, b in zip(found, wanted, strict=True):
-        if b is not None:
-            torch.testing.assert_close(a, b)
+    with pytest.raises(Exception, match=r"mixture_iwae cannot be compiled"):
+        torch.compile(mmvae, backend="eager", fullgraph=True)(model, x, OBSERVED)
+    left_out = torch.compiler.disable(mmvae)
+    with torch.no_grad():
+        for objective in (mmvae, lambda *args: left_out(*args) * 2):  # with breaks in the graph
+            assert torch.compile(objective, backend="eager")(model, x, OBSERVED).isfinite().all()
