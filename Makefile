@@ -63,10 +63,10 @@ check: $(READY)  ## Format, lint, layers, types, spelling
 	$(BIN)/codespell
 
 tests: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(READY)  ## The tests that take no more than seconds each, under two minutes; for while you work
-	MMPOE_HYPOTHESIS=fast $(BIN)/python -m pytest -n 2 -m "not slow and not gate"
+	MMPOE_HYPOTHESIS=fast $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gate"
 
 doctest: $(READY)
 	$(BIN)/python -m pytest --doctest-modules -p no:xdist mmpoe examples
