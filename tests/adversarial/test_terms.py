@@ -30,7 +30,7 @@ def r1(discriminator, real, fake):
 
 
 def both(discriminator, real, fake):
-    """Those that a kind may have, weighted."""
+    """The terms that a kind may have, weighted."""
     return 10 * gradient_penalty(discriminator, real, fake) + 0.5 * r1_penalty(discriminator, real)
 
 

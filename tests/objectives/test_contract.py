@@ -1,4 +1,4 @@
-"""What all objectives promise: each encoder runs once, on the rows that have its modality."""
+"""The contract of objectives: each encoder runs once, on the rows that have its modality."""
 
 import pytest
 import torch

@@ -50,7 +50,7 @@ def why_not(dotted):
 
 
 def bindings(tree):
-    """What the names of a file stand for, as dotted names, where that is of mmpoe."""
+    """The dotted names of mmpoe that the names of a file stand for."""
     bound = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -67,7 +67,7 @@ def checkpoints(tmp_path):
 
 
 def test_the_entries_of_a_checkpoint_are_fixed(checkpoints):
-    """Those of older versions load, and older versions load those of this one."""
+    """Checkpoints of older versions load, and older versions load those of this one."""
     state = checkpoints.load(6).state
     parts = ["learners", "averaged", "scaler", "also", "passes", "position", "start", "random"]
     numbers = ["bounds", "skipped", "row", "restarted", "seconds", "best", "known"]
