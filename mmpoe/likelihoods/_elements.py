@@ -133,8 +133,9 @@ class Poisson(dist.Poisson):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log-probability, elementwise."""
-        value = value.to(self.log_rate.dtype)
-        return value * self.log_rate - self.rate - torch.lgamma(value + 1)
+        x, log_rate = exact(value), exact(self.log_rate)
+        log_p = x * log_rate - log_rate.exp() - torch.lgamma(x + 1)
+        return log_p.to(self.log_rate.dtype)
 
 
 class NegativeBinomial(dist.NegativeBinomial):
@@ -171,14 +172,17 @@ class NegativeBinomial(dist.NegativeBinomial):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log-probability, elementwise."""
-        value, log_r = value.to(self.log_mean.dtype), self.log_inverse_dispersion
-        r = log_r.exp()
-        zero = torch.zeros_like(log_r)
-        u = torch.logaddexp(zero, value.log() - log_r)  # log(1 + x / r)
-        v = torch.logaddexp(zero, self.log_mean - log_r)  # log(1 + mean / r)
+        dtype = self.log_mean.dtype
+        x, log_mean = exact(value), exact(self.log_mean)
+        log_r = exact(narrow(self.log_inverse_dispersion))
+        r, zero = log_r.exp(), torch.zeros_like(log_r)
+        u = torch.logaddexp(zero, x.log() - log_r)  # log(1 + x / r)
+        v = torch.logaddexp(zero, log_mean - log_r)  # log(1 + mean / r)
+        large = x * (log_mean - 1) + (r + x) * (u - v) - torch.lgamma(x + 1)
         # log Gamma(r + x) - log Gamma(r) grows with r and cancels: only what is left is computed
-        left = stirling_error(r + value) - stirling_error(r) - u / 2 - value
-        return value * (self.log_mean + u - v) + r * (u - v) + left - torch.lgamma(value + 1)
+        r = r.to(dtype)
+        left = stirling_error(r + value.to(dtype)) - stirling_error(r) - u.to(dtype) / 2
+        return large.to(dtype) + left
 
 
 class ZeroInflated(dist.TorchDistribution):
@@ -225,6 +229,16 @@ class ZeroInflated(dist.TorchDistribution):
         """Returns the log-probability, elementwise."""
         drawn = logsigmoid(-self.gate_logits) + self.counts.log_prob(value)
         return torch.where(value == 0, torch.logaddexp(logsigmoid(self.gate_logits), drawn), drawn)
+
+
+def exact(x: Tensor) -> Tensor:
+    """Converts to float64, for terms that are as large as counts and cancel.
+
+    Where a device has no float64, integers become float32 and others stay as they are.
+    """
+    if x.device.type == "mps":
+        return x if x.is_floating_point() else x.float()
+    return x.double()
 
 
 def narrow(x: Tensor) -> Tensor:
