@@ -15,6 +15,9 @@ from . import _elements
 from .base import check_support
 from .continuous import OptimalScale
 
+_SUM = Independent.log_prob
+"""The sum of the log-density of elements, which may be computed otherwise."""
+
 
 def check_scored(
     p: Distribution,
@@ -126,7 +129,8 @@ def check_valid(valid: Tensor, shape: tuple[int, ...], modality: str) -> None:
 
 def _log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
     """The log-density of the valid elements of each entry, with the batch shape of `p`."""
-    if not isinstance(p, Independent) and p.event_shape:
+    own = not isinstance(p, Independent) or _elements.replaced(p, "log_prob", _SUM)
+    if own and p.event_shape:
         if valid is None:
             return p.log_prob(x)
         raise ValueError(
@@ -134,7 +138,7 @@ def _log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
             f"but got {type(p).__name__}."
         )
     elements = p.base_dist if isinstance(p, Independent) else p
-    if valid is None and p.event_shape and type(elements) is _elements.Normal:
+    if valid is None and p.event_shape and isinstance(elements, _elements.Normal):
         return elements.total_log_prob(x, range(len(p.batch_shape), len(elements.batch_shape)))
     if valid is None:
         log_p = elements.log_prob(x)
