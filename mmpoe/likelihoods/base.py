@@ -6,13 +6,18 @@ __all__ = ["Likelihood"]
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, constraints
+from torch.nn.functional import pad
 
 from mmpoe.gaussian import widen
+from mmpoe.nn._asking import asks_for, call
+
+from ._exposure import broadcasts, log_exposure
 
 
 class Likelihood(nn.Module, ABC):
@@ -20,27 +25,39 @@ class Likelihood(nn.Module, ABC):
 
     Arguments:
         network: Maps a latent state of shape :math:`(N, *)` to the parameters of the distribution,
-            with shape :math:`(N, *event)`, or :math:`(N, K, *event)` if each element takes K.
+            with shape :math:`(N, *event)`, or :math:`(N, K, *event)` if each element takes K. If
+            its `forward` has a parameter named `context`, it is passed the covariates too.
 
     Attributes:
         outputs: How many numbers K the network returns for each element, stacked along dimension
             1; None if it returns one, without that dimension.
+        exposure: The name of the covariate that multiplies the mean, None without one.
     """
 
     outputs: int | None = None
+    exposure: str | None = None
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self._shapes: dict[str, torch.Size] = {}
 
-    def forward(self, z: Tensor, batch_dims: int = 1) -> dist.TorchDistribution:
+    @property
+    def asks_for_context(self) -> bool:
+        """Whether :meth:`forward` needs covariates, for the network or as an exposure."""
+        return self.exposure is not None or asks_for(self.network, "context")
+
+    def forward(
+        self, z: Tensor, batch_dims: int = 1, context: Mapping[str, Tensor] | None = None
+    ) -> dist.TorchDistribution:
         r"""Returns :math:`p(x_m \mid z)`.
 
         Arguments:
             z: The latent state, with shape :math:`(N, *)`, or :math:`(S, B, *)` for S
                 subsets, with `batch_dims` 2.
             batch_dims: The number of leading dimensions that index samples.
+            context: Covariates by name, each with one row for each row of z whose leading
+                dimensions are flattened; needed if :attr:`asks_for_context`.
 
         Returns:
             A distribution whose batch shape is that of the leading dimensions, in float32 or
@@ -48,19 +65,34 @@ class Likelihood(nn.Module, ABC):
 
         Raises:
             ValueError: If the network does not return one row per row of z and the numbers that
-                each element takes, or a parameter of the likelihood does not have the shape of an
-                entry.
+                each element takes, a parameter of the likelihood does not have the shape of an
+                entry, or the exposure is absent, not positive or of another shape.
         """
         rows = z.flatten(0, batch_dims - 1)
-        phi = widen(self.network(rows))  # densities need float32
+        phi = call(self.network, rows, context=context)
         self._check_rows(phi, rows)
+        phi = widen(phi)  # densities need float32
         if self.outputs is not None:
             phi = phi.movedim(1, -1)  # (N, *event, K)
         event = phi.shape[1:] if self.outputs is None else phi.shape[1:-1]
         self._check_shapes(event)
+        if self.exposure is not None:
+            shape, kind = (len(rows), *event), type(self).__name__
+            more = log_exposure(context or {}, self.exposure, shape, kind).to(phi.dtype)
+            if self.outputs is not None:
+                more = pad(more[..., None], (0, self.outputs - 1))  # the log mean comes first
+            phi = phi + more
 
         phi = phi.unflatten(0, z.shape[:batch_dims])
         return self.distribution(phi).to_event(len(event))
+
+    def network_shape(self, event: Sequence[int]) -> tuple[int, ...]:
+        """Returns the shape that the network should return for one entry.
+
+        Arguments:
+            event: The shape of an entry.
+        """
+        return tuple(event) if self.outputs is None else (self.outputs, *event)
 
     @abstractmethod
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
@@ -86,6 +118,11 @@ class Likelihood(nn.Module, ABC):
         return value.detach().to(torch.promote_types(value.dtype, torch.float32))
 
     def _check_rows(self, phi: Tensor, z: Tensor) -> None:
+        if not isinstance(phi, Tensor):
+            raise ValueError(
+                f"The network of {type(self).__name__} should return a tensor, "
+                f"but returns an object of type {type(phi).__name__}."
+            )
         fits = phi.dim() >= 1 and phi.shape[0] == z.shape[0]
         if self.outputs is not None:
             fits = fits and phi.dim() >= 2 and phi.shape[1] == self.outputs
@@ -98,8 +135,7 @@ class Likelihood(nn.Module, ABC):
 
     def _check_shapes(self, event: torch.Size) -> None:
         for name, shape in self._shapes.items():
-            pairs = zip(reversed(shape), reversed(event), strict=False)
-            if len(shape) > len(event) or any(size not in (1, wanted) for size, wanted in pairs):
+            if not broadcasts(shape, event):
                 raise ValueError(
                     f"'{name}' should be a number or broadcast to the shape of an entry, "
                     f"{tuple(event)}, but has shape {tuple(shape)}."

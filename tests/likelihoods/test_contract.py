@@ -794,6 +794,11 @@ def test_wrong_shapes_are_named():
         ZeroInflatedPoisson(nn.Identity())(z)
     with pytest.raises(ValueError, match=r"network of Normal .* \(5, \*\), but returns \(15,\)"):
         Normal(nn.Flatten(0))(z)
+    for output, kind in (({"loc": z}, "dict"), ((z, z), "tuple")):
+        network = nn.Identity()
+        network.forward = lambda z, output=output: output
+        with pytest.raises(ValueError, match=rf"network of Normal .* a tensor, .* of type {kind}"):
+            Normal(network)(z)
     for shape in ((4,), (5, 3), (1, 3)):
         likelihood = Laplace(nn.Identity(), torch.ones(shape), learn_scale=True)
         with pytest.raises(ValueError, match=r"'scale' should be a number or .* entry, \(3,\), "):
