@@ -2,14 +2,14 @@ r"""The log-likelihood of the entries of one modality."""
 
 from __future__ import annotations
 
-__all__ = ["check_scored", "check_valid", "log_likelihood", "prepared"]
+__all__ = ["check_scored", "log_likelihood", "prepared"]
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from mmpoe.gaussian import widen
-from mmpoe.missing import check_finite, fill
+from mmpoe.missing import check_finite, check_valid, fill
 
 from . import _elements
 from .base import check_support
@@ -112,19 +112,6 @@ def log_likelihood(
     log_p = _log_density(p, target, valid)
     log_p = log_p if scored is None else torch.where(scored, log_p, 0)
     return log_p if weight is None else weight * log_p
-
-
-def check_valid(valid: Tensor, shape: tuple[int, ...], modality: str) -> None:
-    """Raises a ValueError unless `valid` is boolean and broadcasts to the shape of a modality."""
-    if valid.dtype != torch.bool:
-        raise ValueError(f"'valid' should be boolean, but has dtype {valid.dtype}.")
-    try:
-        valid.broadcast_to(shape)
-    except RuntimeError:
-        raise ValueError(
-            f"'valid' should broadcast to the shape of {modality!r}, {shape}, "
-            f"but has shape {tuple(valid.shape)}."
-        ) from None
 
 
 def _log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
