@@ -288,30 +288,33 @@ class MixtureOfProducts(TorchDistribution):
 
 
 class Draws:
-    r"""An even mixture of :math:`K` distributions: what several latent samples predict together.
+    r"""A mixture of :math:`K` distributions, such as several latent samples predict together.
 
     .. math::
-        p(x) = \frac{1}{K} \sum_k p_k(x), \qquad
-        \mathrm{Var}[x] = \frac{1}{K} \sum_k \mathrm{Var}_k[x] +
-        \mathrm{Var}_k\big[\mathrm{E}_k[x]\big]
+        p(x) = \sum_k \alpha_k p_k(x), \qquad
+        \mathrm{Var}[x] = \sum_k \alpha_k \big( \mathrm{Var}_k[x] +
+        (\mathrm{E}_k[x] - \mathrm{E}[x])^2 \big)
 
     Arguments:
         components: The distributions, with batch shape :math:`(K, B)`.
+        weight: The weights :math:`\alpha_k`, which sum to 1 over :math:`k`, with shape
+            :math:`(K, B)`; even if None.
     """
 
-    def __init__(self, components: Distribution) -> None:
+    def __init__(self, components: Distribution, weight: Tensor | None = None) -> None:
         self.components = components
+        self.weight = weight
 
     @property
     def mean(self) -> Tensor:
         """The mean of the mixture, with shape :math:`(B, *)`."""
-        return self.components.mean.mean(dim=0)
+        return self._average(self.components.mean)
 
     @property
     def variance(self) -> Tensor:
         """The variance within components plus that of their means, with shape :math:`(B, *)`."""
-        between = self.components.mean.var(dim=0, unbiased=False)
-        return self.components.variance.mean(dim=0) + between
+        means = self.components.mean
+        return self._average(self.components.variance + (means - self._average(means)) ** 2)
 
     @property
     def stddev(self) -> Tensor:
@@ -321,3 +324,10 @@ class Draws:
     def sample(self) -> Tensor:
         """Draws once from each component, with shape :math:`(K, B, *)`."""
         return self.components.sample()
+
+    def _average(self, values: Tensor) -> Tensor:
+        """The weighted mean of values of the components, from (K, B, *) to (B, *)."""
+        if self.weight is None:
+            return values.mean(dim=0)
+        weight = self.weight.reshape(*self.weight.shape, *(1,) * (values.dim() - 2))
+        return (weight.to(values.dtype) * values).sum(dim=0)

@@ -26,7 +26,7 @@ from torch import Tensor
 from .distributions import DiagNormal
 from .hierarchy import State
 from .likelihoods._scoring import check_scored, prepared
-from .missing import check_names, check_observed
+from .missing import check_names, check_observed, valid_of, with_valid
 from .models._inputs import check_entries, draw_component
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def model(vae: MultimodalVAE) -> Program:
     ) -> None:
         check_observed(observed, vae.modalities)
         check_names(list(x), vae.modalities, argument="x")
-        check_names(list(valid or {}), vae.modalities, argument="valid")
+        valid = valid_of(x) if valid is None else valid
+        check_names(list(valid), vae.modalities, argument="valid")
         for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
             if m in x or bool(seen.any()):
                 check_entries(x, m, seen, None, finite=False)
@@ -79,8 +80,7 @@ def model(vae: MultimodalVAE) -> Program:
             q = vae.infer(vae.encode(x, none), none, z=partial(_sample, vae))
             for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
                 if m in x:
-                    inside = None if valid is None else valid.get(m)
-                    p, target = _scored(vae, m, q.state, x[m], seen, inside)
+                    p, target = _scored(vae, m, q.state, x[m], seen, valid.get(m))
                     with poutine.mask(mask=cast("torch.BoolTensor", seen)):
                         pyro.sample(f"x_{m}", p, obs=target)
 
@@ -94,7 +94,7 @@ def guide(vae: MultimodalVAE) -> Program:
         vae: Any model of the library.
 
     Returns:
-        A Pyro program of the same arguments as that of :func:`model`; `valid` is not used.
+        A Pyro program of the same arguments as that of :func:`model`.
     """
 
     def program(
@@ -105,7 +105,7 @@ def guide(vae: MultimodalVAE) -> Program:
         check_names(list(x), vae.modalities, argument="x")
         check_observed(observed, vae.modalities)
         _register(vae)
-        encodings = vae.encode(x, observed)  # checks the rest
+        encodings = vae.encode(with_valid(x, valid), observed)  # checks the rest
         given = draw_component(observed, vae.family)
         with pyro.plate("batch", len(observed), dim=-1):
             vae.infer(encodings, given, z=partial(_sample, vae))
