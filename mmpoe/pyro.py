@@ -50,7 +50,9 @@ def model(vae: MultimodalVAE) -> Program:
     r"""Returns the generative program :math:`p(z) \prod_m p(x_m \mid z)`.
 
     Its latent sites are ``z_L`` to ``z_1`` and its observed sites ``x_<modality>``, inside the
-    plate ``batch``; entries that were not observed are masked out and never read.
+    plate ``batch``; entries that were not observed are masked out and never read. Without
+    gradients, as inside :class:`~pyro.infer.Predictive`, their values are draws, of modalities
+    that the batch lacks as well.
 
     Arguments:
         vae: Any model of the library.
@@ -81,8 +83,12 @@ def model(vae: MultimodalVAE) -> Program:
             for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
                 if m in x:
                     p, target = _scored(vae, m, q.state, x[m], seen, valid.get(m))
-                    with poutine.mask(mask=cast("torch.BoolTensor", seen)):
-                        pyro.sample(f"x_{m}", p, obs=target)
+                elif not torch.is_grad_enabled():
+                    p, target = cast("TorchDistribution", vae.decode(q.state, [m])[m]), None
+                else:
+                    continue
+                with poutine.mask(mask=cast("torch.BoolTensor", seen)):
+                    pyro.sample(f"x_{m}", p, obs=_drawn(p, target, seen, valid.get(m)))
 
     return program
 
@@ -147,6 +153,27 @@ def _scored(
     return p, target
 
 
+def _drawn(
+    p: TorchDistribution, target: Tensor | None, seen: Tensor, valid: Tensor | None
+) -> Tensor:
+    """The entries of a site: without gradients, draws in place of what was not observed."""
+    if torch.is_grad_enabled():
+        assert target is not None
+        return target
+    drawn = p.sample()
+    if target is None:
+        return drawn
+    kept = seen.reshape(-1, *(1,) * (target.dim() - 1))
+    kept = kept if valid is None else kept & valid
+    return torch.where(kept, target.to(drawn.dtype), drawn)
+
+
 def _sample(vae: MultimodalVAE, level: int, distribution: DiagNormal) -> Tensor:
-    z = pyro.sample(f"z_{len(vae.groups) - level}", distribution)
-    return cast("torch.Tensor", z)
+    z = cast("Tensor", pyro.sample(f"z_{len(vae.groups) - level}", distribution))
+    if z.dim() > distribution.loc.dim():
+        raise ValueError(
+            f"The latents of a sample should have shape {tuple(distribution.loc.shape)}, but have "
+            f"{tuple(z.shape)}: set 'vectorize_particles' (or 'parallel') to False, so that Pyro "
+            "runs the program once for each particle."
+        )
+    return z

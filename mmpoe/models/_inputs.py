@@ -240,7 +240,7 @@ def check_entries(
     x: Mapping[str, Tensor],
     modality: str,
     seen: Tensor,
-    dtype: torch.dtype | None,
+    parameter: Tensor | None,
     valid: Tensor | None = None,
     *,
     finite: bool,
@@ -251,28 +251,45 @@ def check_entries(
         x: The batch.
         modality: The modality.
         seen: The rows that will be encoded, boolean, with shape (B).
-        dtype: The dtype that its encoder takes, None if any will do.
+        parameter: A parameter of its encoder, whose dtype and device it should have; None if any
+            will do.
         valid: The elements that were observed, boolean, broadcastable to all entries; all if None.
         finite: Whether to check for NaN and infinity.
     """
     if modality not in x:
         raise absent(modality, x)
     entries = x[modality]
+    check_dense(entries, modality)
     if entries.shape[0] != seen.shape[0]:
         raise ValueError(
             f"'x' should have one row per row of 'observed' ({len(seen)}), "
             f"but {modality!r} has shape {tuple(entries.shape)}."
         )
-    strict = dtype is not None and not torch.is_autocast_enabled(entries.device.type)
-    if strict and entries.is_floating_point() and entries.dtype != dtype:
+    if parameter is not None and entries.device != parameter.device:
         raise ValueError(
-            f"'x' should have the dtype of the model, {dtype}, "
+            f"'x' should be on the device of the model, {parameter.device}, "
+            f"but {modality!r} is on {entries.device}."
+        )
+    strict = parameter is not None and not torch.is_autocast_enabled(entries.device.type)
+    if strict and entries.is_floating_point() and entries.dtype != parameter.dtype:
+        raise ValueError(
+            f"'x' should have the dtype of the model, {parameter.dtype}, "
             f"but {modality!r} has dtype {entries.dtype}."
         )
     if valid is not None:
         check_valid(valid, entries.shape, modality)
     if finite:
         check_finite(entries, seen, modality, valid)
+
+
+def check_dense(entries: Tensor, modality: str) -> None:
+    """Raises a ValueError if the entries of a modality are sparse or nested."""
+    if entries.is_nested or entries.layout != torch.strided:
+        kind = "nested" if entries.is_nested else f"of layout {entries.layout}"
+        raise ValueError(
+            f"'x' should hold dense tensors, but {modality!r} is {kind}. Call 'to_dense()' on "
+            "sparse entries; pad those of different lengths, see 'mmpoe.missing.collate'."
+        )
 
 
 def check_context(
@@ -352,6 +369,7 @@ def _batch_size(x: Mapping[str, Tensor], modalities: Sequence[str]) -> int | Non
         if not isinstance(v, Tensor) or v.dim() == 0:
             kind = "a scalar" if isinstance(v, Tensor) else f"a {type(v).__name__}"
             raise ValueError(f"'x' should hold tensors of shape (B, *), but {m!r} is {kind}.")
+        check_dense(v, m)
     sizes = {m: v.shape[0] for m, v in x.items()}
     size = next(iter(sizes.values()), None)
     if size is None:

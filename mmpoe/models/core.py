@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.parameter import is_lazy
 
 from mmpoe.distributions import DiagNormal, Draws
 from mmpoe.hierarchy import (
@@ -234,7 +235,7 @@ class MultimodalVAE(nn.Module):
                 continue
             finite = self.validate and not compiling
             inside = valid.get(m)
-            check_entries(x, m, seen, self._dtype(m), inside, finite=finite)
+            check_entries(x, m, seen, self._parameter(m), inside, finite=finite)
             entries = fill(x[m], seen) if present is None else x[m][present]
             if inside is not None:
                 inside = inside.broadcast_to(x[m].shape)
@@ -600,12 +601,11 @@ class MultimodalVAE(nn.Module):
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and device of the model."""
-        return next((p.detach() for p in self.parameters()), torch.zeros(()))
+        return next((p.detach() for p in self.parameters() if not is_lazy(p)), torch.zeros(()))
 
-    def _dtype(self, modality: str) -> torch.dtype | None:
-        """The dtype of what an encoder takes, None if any will do."""
-        parameter = next(self.encoders[modality].parameters(), None)
-        return None if parameter is None else parameter.dtype
+    def _parameter(self, modality: str) -> Tensor | None:
+        """A parameter with the dtype and device of what an encoder takes, None if any will do."""
+        return next((p for p in self.encoders[modality].parameters() if not is_lazy(p)), None)
 
     def _features(
         self,

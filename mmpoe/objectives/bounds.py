@@ -77,6 +77,11 @@ def elbo(
     check_names(list(valid), modalities, argument="valid")
 
     bound = -penalty(output.kl, beta)  # (B) or (S, B)
+    if bound.shape[-1] != observed.shape[0]:
+        raise ValueError(
+            f"'observed' should have one row per row of 'output' ({bound.shape[-1]}), "
+            f"but has shape {tuple(observed.shape)}."
+        )
     scored = observed.to(bound.device)
     if weight is not None:
         weight = check_weight(weight, observed).to(bound.device)

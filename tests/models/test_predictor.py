@@ -289,7 +289,7 @@ def test_a_mixture_exports():
     predictor = Predictor(model).eval()
     x = {m: torch.randn(4, 3, dtype=torch.float64) for m in "abc"}
     rows = torch.export.Dim("rows")
-    shapes = (dict.fromkeys(x, {0: rows}), {0: rows})
+    shapes = ({m: {0: rows} for m in x}, {0: rows})
     program = torch.export.export(predictor, (x, torch.ones(4, 3).bool()), dynamic_shapes=shapes)
     x = {m: torch.randn(7, 3, dtype=torch.float64) for m in "abc"}
     given = torch.rand(7, 3) < 0.6
