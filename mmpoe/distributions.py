@@ -305,13 +305,12 @@ class Draws:
     @property
     def mean(self) -> Tensor:
         """The mean of the mixture, with shape :math:`(B, *)`."""
-        return self.components.mean.mean(dim=0)
+        return self._moments()[0]
 
     @property
     def variance(self) -> Tensor:
         """The variance within components plus that of their means, with shape :math:`(B, *)`."""
-        between = self.components.mean.var(dim=0, unbiased=False)
-        return self.components.variance.mean(dim=0) + between
+        return self._moments()[1]
 
     @property
     def stddev(self) -> Tensor:
@@ -321,3 +320,12 @@ class Draws:
     def sample(self) -> Tensor:
         """Draws once from each component, with shape :math:`(K, B, *)`."""
         return self.components.sample()
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        p = self.components
+        elements = p.base_dist if isinstance(p, Independent) else p
+        mixed = getattr(elements, "mixed_moments", None)
+        if mixed is not None:  # a mean of codes of classes would be none of them
+            return mixed()
+        mean = p.mean
+        return mean.mean(dim=0), p.variance.mean(dim=0) + mean.var(dim=0, unbiased=False)

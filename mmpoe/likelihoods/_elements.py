@@ -14,6 +14,7 @@ __all__ = [
     "Normal",
     "Ordinal",
     "Poisson",
+    "SideBySide",
     "StudentT",
     "ZeroInflated",
 ]
@@ -92,7 +93,15 @@ class Bernoulli(dist.Bernoulli):
         return super().log_prob(value.to(self.logits.dtype))
 
 
-class Categorical(dist.Categorical):
+class _Codes(dist.Categorical):
+    """Categorical that compiles: Pyro's compares the identity of objects."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-probability, elementwise."""
+        return torch.distributions.Categorical.log_prob(self, value)
+
+
+class Categorical(_Codes):
     """Categorical whose moments are those of the indicators of the classes, (*, K)."""
 
     @property
@@ -106,7 +115,7 @@ class Categorical(dist.Categorical):
         return self.probs * (1 - self.probs)
 
 
-class Ordinal(dist.Categorical):
+class Ordinal(_Codes):
     """Categorical whose moments are those of the number of the level."""
 
     @property
@@ -233,6 +242,95 @@ class ZeroInflated(dist.TorchDistribution):
         """Returns the log-probability, elementwise."""
         drawn = logsigmoid(-self.gate_logits) + self.counts.log_prob(value)
         return torch.where(value == 0, torch.logaddexp(logsigmoid(self.gate_logits), drawn), drawn)
+
+
+class SideBySide(dist.TorchDistribution):
+    r"""Distributions of several families, each over some columns, the last batch dimension.
+
+    The mean of a column of classes is the code of the most likely class, and its variance that of
+    the indicator of this class, :math:`\pi (1 - \pi)`.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}  # pyright: ignore
+
+    def __init__(
+        self, parts: Sequence[dist.TorchDistribution], names: Sequence[str], dtype: torch.dtype
+    ) -> None:
+        self.parts, self.names, self.dtype = parts, names, dtype
+        self.sizes = [part.batch_shape[-1] for part in parts]
+        super().__init__(Size((*parts[0].batch_shape[:-1], len(names))), validate_args=False)
+
+    def expand(self, batch_shape: Size, _instance: Distribution | None = None) -> SideBySide:
+        """Returns the same distribution with its batch expanded to `batch_shape`."""
+        rows = batch_shape[:-1]
+        parts = [
+            part.expand(Size((*rows, size)))
+            for part, size in zip(self.parts, self.sizes, strict=True)
+        ]
+        return SideBySide(parts, self.names, self.dtype)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The support of each column."""
+        return constraints.cat([part.support for part in self.parts], dim=-1, lengths=self.sizes)
+
+    def column(self, number: int) -> tuple[str, constraints.Constraint]:
+        """Returns the name and the support of a column."""
+        of = [part for part, size in zip(self.parts, self.sizes, strict=True) for _ in range(size)]
+        support = of[number].support
+        assert support is not None  # else nothing was checked
+        return self.names[number], support
+
+    @property
+    def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all families can be reparameterised."""
+        return all(part.has_rsample for part in self.parts)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of each column."""
+        return self._moments(mixed=False)[0]
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each column."""
+        return self._moments(mixed=False)[1]
+
+    def mixed_moments(self) -> tuple[Tensor, Tensor]:
+        """Returns the mean and variance of the even mixture over the first batch dimension."""
+        return self._moments(mixed=True)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws samples, classes as their codes."""
+        return self._join([part.sample(Size(sample_shape)) for part in self.parts])
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws samples that have gradients."""
+        return self._join([part.rsample(Size(sample_shape)) for part in self.parts])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-density or log-probability, elementwise."""
+        values = value.split(self.sizes, dim=-1)
+        pieces = zip(self.parts, values, strict=True)
+        return self._join([part.log_prob(v) for part, v in pieces])
+
+    def _moments(self, *, mixed: bool) -> tuple[Tensor, Tensor]:
+        means, variances = zip(*(_moments(part, mixed=mixed) for part in self.parts), strict=True)
+        return self._join(means), self._join(variances)
+
+    def _join(self, columns: Sequence[Tensor]) -> Tensor:
+        return torch.cat([column.to(self.dtype) for column in columns], dim=-1)
+
+
+def _moments(p: Distribution, *, mixed: bool) -> tuple[Tensor, Tensor]:
+    """The mean and variance of some columns, or of the even mixture over the first dimension."""
+    if isinstance(p, Categorical):
+        share, code = (p.probs.mean(dim=0) if mixed else p.probs).max(dim=-1)
+        return code, share * (1 - share)
+    mean, variance = p.mean, p.variance
+    if mixed:
+        return mean.mean(dim=0), variance.mean(dim=0) + mean.var(dim=0, unbiased=False)
+    return mean, variance
 
 
 def replaced(p: Distribution, name: str, original: Callable[..., object]) -> bool:
