@@ -308,13 +308,12 @@ class Draws:
     @property
     def mean(self) -> Tensor:
         """The mean of the mixture, with shape :math:`(B, *)`."""
-        return self._average(self.components.mean)
+        return self._moments()[0]
 
     @property
     def variance(self) -> Tensor:
         """The variance within components plus that of their means, with shape :math:`(B, *)`."""
-        means = self.components.mean
-        return self._average(self.components.variance + (means - self._average(means)) ** 2)
+        return self._moments()[1]
 
     @property
     def stddev(self) -> Tensor:
@@ -325,9 +324,37 @@ class Draws:
         """Draws once from each component, with shape :math:`(K, B, *)`."""
         return self.components.sample()
 
-    def _average(self, values: Tensor) -> Tensor:
-        """The weighted mean of values of the components, from (K, B, *) to (B, *)."""
-        if self.weight is None:
-            return values.mean(dim=0)
-        weight = self.weight.reshape(*self.weight.shape, *(1,) * (values.dim() - 2))
-        return (weight.to(values.dtype) * values).sum(dim=0)
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        p = self.components
+        elements = p.base_dist if isinstance(p, Independent) else p
+        mixed = getattr(elements, "mixed_moments", None)
+        if mixed is not None:  # a mean of codes of classes would be none of them
+            return mixed(self.weight)
+        return moments_of_mixture(p.mean, p.variance, self.weight)
+
+
+def moments_of_mixture(
+    mean: Tensor, variance: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    r"""Returns the mean and variance of a mixture from those of its components.
+
+    Arguments:
+        mean: The means, with shape :math:`(K, B, *)`.
+        variance: The variances, with the same shape.
+        weight: The weights, see :class:`Draws`.
+    """
+    center = average(mean, weight)
+    return center, average(variance + (mean - center) ** 2, weight)
+
+
+def average(values: Tensor, weight: Tensor | None) -> Tensor:
+    r"""Returns the weighted mean over the first dimension, with shape :math:`(B, *)`.
+
+    Arguments:
+        values: The values, with shape :math:`(K, B, *)`.
+        weight: The weights, with shape :math:`(K, B)`; even if None.
+    """
+    if weight is None:
+        return values.mean(dim=0)
+    weight = weight.reshape(*weight.shape, *(1,) * (values.dim() - 2))
+    return (weight.to(values.dtype) * values).sum(dim=0)

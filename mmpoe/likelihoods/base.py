@@ -2,11 +2,11 @@ r"""The base of all likelihoods: a network, and the check that data are in the s
 
 from __future__ import annotations
 
-__all__ = ["Likelihood"]
+__all__ = ["Likelihood", "MakeLikelihood", "check_support"]
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from mmpoe.gaussian import widen
 from mmpoe.nn._asking import asks_for, call
 
+from ._elements import SideBySide
 from ._exposure import broadcasts, log_exposure
 
 
@@ -75,13 +76,8 @@ class Likelihood(nn.Module, ABC):
         if self.outputs is not None:
             phi = phi.movedim(1, -1)  # (N, *event, K)
         event = phi.shape[1:] if self.outputs is None else phi.shape[1:-1]
-        self._check_shapes(event)
-        if self.exposure is not None:
-            shape, kind = (len(rows), *event), type(self).__name__
-            more = log_exposure(context or {}, self.exposure, shape, kind).to(phi.dtype)
-            if self.outputs is not None:
-                more = pad(more[..., None], (0, self.outputs - 1))  # the log mean comes first
-            phi = phi + more
+        self.check_shapes(event)
+        phi = self.exposed(phi, context or {})
 
         phi = phi.unflatten(0, z.shape[:batch_dims])
         return self.distribution(phi).to_event(len(event))
@@ -102,6 +98,34 @@ class Likelihood(nn.Module, ABC):
             phi: The output, with shape :math:`(*, *event)`, or :math:`(*, *event, K)` if each
                 element takes K numbers.
         """
+
+    def exposed(self, phi: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+        """Returns the parameters with the log exposure added to the log mean, if there is one.
+
+        Arguments:
+            phi: The parameters, as for :meth:`distribution`, with one batch dimension.
+            context: The covariates by name.
+        """
+        if self.exposure is None:
+            return phi
+        shape = phi.shape if self.outputs is None else phi.shape[:-1]
+        more = log_exposure(context, self.exposure, shape, type(self).__name__).to(phi.dtype)
+        if self.outputs is not None:
+            more = pad(more[..., None], (0, self.outputs - 1))  # the log mean comes first
+        return phi + more
+
+    def check_shapes(self, event: Sequence[int]) -> None:
+        """Raises a ValueError unless parameters that are tensors broadcast to an entry.
+
+        Arguments:
+            event: The shape of an entry.
+        """
+        for name, shape in self._shapes.items():
+            if not broadcasts(shape, event):
+                raise ValueError(
+                    f"'{name}' should be a number or broadcast to the shape of an entry, "
+                    f"{tuple(event)}, but has shape {tuple(shape)}."
+                )
 
     def _positive(self, name: str, value: float | Tensor) -> float | Tensor:
         """Checks a positive number for all elements, or a tensor with one for each."""
@@ -133,13 +157,9 @@ class Likelihood(nn.Module, ABC):
                 f"but returns {tuple(phi.shape)}."
             )
 
-    def _check_shapes(self, event: torch.Size) -> None:
-        for name, shape in self._shapes.items():
-            if not broadcasts(shape, event):
-                raise ValueError(
-                    f"'{name}' should be a number or broadcast to the shape of an entry, "
-                    f"{tuple(event)}, but has shape {tuple(shape)}."
-                )
+
+MakeLikelihood = Callable[[nn.Module], Likelihood]
+"""Makes a likelihood of a network, as the classes in :mod:`mmpoe.likelihoods` do."""
 
 
 def fixed(value: float | Tensor) -> float | Tensor:
@@ -180,16 +200,20 @@ def check_support(
         modality: The name of the modality.
         valid: Which elements to check, boolean, broadcastable to :math:`(B, *)`; all if None.
     """
-    support = (p.base_dist if isinstance(p, Independent) else p).support
+    elements = p.base_dist if isinstance(p, Independent) else p
+    support, where = elements.support, ""
     if support is constraints.real or support is None or support.event_dim > 0:
         return
     outside = ~support.check(x) & observed.reshape(-1, *(1,) * (x.dim() - 1))
     if valid is not None:
         outside = outside & valid
     if bool(outside.any()):
-        row = int(outside.nonzero()[0, 0])
+        row, *inner = outside.nonzero()[0].tolist()
+        if isinstance(elements, SideBySide):
+            name, support = elements.column(inner[-1])
+            where = f" in column {name!r}"
         raise ValueError(
-            f"'x' should hold {_describe(support)}, but {modality!r} holds "
+            f"'x' should hold {_describe(support)}{where}, but {modality!r} holds "
             f"{x[outside][0].item():g} in row {row}."
         )
 

@@ -532,6 +532,17 @@ def test_scalar_entries_may_be_masked(name, kind):
     torch.testing.assert_close(bound(p, x, everything, valid), bound(p, x, valid))
 
 
+@pytest.mark.parametrize("name", ["Normal", "Categorical", "Ordinal", "ZeroInflatedPoisson"])
+def test_compiles(name):
+    torch.compiler.reset()
+    likelihood, z = make(name).eval(), states(4)
+    x = likelihood(z).sample()
+    compiled = torch.compile(
+        lambda z, x: likelihood(z).log_prob(x), fullgraph=True, backend="eager"
+    )
+    torch.testing.assert_close(compiled(z, x), likelihood(z).log_prob(x))
+
+
 @every_likelihood
 def test_works_in_pyro(name):
     likelihood = make(name)
