@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 
 from mmpoe.distributions import DiagNormal, Draws
 from mmpoe.hierarchy import (
@@ -601,11 +601,12 @@ class MultimodalVAE(nn.Module):
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and device of the model."""
-        return next((p.detach() for p in self.parameters() if not is_lazy(p)), torch.zeros(()))
+        parameter = _first_parameter(self)
+        return torch.zeros(()) if parameter is None else parameter.detach()
 
     def _parameter(self, modality: str) -> Tensor | None:
         """A parameter with the dtype and device of what an encoder takes, None if any will do."""
-        return next((p for p in self.encoders[modality].parameters() if not is_lazy(p)), None)
+        return _first_parameter(self.encoders[modality])
 
     def _features(
         self,
@@ -649,6 +650,14 @@ class MultimodalVAE(nn.Module):
                     f"({len(self.groups)}), coarse to fine, but returns {len(features[m])}."
                 )
         return features
+
+
+def _first_parameter(network: nn.Module) -> Tensor | None:
+    """The first parameter that has a shape already: those of lazy modules have none yet."""
+    for p in network.parameters():
+        if not isinstance(p, UninitializedParameter):
+            return p
+    return None
 
 
 def _run_decoder(decoder: nn.Module, state: State, context: Context) -> Distribution:
