@@ -7,14 +7,38 @@ import torch
 from kernel_cases import make, prior_of
 
 from mmpoe import kernels
-from mmpoe.kernels import _cpu, _cuda, gaussian_poe, jit, last_backend, status, use_backend
+from mmpoe.kernels import (
+    _cache,
+    _cpu,
+    _cuda,
+    gaussian_poe,
+    jit,
+    last_backend,
+    status,
+    use_backend,
+)
 
 
 @pytest.fixture
-def no_compiler(monkeypatch):
-    """A machine without a compiler, where nothing has been loaded yet."""
+def unbuilt(monkeypatch, tmp_path):
+    """A machine where nothing has been compiled, loaded or said yet."""
     monkeypatch.setattr(_cpu, "_libraries", {})
+    monkeypatch.setattr(_cache, "_said", set())
+    monkeypatch.setenv("MMPOE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_compiler(unbuilt, monkeypatch):
+    """A machine without a compiler."""
     monkeypatch.setenv("CXX", "no-such-compiler")
+
+
+def set_compiler(monkeypatch, tmp_path, script):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(script)
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    return compiler
 
 
 def fuse(experts=2, rows=2, subsets=(), dtype=torch.float32, **options):
@@ -171,20 +195,90 @@ def test_without_a_compiler_pytorch_runs_and_that_is_said_once(no_compiler, capl
         use_backend("cpu")
 
 
-def test_a_compiler_that_fails_is_not_asked_again(monkeypatch, tmp_path, caplog):
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\necho called >> \"$0.log\"\necho 'error: no luck' >&2\nexit 3\n")
-    broken.chmod(0o700)
-    monkeypatch.setattr(_cpu, "_libraries", {})
-    monkeypatch.setenv("CXX", str(broken))
-    monkeypatch.setenv("MMPOE_CACHE", str(tmp_path))
+def test_a_compiler_that_fails_is_not_asked_again(unbuilt, monkeypatch, tmp_path):
+    script = "#!/bin/sh\necho called >> \"$0.log\"\necho 'error: no luck' >&2\nexit 3\n"
+    set_compiler(monkeypatch, tmp_path, script)
     for _ in range(3):
         fuse()
         assert last_backend() == "eager"
-    assert (tmp_path / "broken.log").read_text().count("called") == 1
-    assert status()["cpu"].endswith("broken failed with 3: error: no luck")
+    assert (tmp_path / "compiler.log").read_text().count("called") == 1
+    assert status()["cpu"].endswith("compiler failed with 3: error: no luck")
     with pytest.raises(RuntimeError, match="failed with 3: error: no luck"):
         fuse(backend="cpu")
+
+
+def no_temporary_folder(monkeypatch, tmp_path):
+    def refuse(*arguments, **options):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(jit.tempfile, "TemporaryDirectory", refuse)
+
+
+def full_disk(monkeypatch, tmp_path):
+    def refuse(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jit.Path, "write_text", refuse)
+
+
+def compiler_that_hangs(monkeypatch, tmp_path):
+    set_compiler(monkeypatch, tmp_path, "#!/bin/sh\nsleep 60\n")
+    monkeypatch.setattr(jit, "_PATIENCE", 0.2)
+
+
+def compiler_that_is_killed(monkeypatch, tmp_path):
+    set_compiler(monkeypatch, tmp_path, "#!/bin/sh\nkill -9 $$\n")
+
+
+def compiler_that_is_none(monkeypatch, tmp_path):
+    set_compiler(monkeypatch, tmp_path, "no program")
+
+
+def compiler_without_permission(monkeypatch, tmp_path):
+    set_compiler(monkeypatch, tmp_path, "#!/bin/sh\n").chmod(0o600)
+
+
+def compiler_that_cannot_be_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "g++ 'without an end")
+
+
+FAULTS = [
+    (no_temporary_folder, "No usable temporary directory found (set TMPDIR to a folder that"),
+    (full_disk, "No space left on device (set TMPDIR to a folder that can be written and has"),
+    (compiler_that_hangs, "compiler did not end within 0.2 s (set CXX)"),
+    (compiler_that_is_killed, "compiler was ended by signal 9"),
+    (compiler_that_is_none, "compiler cannot be run: [Errno 8] Exec format error"),
+    (compiler_without_permission, "no C++ compiler"),
+    (compiler_that_cannot_be_read, "CXX cannot be read as a command: No closing quotation"),
+]
+
+
+@pytest.mark.fault(53)
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+def test_pytorch_takes_over_where_kernels_cannot_be_built_and_that_is_said_once(
+    unbuilt, monkeypatch, tmp_path, caplog, fault, reason
+):
+    expected = fuse(sample=False, backend="eager")
+    fault(monkeypatch, tmp_path)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        q = fuse(sample=False, dtype=dtype)
+        assert last_backend() == "eager"
+    assert all(torch.equal(a, b) for a, b in zip(q, expected, strict=True))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert reason in record.getMessage()
+    assert "PyTorch runs instead; MMPOE_BACKEND=eager asks for that" in record.getMessage()
+
+
+@pytest.mark.fault(53)
+@pytest.mark.parametrize(("fault", "reason"), FAULTS)
+def test_where_kernels_cannot_be_built_a_backend_that_is_asked_for_is_an_error(
+    unbuilt, monkeypatch, tmp_path, fault, reason
+):
+    fault(monkeypatch, tmp_path)
+    with pytest.raises(RuntimeError, match=r"'cpu' .* is not available: ") as caught:
+        fuse(backend="cpu")
+    assert reason in str(caught.value)
 
 
 def test_build_says_what_will_run():
