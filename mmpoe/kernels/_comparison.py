@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _cuda, _launch, _reference, jit
 from ._arguments import Inputs, Outputs, gather
+from ._cache import cached, log
 
 _ALL = (True, True, True, True)
 
@@ -72,8 +73,10 @@ def compare(device: torch.device | str, on: _launch.Launcher | None = None) -> I
 def failure(device: torch.device) -> str | None:
     """Says why the kernels are not to be used on a GPU, None if they are.
 
-    On the first use of an architecture they are compared with PyTorch. What was found is
-    remembered in the cache folder.
+    On the first use of an architecture they are compared with PyTorch. The cache folder keeps
+    whether they agree. A comparison that fails, because the GPU is full or busy for instance, says
+    nothing about them: it is not kept, and the next process compares again. This one goes on with
+    PyTorch, so that all its samples come from one backend.
     """
     architecture = _cuda.launcher().driver.architecture(device)
     if architecture not in verdicts:
@@ -90,17 +93,20 @@ def _verify(device: torch.device, architecture: int) -> str | None:
     identity = "\0".join([*jit.sources().values(), *others])
 
     def check() -> bytes:
-        try:
-            worst = max(row.error / row.tolerance for row in compare(device))
-        except (RuntimeError, jit.BuildError) as error:
-            return f"failed: {error}".encode()
+        worst = max(row.error / row.tolerance for row in compare(device))
         return b"right" if worst <= 1 else f"differ by {worst:.3g} times what they may".encode()
 
-    verdict = jit.cached(f"gpoe-verdict-sm{architecture}", ".txt", identity, check).decode()
-    if verdict == "right":
-        return None
-    reason = f"its kernels, compared with PyTorch on this GPU, {verdict}"
-    jit.log.error("No fused kernels on this GPU: %s. PyTorch runs instead.", reason)
+    try:
+        verdict = cached(f"gpoe-comparison-sm{architecture}", ".txt", identity, check).decode()
+        if verdict == "right":
+            return None
+        reason = f"its kernels, compared with PyTorch on this GPU, {verdict}"
+    except (RuntimeError, OSError, ImportError) as error:
+        reason = (
+            f"its kernels could not be compared with PyTorch on this GPU ({error}); "
+            "the next process tries again"
+        )
+    log.error("No fused kernels on this GPU: %s. PyTorch runs instead.", reason)
     return reason
 
 
