@@ -70,4 +70,3 @@ class DriverAPI:
         if stream in self.streams:
             return self.streams[stream]
         return self.stack[-1] if self.stack else None
-

@@ -1,6 +1,8 @@
 """Which backend runs, and that nothing about it is silent."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,6 +121,128 @@ def test_what_only_pytorch_differentiates_is_an_error_of_a_backend_that_is_asked
         pytest.raises(RuntimeError, match=f"'{source}' does not compute forward-mode derivatives"),
     ):
         fuse(**options)
+
+
+class Fusion(torch.nn.Module):
+    """The operation as a module, to record in programs."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, loc, log_scale, given):
+        return gaussian_poe([loc], [log_scale], given, sample=False, **self.options).loc
+
+
+def arguments(rows):
+    generator = torch.Generator().manual_seed(rows)
+    loc, log_scale = torch.randn(2, rows, 3, generator=generator)
+    return loc, log_scale, torch.arange(rows)[:, None] % 2 == 0
+
+
+def export(strict, **options):
+    rows = {0: torch.export.Dim.DYNAMIC}
+    shapes = (rows, rows, rows)
+    return torch.export.export(
+        Fusion(**options), arguments(4), dynamic_shapes=shapes, strict=strict
+    )
+
+
+def operators(program):
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_consists_of_operators_of_pytorch(strict):
+    program = export(strict)
+    assert not any("mmpoe" in name for name in operators(program))
+    torch.testing.assert_close(program.module()(*arguments(7)), Fusion()(*arguments(7)))
+    assert last_backend() == "cpu"  # what runs here is fused all the same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_backend_that_is_asked_for_is_kept_in_an_exported_program(forced, strict):
+    program = export(strict, **forced[0])
+    assert "mmpoe.gaussian_poe.default" in operators(program)
+    torch.testing.assert_close(program.module()(*arguments(7)), Fusion()(*arguments(7)))
+
+
+LOADED = """
+import sys, torch
+from mmpoe.kernels import gaussian_poe
+try:
+    torch.export.load(sys.argv[1])
+except Exception as error:
+    print("not registered:", error)
+one = torch.ones(2, 3)
+gaussian_poe([one], [one], torch.ones(2, 1).bool(), backend="cpu")
+print(torch.export.load(sys.argv[1]).module()(one, one, torch.ones(2, 1).bool()))
+"""
+
+
+@pytest.mark.slow
+def test_a_program_with_the_fused_operation_is_loaded_where_it_is_registered(tmp_path):
+    torch.export.save(export(False, backend="cpu"), tmp_path / "program.pt2")
+    command = [sys.executable, "-W", "ignore", "-c", LOADED, str(tmp_path / "program.pt2")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    one = torch.ones(2, 3)
+    before, after = done.stdout.rsplit("tensor", 1)
+    assert before.startswith("not registered: ")
+    assert f"tensor{after.rstrip()}" == str(Fusion()(one, one, torch.ones(2, 1).bool()))
+
+
+@pytest.mark.slow
+def test_a_backend_that_is_asked_for_is_an_error_of_an_export_to_onnx():
+    pytest.importorskip("onnxscript")
+    with use_backend("cpu"), pytest.raises(Exception, match="Failed to export") as caught:
+        torch.onnx.export(Fusion().eval(), arguments(4), dynamo=True, verbose=False)
+    message = "'cpu' asked for by 'use_backend' is no operator of ONNX: 'eager' is made of them"
+    assert message in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_backend_that_is_asked_for_is_an_error_of_a_trace(forced):
+    message = f"'cpu' asked for by '{forced[1]}' cannot be recorded by torch.jit.trace: 'eager'"
+    with pytest.raises(RuntimeError, match=message):
+        torch.jit.trace(Fusion(**forced[0]), arguments(4))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_records_operators_of_pytorch():
+    traced = torch.jit.trace(Fusion(), arguments(4))
+    torch.testing.assert_close(traced(*arguments(7)), Fusion()(*arguments(7)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.float64}, "computes in float32, but is given torch.float64"),
+        ({"experts": 33}, "has a mask of 32 bits, but is given 33 experts"),
+    ],
+)
+def test_an_empty_batch_is_checked_as_others_are(forced, options, message):
+    more, source = forced
+    with pytest.raises(RuntimeError, match=f"'cpu' asked for by '{source}' {message}"):
+        fuse(rows=0, **options, **more)
+
+
+def test_a_name_is_checked_for_an_empty_batch_too(monkeypatch):
+    with pytest.raises(ValueError, match="'backend' should be one of"):
+        fuse(rows=0, backend="tpu")
+    monkeypatch.setenv("MMPOE_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="'MMPOE_BACKEND' should be one of"):
+        fuse(rows=0)
+    monkeypatch.setenv("MMPOE_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="'cuda' asked for by 'MMPOE_BACKEND'"):
+        fuse(rows=0)
+
+
+def test_an_empty_batch_compiles_nothing(no_compiler, caplog):
+    fuse(rows=0)
+    fuse(rows=0, backend="cpu")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("rows", [(0, 3), (2, 0)])
