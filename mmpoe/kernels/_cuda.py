@@ -2,7 +2,7 @@ r"""The kernels on CUDA tensors: NVRTC compiles them for the GPU at hand on firs
 
 from __future__ import annotations
 
-__all__ = ["Driver", "Launcher", "launcher", "unavailable"]
+__all__ = ["Driver", "Launcher", "check_not_capturing", "launcher", "unavailable"]
 
 import ctypes
 import importlib
@@ -73,6 +73,7 @@ class Launcher:
 
         Raises:
             mmpoe.kernels.BuildError: If NVRTC cannot.
+            RuntimeError: If it is the first call, while a CUDA graph is captured.
         """
         key = (special, device)
         found = self._functions.get(key)
@@ -80,6 +81,7 @@ class Launcher:
             with self._lock:
                 found = self._functions.get(key)
                 if found is None:
+                    check_not_capturing(self.driver)
                     binary = jit.cuda_binary(special, self.driver.architecture(device))
                     found = self.driver.load(binary, special.name, device)
                     self._functions[key] = found
@@ -88,6 +90,15 @@ class Launcher:
     def _threads(self, size: int, width: int) -> int:
         """Returns the threads of a block: whole warps, no more than one sample needs."""
         return min(_THREADS, 32 * _divide_up(size, 32 * width))
+
+
+def check_not_capturing(driver: Driver) -> None:
+    """Raises an error while a CUDA graph is captured, which loading a kernel would break."""
+    if driver.is_capturing():
+        raise RuntimeError(
+            "A kernel cannot be compiled and loaded while a CUDA graph is captured: "
+            "call mmpoe.kernels.build, or run once, before."
+        )
 
 
 def _divide_up(total: int, part: int) -> int:
@@ -108,6 +119,10 @@ class Driver:
     def processors(self, device: torch.device) -> int:
         """Returns the number of multiprocessors."""
         return torch.cuda.get_device_properties(device).multi_processor_count
+
+    def is_capturing(self) -> bool:
+        """Returns whether the current stream records a CUDA graph."""
+        return torch.cuda.is_current_stream_capturing()
 
     def load(self, binary: bytes, name: str, device: torch.device) -> Any:  # noqa: ANN401
         """Returns a kernel of a compiled binary, which runs in any context."""

@@ -2,12 +2,14 @@
 
 import logging
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
-from simulator import SimulatedLauncher
+from simulator import SimulatedDriver, SimulatedLauncher
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmpoe.kernels import BuildError, _comparison, _cuda, status
+from mmpoe.kernels import BuildError, _comparison, _cpu, _cuda, status
 
 EXACT = SimulatedLauncher(exact=True)
 GPU = torch.device("cuda", 0)
@@ -104,3 +106,56 @@ def test_a_comparison_that_fails_is_repeated_in_the_next_process(gpu, monkeypatc
     devices = compared(monkeypatch, 0.5e-5)
     assert _comparison.failure(GPU) is None
     assert devices == [GPU]
+
+
+@contextmanager
+def double_by_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def on_another_device_by_default():
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+MODES = [
+    torch.inference_mode,
+    torch.no_grad,
+    double_by_default,
+    on_another_device_by_default,
+    lambda: torch.device("meta"),
+    lambda: torch.autocast("cpu", torch.bfloat16),
+    FakeTensorMode,
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_comparison_does_not_depend_on_where_the_first_call_is(monkeypatch, request, mode):
+    _cpu.library(torch.float32)  # compiled, or found in the cache
+    request.getfixturevalue("gpu")
+    cases = {name: _comparison._CASES[name] for name in ("seed", "common noise")}
+    monkeypatch.setattr(_comparison, "_CASES", cases)
+    monkeypatch.setattr(_comparison, "_TOLERANCES", {torch.float32: 2e-5})
+    with mode():
+        assert _comparison.failure(torch.device("cpu")) is None
+
+
+def test_nothing_is_compared_while_a_graph_is_captured(gpu, monkeypatch):
+    devices = compared(monkeypatch, 0.5e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedDriver, "is_capturing", lambda self: True)
+        with pytest.raises(RuntimeError, match="CUDA graph is captured: call mmpoe"):
+            _comparison.failure(GPU)
+    assert devices == []
+    assert _comparison.failure(GPU) is None  # nothing is held against it
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedDriver, "is_capturing", lambda self: True)
+        assert _comparison.failure(GPU) is None

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from driver_api import OUT_OF_MEMORY, PRIMARY, DriverAPI
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
-from driver_api import OUT_OF_MEMORY, PRIMARY, DriverAPI
 from kernel_cases import DTYPES, distance, drawn, exact, make, run
 from simulator import SimulatedLauncher, SimulationError
 
@@ -252,3 +252,18 @@ def test_the_driver_api_of_the_tests_is_called_as_that_of_cuda(name):
     own = [*inspect.signature(getattr(DriverAPI, name)).parameters][1:]
     assert len(inspect.signature(getattr(real, name)).parameters) == len(own)
     assert int(real.CUfunction(int(real.CUkernel(77)))) == 77
+
+
+def test_a_kernel_is_loaded_before_a_graph_is_captured(install, monkeypatch):
+    install(DriverAPI())
+    special = jit.Specialisation("forward", torch.float32, 2)
+    monkeypatch.setattr(jit, "cuda_binary", lambda special, architecture: b"binary")
+    monkeypatch.setattr(_cuda.Driver, "architecture", lambda self, device: 90)
+    monkeypatch.setattr(_cuda.Driver, "is_capturing", lambda self: True)
+    launcher = _cuda.Launcher(_cuda.Driver())
+    with pytest.raises(RuntimeError, match="while a CUDA graph is captured"):
+        launcher.function(special, GPU)
+    monkeypatch.setattr(_cuda.Driver, "is_capturing", lambda self: False)
+    loaded = launcher.function(special, GPU)
+    monkeypatch.setattr(_cuda.Driver, "is_capturing", lambda self: True)
+    assert launcher.function(special, GPU) is loaded

@@ -39,6 +39,9 @@ class SimulatedDriver(_cuda.Driver):
     def processors(self, device):
         return 2
 
+    def is_capturing(self):
+        return False
+
     def load(self, binary, name, device):
         raise AssertionError("a simulation loads no binary")
 
