@@ -11,6 +11,7 @@ import torch
 
 from . import jit
 from ._arguments import Inputs, Plan
+from ._cache import warn_once
 
 _CHUNK = 16384
 """Elements of a sample that one thread works on: a number of its own, so that the order of sums,
@@ -57,7 +58,10 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL | jit.BuildError:
     try:
         found = jit.cpu_library(dtype)
     except jit.BuildError as error:
-        jit.log.warning("No fused kernels on the CPU: %s. PyTorch runs instead.", error)
+        warn_once(
+            f"No fused kernels on the CPU: {error}. PyTorch runs instead; "
+            "MMPOE_BACKEND=eager asks for that, without this warning."
+        )
         return error
     for function in (found.forward, found.backward):
         function.argtypes, function.restype = [ctypes.c_char_p, ctypes.c_int], None

@@ -124,8 +124,9 @@ def gaussian_poe(
         from ._tracing import choose
     first = inputs.loc[0]
     call = Call(first.device, first.dtype, len(inputs.loc), inputs.subsets, _beyond(inputs))
-    nothing = first.numel() == 0  # to run: PyTorch makes what is empty
-    choice = choose("eager" if nothing else backend, call)
+    if first.numel() == 0:
+        call = call._replace(empty=True)
+    choice = choose(backend, call)
 
     compute = want
     if not sample:  # z is loc: write it once

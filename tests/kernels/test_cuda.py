@@ -1,17 +1,21 @@
-"""The kernels of the GPU, grid and shuffles and all, run by simulated threads."""
+"""The kernels of the GPU, grid and shuffles and all, run by simulated threads; and its driver."""
 
+import inspect
 import os
 import struct
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
+from driver_api import OUT_OF_MEMORY, PRIMARY, DriverAPI
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
 from kernel_cases import DTYPES, distance, drawn, exact, make, run
 from simulator import SimulatedLauncher, SimulationError
 
-from mmpoe.kernels import _launch, _philox, jit
+from mmpoe.kernels import _cuda, _launch, _philox, jit
 from mmpoe.kernels._arguments import SIZE
 
 FEW = SimulatedLauncher()
@@ -157,3 +161,109 @@ def test_missing_is_never_loaded():
     )
     assert all(torch.equal(a, b) for a, b in zip(run(other, FEW), plain, strict=True))
     assert len(exact(inputs)) == len(plain)
+
+
+# ---- The driver -----------------------------------------------------------------------------
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Puts a driver API in the place of that of CUDA, and says which stream is the current one."""
+
+    def install(api, stream=0):
+        current = SimpleNamespace(cuda_stream=stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+        monkeypatch.setattr(_cuda, "_bindings", lambda: api)
+        return api
+
+    _cuda._primary_context.cache_clear()
+    yield install
+    _cuda._primary_context.cache_clear()
+
+
+def launch(device=GPU):
+    driver = _cuda.Driver()
+    driver.launch(driver.load(b"binary", "name", device), 1, 32, 0, b"arguments", device)
+
+
+def in_a_new_thread(function):
+    """Runs a function where no context is current; returns what it raises."""
+    raised = []
+
+    def run():
+        try:
+            function()
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised
+
+
+def test_a_thread_without_a_context_launches_and_is_left_without_one(install):
+    api, left = install(DriverAPI()), []
+    assert in_a_new_thread(lambda: (launch(), launch(), left.append(list(api.stack)))) == []
+    assert api.launched == [(0, PRIMARY)] * 2
+    assert api.retained == [0]
+    assert left == [[]]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("current", [PRIMARY, PRIMARY + 1, 5])
+def test_the_context_of_the_device_is_current_during_a_launch_alone(install, index, current):
+    api = install(DriverAPI())
+    api.stack.append(current)
+    launch(torch.device("cuda", index))
+    assert api.launched == [(0, PRIMARY + index)]
+    assert api.stack == [current]
+
+
+@pytest.mark.parametrize("context", [PRIMARY, 5])
+def test_a_stream_brings_its_context(install, context):
+    api = install(DriverAPI(streams={1234: context}), stream=1234)
+    assert in_a_new_thread(launch) == []
+    assert api.launched == [(1234, context)]
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_other_names_of_the_default_stream_mean_that_of_the_device(install, stream):
+    api = install(DriverAPI(), stream=stream)
+    assert in_a_new_thread(launch) == []
+    assert api.launched == [(stream, PRIMARY)]
+
+
+def test_a_launch_that_fails_says_so_and_restores_the_context(install):
+    api = install(DriverAPI())
+    api.stack.append(5)
+    api.refusal = OUT_OF_MEMORY
+    with pytest.raises(RuntimeError, match="The CUDA driver says: out of memory"):
+        launch()
+    assert api.stack == [5]
+    assert api.launched == []
+
+
+@pytest.mark.parametrize("name", [name for name in vars(DriverAPI) if name.startswith("cu")])
+def test_the_driver_api_of_the_tests_is_called_as_that_of_cuda(name):
+    real = pytest.importorskip("cuda.bindings.driver")
+    own = [*inspect.signature(getattr(DriverAPI, name)).parameters][1:]
+    assert len(inspect.signature(getattr(real, name)).parameters) == len(own)
+    assert int(real.CUfunction(int(real.CUkernel(77)))) == 77
+
+
+def test_a_kernel_is_loaded_before_a_graph_is_captured(install, monkeypatch):
+    install(DriverAPI())
+    special = jit.Specialisation("forward", torch.float32, 2)
+    monkeypatch.setattr(jit, "cuda_binary", lambda special, architecture: b"binary")
+    monkeypatch.setattr(_cuda.Driver, "architecture", lambda self, device: 90)
+    monkeypatch.setattr(_cuda.Driver, "is_capturing", lambda self: True)
+    launcher = _cuda.Launcher(_cuda.Driver())
+    with pytest.raises(RuntimeError, match="while a CUDA graph is captured"):
+        launcher.function(special, GPU)
+    monkeypatch.setattr(_cuda.Driver, "is_capturing", lambda self: False)
+    loaded = launcher.function(special, GPU)
+    monkeypatch.setattr(_cuda.Driver, "is_capturing", lambda self: True)
+    assert launcher.function(special, GPU) is loaded
