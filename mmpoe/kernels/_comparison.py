@@ -31,6 +31,8 @@ class Case(NamedTuple):
     power: int = 2
     common: bool = False
     """Whether experts have noise in common."""
+    pairs: bool = False
+    """Whether subsets are those of pairs, in any order, without the prior but for full ones."""
     sharpen: float = 0.0
     """How much sharper one expert is than the others, in log standard deviation."""
 
@@ -42,6 +44,7 @@ _CASES = {
     "15 subsets": Case(prior=True, subsets=15, noise=True),
     "8 experts, clamp, power 1": Case(experts=8, prior=True, clamp=3.0, power=1),
     "common noise": Case(prior=True, common=True, subsets=3, noise=True),
+    "pairs": Case(prior=True, subsets=40, pairs=True),
     "odd size": Case(prior=True, event=(3, 5, 7), noise=True),
     "sharp experts": Case(prior=True, subsets=3, sharpen=40.0, noise=True),
     "12 experts": Case(experts=12, noise=True),
@@ -125,6 +128,7 @@ def _draw(case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
     rows, event = 5, case.event
     given = torch.rand(case.subsets, rows, case.experts, generator=generator, dtype=single) < 0.6
     given[0, 0] = False
+    of_pairs = torch.arange(rows, device=device).repeat(case.subsets) if case.pairs else None
     log_scale = [draw(rows, *event) for _ in range(case.experts)]
     log_scale[0] = log_scale[0] - case.sharpen
     missing = ~given.any(dim=0).to(device)
@@ -135,7 +139,8 @@ def _draw(case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
     return Inputs(
         loc,
         log_scale,
-        given.to(device),
+        (given.flatten(0, 1) if case.pairs else given).to(device),
+        rows=of_pairs,
         prior_loc=draw(rows, *event) if case.prior else None,
         prior_log_scale=draw(rows, *event, scale=0.5) if case.prior else None,
         noise=draw(case.subsets, rows, *event) if case.noise else None,
@@ -144,6 +149,7 @@ def _draw(case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
         power=case.power,
         clamp=case.clamp,
         temperature=0.7,
+        prior_in="full" if case.pairs else "always",
     )
 
 

@@ -18,7 +18,7 @@ _CHUNK = 16384
 and with it every bit, does not depend on the number of threads."""
 
 _SMALL = 32768
-"""Elements, counted once per subset, below which one thread is faster than several."""
+"""Elements, counted once per pair, below which one thread is faster than several."""
 
 _LARGE = 1 << 23
 """Bytes of one tensor from which on what is written goes past the caches."""
@@ -30,7 +30,7 @@ _libraries: dict[torch.dtype, ctypes.CDLL | jit.BuildError] = {}
 def plan(direction: str, inputs: Inputs) -> Plan:
     """Returns how ``"forward"`` or ``"backward"`` runs: threads take chunks of samples in turn."""
     first = inputs.loc[0]
-    elements = first.numel() * inputs.subsets
+    elements = inputs.pairs * inputs.size
     packet = 64 if elements * first.element_size() >= _LARGE else 0
     threads = 1 if elements < _SMALL else torch.get_num_threads()
     kernel = getattr(library(first.dtype), direction)

@@ -24,6 +24,9 @@ _THREADS = 128
 _WAVES = 16
 """Blocks per multiprocessor beyond which threads take several turns instead."""
 
+_SLOTS = 256
+"""Pairs, at most, that a block holds in shared memory at once."""
+
 
 class Launcher:
     """Compiles, loads and launches the kernels.
@@ -40,11 +43,11 @@ class Launcher:
     def plan(self, direction: str, inputs: Inputs) -> Plan:
         """Returns how ``"forward"`` or ``"backward"`` runs.
 
-        A block works on one chunk of one sample, for all subsets; block b C + c has chunk c of C
+        A block works on one chunk of one sample, for all its pairs; block b C + c has chunk c of C
         of sample b. In a turn each of its threads works on `width` neighbouring elements. A chunk
         is one turn, or more of them where the GPU would have more than `_WAVES` blocks for each
-        multiprocessor. Shared memory holds a word for each subset, the mask of its experts, and
-        one for each subset and warp, its part of the divergence.
+        multiprocessor. Shared memory holds, for some pairs at a time, a word for each, the
+        mask of its experts, and one for each and each warp, its part of the divergence.
         """
         first, size = inputs.loc[0], inputs.size
         samples, device = first.shape[0], first.device
@@ -60,13 +63,15 @@ class Launcher:
         most = max(1, _WAVES * self.driver.processors(device) // samples)
         length = turn * _divide_up(size, turn * most)
         chunks = _divide_up(size, length)
-        shared = 4 * inputs.subsets * (1 + threads // 32)
+        slots = inputs.pairs if inputs.rows is not None else inputs.pairs // samples
+        slots = max(1, min(_SLOTS, slots))
+        shared = 4 * slots * (1 + threads // 32)
 
         def launch(packed: bytes) -> None:
             function = self.function(special, device)
             self.driver.launch(function, samples * chunks, threads, shared, packed, device)
 
-        return Plan(chunks, length, special.width * first.element_size(), launch)
+        return Plan(chunks, length, special.width * first.element_size(), launch, slots)
 
     def function(self, special: Specialisation, device: torch.device) -> Any:  # noqa: ANN401
         """Returns a compiled kernel; the first call compiles it.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from . import _comparison, _cpu, _cuda, jit
-from ._arguments import MAX_EXPERTS, MAX_SUBSETS, STORAGE
+from ._arguments import MAX_EXPERTS, STORAGE
 
 BACKENDS = ("cuda", "cpu", "eager")
 
@@ -119,7 +119,6 @@ class Call(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     experts: int
-    subsets: int = 1
     beyond: str | None = None
     """The part of the call that only PyTorch can do, None if kernels can do it all."""
     empty: bool = False
@@ -172,8 +171,6 @@ def _cannot(name: str, call: Call) -> str | None:
         return f"computes in float32, but is given {call.dtype}: 'eager' takes it"
     if call.experts > MAX_EXPERTS:
         return f"has a mask of {MAX_EXPERTS} bits, but is given {call.experts} experts"
-    if call.subsets > MAX_SUBSETS:
-        return f"takes at most {MAX_SUBSETS} subsets, but is given {call.subsets}"
     if call.beyond is not None:
         return f"{call.beyond}: 'eager' does"
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]

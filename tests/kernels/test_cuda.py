@@ -80,14 +80,15 @@ def test_the_driver_receives_the_arguments_and_a_grid_that_covers_them():
     outputs = _launch.forward(inputs, (True,) * 4, on)
     (blocks, threads, shared, packed) = on.driver.launched[0]
     assert len(packed) == SIZE + 48
-    fields = struct.unpack("=27q4f12q", packed)
+    fields = struct.unpack("=31q4f12q", packed)
     assert fields[8:9] == (inputs.given.data_ptr(),)
-    assert fields[11] == outputs.z.data_ptr()
-    experts, subsets, samples, size, channel_size, chunks, length, aligned = fields[19:27]
+    assert fields[13] == outputs.z.data_ptr()
+    experts, subsets, samples, size, channel_size, chunks, length = fields[21:28]
     assert (experts, subsets, samples, size, channel_size) == (2, 2, 3, 1000, 200)
-    assert aligned == 1
-    assert fields[27:31] == (2.0, 0.5, 3.0, pytest.approx(0.8))
-    assert fields[31:33] == (inputs.loc[0].data_ptr(), inputs.log_scale[0].data_ptr())
+    slots, prior_in, aligned = fields[28:31]
+    assert (slots, prior_in, aligned) == (2, 0, 1)
+    assert fields[31:35] == (2.0, 0.5, 3.0, pytest.approx(0.8))
+    assert fields[35:37] == (inputs.loc[0].data_ptr(), inputs.log_scale[0].data_ptr())
     assert blocks == samples * chunks
     assert length % (threads * 4) == 0
     assert (chunks - 1) * length < size <= chunks * length
@@ -111,6 +112,19 @@ def test_plans_cover_every_element_evenly(size, samples):
     assert chunks * samples <= max(samples, 16 * 2 + samples)
 
 
+@pytest.mark.parametrize("order", ["ascending", "any"])
+@pytest.mark.parametrize("threads", [32, 96])
+def test_more_pairs_of_a_sample_than_shared_memory_holds(order, threads, monkeypatch):
+    inputs = make(experts=3, subsets=40, rows=2, event=(3, 50), order=order, clamp=3.0)
+    plain = run(inputs, FEW)
+    assert distance(inputs, FEW) < 1e-5
+    monkeypatch.setattr(_cuda, "_SLOTS", 7)
+    on = SimulatedLauncher(threads=threads)
+    for a, b in zip(run(inputs, on), plain, strict=True):
+        torch.testing.assert_close(a, b)
+    assert {shared for _, _, shared, _ in on.driver.launched} == {4 * 7 * (1 + threads // 32)}
+
+
 def test_rows_that_are_not_aligned_are_read_one_by_one():
     inputs = make(experts=2, event=(4, 8), rows=4, common=True, clamp=3.0)
     shifted = []
@@ -130,8 +144,8 @@ def broken(change, to):
 
 def test_the_simulation_sees_a_barrier_that_not_all_reach():
     sources = broken(
-        "  if (a.kl) {\n    __syncthreads();",
-        "  if (a.kl) {\n    if (threadIdx.x) __syncthreads();",
+        "if (!a.kl) continue;\n    __syncthreads();",
+        "if (!a.kl) continue;\n    if (threadIdx.x) __syncthreads();",
     )
     with pytest.raises(SimulationError, match="waits for one that does not come"):
         run(make(experts=2), SimulatedLauncher(sources=sources, threads=64))
@@ -145,7 +159,7 @@ def test_the_simulation_sees_a_packet_that_is_not_aligned():
 
 
 def test_the_simulation_sees_writes_beyond_shared_memory():
-    sources = broken("bits[s] = given_bits", "bits[s + 2] = given_bits")
+    sources = broken("bits[k] = given_bits", "bits[k + 2] = given_bits")
     with pytest.raises(SimulationError, match="beyond its end"):
         run(make(experts=2), SimulatedLauncher(sources=sources))
 

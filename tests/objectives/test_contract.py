@@ -6,7 +6,7 @@ from context_models import SHIFTED, shifted_batches
 from example_models import MODELS, NAMES, OBSERVED, batch, make
 
 import mmpoe
-from mmpoe import objectives
+from mmpoe import kernels, objectives
 from mmpoe.evidence import log_conditional, log_predictive, log_weights
 from mmpoe.imputation import add_matched_experts, impute
 from mmpoe.missing import Batch
@@ -83,6 +83,24 @@ def test_so_do_estimates_and_predictions(estimate):
     runs = encoder_runs(model)
     estimate(model, x)
     assert runs == {m: [8] for m in NAMES}
+
+
+@every_objective
+@pytest.mark.parametrize("build", MODELS)
+def test_every_latent_group_is_fused_by_the_operation(name, build, monkeypatch):
+    model, calls, operation = make(MODELS[build]), [], kernels.gaussian_poe
+    if name == "mmvae_plus" and len(model.groups) == 1:
+        pytest.skip("private latents need a group of their own")
+    model.fix_shapes(batch())
+    add_matched_experts(model)
+
+    def counting(*args, **kwargs):
+        calls.append(args)
+        return operation(*args, **kwargs)
+
+    monkeypatch.setattr(kernels, "gaussian_poe", counting)
+    OBJECTIVES[name](model, batch(), OBSERVED)
+    assert len(calls) >= len(model.groups)
 
 
 @every_objective
