@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, constraints
 
 from mmpoe.gaussian import widen
+from mmpoe.nn import Recorded
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Recorded, nn.Module, ABC):
     r"""Base of all likelihoods: a network whose output becomes a distribution.
 
     Arguments:
