@@ -14,11 +14,11 @@ from mmpoe.gaussian import kl_divergence
 from mmpoe.hierarchy import MatchedExperts
 from mmpoe.kernels import Product
 from mmpoe.models import MultimodalVAE
-from mmpoe.nn import MLP, ModalityDict
+from mmpoe.nn import MLP, ModalityDict, Recorded
 from mmpoe.posteriors import Draw, Factors, Posterior
 
 
-class ResidualHead(nn.Module):
+class ResidualHead(Recorded, nn.Module):
     """Adds to some features a function of them, which is zero at the start.
 
     Arguments:

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from mmpoe.likelihoods import Categorical, NegativeBinomial
 from mmpoe.models import MMHVAE, vector_mmhvae
-from mmpoe.nn import MLPBottomUp
+from mmpoe.nn import MLPBottomUp, Recorded
 
 
 class Modality(NamedTuple):
@@ -37,7 +37,7 @@ class Cells(nn.Module):
         return torch.cat([torch.where(there, x, 0), there.to(x)], dim=1)
 
 
-class Indicators(nn.Module):
+class Indicators(Recorded, nn.Module):
     """Turns the code of a category into its indicator."""
 
     def __init__(self, classes: int) -> None:

@@ -6,6 +6,7 @@ __all__ = ["MultimodalImputer"]
 
 import inspect
 import sys
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +37,9 @@ class MultimodalImputer:
     that whatever cells a row lacks, the others form its posterior. Training maximises the evidence
     lower bound of what was observed (and of random parts of it): valid if cells are missing at
     random. It is an estimator as those of scikit-learn, which it does not need: it can be cloned,
-    searched over and put into a pipeline.
+    searched over and put into a pipeline. Threads that fit or draw take turns, since PyTorch has
+    one generator for all of them: results are those of one thread, and so is the speed. Processes
+    fit several at once.
 
     ==================  ==========================================  ==========================
     Kind                Chosen for                                  Likelihood
@@ -440,10 +443,17 @@ def _seed(random_state: Any) -> int:  # noqa: ANN401
     )
 
 
+_drawing = threading.RLock()
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draws from a seed inside, and leaves the random state outside alone."""
-    with torch.random.fork_rng():
+    """Draws from a seed inside, and leaves the random state outside alone.
+
+    PyTorch initialises networks and draws noise from one generator of the whole process, so
+    that threads take turns.
+    """
+    with _drawing, torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 

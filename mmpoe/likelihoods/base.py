@@ -15,13 +15,14 @@ from torch.distributions import Distribution, Independent, constraints
 from torch.nn.functional import pad
 
 from mmpoe.gaussian import widen
+from mmpoe.nn import Recorded
 from mmpoe.nn._asking import asks_for, call
 
 from ._elements import SideBySide
 from ._exposure import broadcasts, log_exposure
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Recorded, nn.Module, ABC):
     r"""Base of all likelihoods: a network whose output becomes a distribution.
 
     Arguments:

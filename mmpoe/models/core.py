@@ -5,10 +5,11 @@ from __future__ import annotations
 __all__ = ["MultimodalVAE", "Output", "UncalibratedWarning"]
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Size, Tensor, nn
@@ -37,7 +38,7 @@ from mmpoe.missing import (
     fill,
     valid_of,
 )
-from mmpoe.nn import ModalityDict
+from mmpoe.nn import ModalityDict, Recorded
 from mmpoe.nn._asking import asks_for
 from mmpoe.nn.modes import evaluation
 from mmpoe.posteriors import Draw
@@ -55,7 +56,11 @@ from ._inputs import (
     given_mask,
     is_single_row,
 )
+from ._saving import explain_matched, load, save
 from ._scoring import Cells, score
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class UncalibratedWarning(UserWarning):
@@ -80,7 +85,7 @@ class Output(NamedTuple):
     """The prior of each group given the sample of those above, coarse to fine."""
 
 
-class MultimodalVAE(nn.Module):
+class MultimodalVAE(Recorded, nn.Module):
     r"""A VAE over several modalities, any of which may be missing, with one or more latent groups.
 
     .. math::
@@ -522,6 +527,77 @@ class MultimodalVAE(nn.Module):
             q = self.infer(self.encode(x, none), none)
         for group, z in zip(self.groups, q.z, strict=True):
             group.shape = tuple(z.shape[1:])
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        make: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes the model to a folder: how it is built, its weights, and a model card.
+
+        The folder holds ``config.json``, ``model.safetensors`` and ``README.md``, which is not
+        replaced; no pickle. Matched experts, shapes that were fixed, :attr:`gather`,
+        :attr:`validate` and the dtype are kept. Networks are built again from the arguments of
+        their constructors: those of PyTorch and of this library tell them, networks of your own
+        if they derive from :class:`mmpoe.nn.Recorded` or keep arguments as attributes of the same
+        name.
+
+        Arguments:
+            folder: The folder; made if need be.
+            make: A function that builds the model, as ``"package.module:function"``, for networks
+                that cannot tell how they are built.
+            arguments: The arguments of that function: numbers, strings, and lists and dictionaries
+                of them.
+
+        Raises:
+            ValueError: If what would be built differs from this model in anything but its
+                weights; nothing is written then.
+        """
+        save(self, folder, make, arguments)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, trust: Sequence[str] = ()) -> Self:
+        """Reads a model that :meth:`save_pretrained` wrote, in evaluation mode.
+
+        A folder names the classes of its networks, and loading imports and calls them: no others
+        than modules of :mod:`mmpoe` and :mod:`torch.nn`, unless you trust more. Trust a package
+        only if you would run its code whatever arguments the folder passes.
+
+        Arguments:
+            folder: The folder, or ``"hf://owner/name"`` or ``"hf://owner/name@revision"`` for one
+                of the Hugging Face hub (extra ``mmpoe[hub]``).
+            trust: More packages and modules whose classes and functions may be called, such as
+                ``["my_package.networks"]``.
+
+        Raises:
+            ValueError: If the folder is damaged or of another format, holds another class of
+                models, names code that is not trusted, or its weights do not fit.
+        """
+        return cast("Self", load(cls, folder, trust))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if strict:
+            error_msgs += explain_matched(self, state_dict, prefix)
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
 
     @property
     def is_matched(self) -> bool:

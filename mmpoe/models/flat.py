@@ -53,6 +53,11 @@ class MVAE(MultimodalVAE):
         group = LatentGroup(shape, nn.Identity(), posterior=posterior)
         super().__init__(encoders, [group], decoders)
 
+    @property
+    def posterior(self) -> Posterior:
+        """The rule that fuses prior and experts."""
+        return self.groups[0].posterior
+
 
 class MMVAE(MVAE):
     r"""Multimodal VAE with a standard normal prior and a mixture-of-experts posterior.

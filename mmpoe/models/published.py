@@ -19,6 +19,7 @@ from mmpoe.nn import (
     InvertedResidualCell,
     MarkovStep,
     ProjectionCell,
+    Recorded,
     ResidualCell,
     ResNetHead,
     UpsampleConv,
@@ -199,7 +200,7 @@ def _path_down(
     return steps
 
 
-class _Encoder(nn.Sequential):
+class _Encoder(Recorded, nn.Sequential):
     """The encoder of one modality, for images of one size alone."""
 
     def __init__(self, sides: Sequence[int], *layers: nn.Module) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "Patchify",
     "PrivateExpert",
     "ProjectionCell",
+    "Recorded",
     "ResidualBlock",
     "SqueezeExcite",
     "TopDown",
@@ -39,3 +40,5 @@ from .mlp import MLP, MLPBottomUp, MLPTopDown
 from .modes import evaluation
 from .private import Concatenate, OwnBlock, PrivateExpert
 from .pyramid import BottomUp, GaussianHead, ImageHead, Patchify, ResidualBlock, TopDown
+from .recorded import Recorded
+from .recorded import made_with as made_with

@@ -21,9 +21,10 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from .pyramid import Convolution, InstanceNorm, convolution
+from .recorded import Recorded
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(Recorded, nn.Module):
     r"""Scales each channel by a number in (0, 1), computed from the means of all channels.
 
     .. math:: y_c = x_c \, s_c, \qquad s = \mathrm{sigmoid}(W_2 \, \mathrm{relu}(W_1 \bar{x}))
@@ -75,7 +76,7 @@ class SqueezeExcite(nn.Module):
         return scale.reshape(*scale.shape, *(1,) * (x.dim() - 2))  # (N, C, 1...)
 
 
-class ResidualCell(nn.Module):
+class ResidualCell(Recorded, nn.Module):
     """Two 3 x 3 convolutions with pre-activation and squeeze-and-excite, added to their input.
 
     Arguments:
@@ -98,7 +99,7 @@ class ResidualCell(nn.Module):
         return excite.add(_apply(convolutions, x), x)
 
 
-class InvertedResidualCell(nn.Module):
+class InvertedResidualCell(Recorded, nn.Module):
     """Expands channels, mixes pixels channel by channel, contracts, and adds the input.
 
     A 3 x 3 convolution expands, a depthwise 5 x 5 one mixes, a 1 x 1 one contracts.
@@ -139,7 +140,7 @@ class InvertedResidualCell(nn.Module):
         return x + _project_last(self.layers, x)
 
 
-class ProjectionCell(nn.Sequential):
+class ProjectionCell(Recorded, nn.Sequential):
     """Two 3 x 3 convolutions and squeeze-and-excite, then a weight-normalised 1 x 1 convolution.
 
     Its input is not added, since the number of channels changes. As an expert, it takes the state
@@ -188,7 +189,7 @@ class ProjectionCell(nn.Sequential):
         return _project_last(list(self)[3:], x)
 
 
-class UpsampleConv(nn.Sequential):
+class UpsampleConv(Recorded, nn.Sequential):
     """Doubles each side by linear interpolation, then a 3 x 3 convolution without bias.
 
     Arguments:
@@ -207,7 +208,7 @@ class UpsampleConv(nn.Sequential):
         super().__init__(nn.Upsample(scale_factor=2, mode=mode), conv)
 
 
-class MarkovStep(nn.Module):
+class MarkovStep(Recorded, nn.Module):
     r"""The step down that forgets the state above: :math:`h' = f(z)`.
 
     Arguments:
@@ -227,7 +228,7 @@ class MarkovStep(nn.Module):
         return self.network(z)
 
 
-class ResNetHead(nn.Sequential):
+class ResNetHead(Recorded, nn.Sequential):
     """Maps a state to an image of the same size in (-1, 1), through residual blocks.
 
     Convolutions reflect the image at its border, and the last two are 7 x 7: sides have at least 4
@@ -261,7 +262,7 @@ class ResNetHead(nn.Sequential):
         )
 
 
-class ReflectingBlock(nn.Module):
+class ReflectingBlock(Recorded, nn.Module):
     """Two normalised 3 x 3 convolutions that reflect at the border, added to their input.
 
     Arguments:

@@ -6,8 +6,10 @@ __all__ = ["ConvDecoder", "ConvEncoder"]
 
 from torch import nn
 
+from .recorded import Recorded
 
-class ConvEncoder(nn.Sequential):
+
+class ConvEncoder(Recorded, nn.Sequential):
     r"""Maps a square image to a vector, through two strided convolutions.
 
     Arguments:
@@ -32,7 +34,7 @@ class ConvEncoder(nn.Sequential):
         )
 
 
-class ConvDecoder(nn.Sequential):
+class ConvDecoder(Recorded, nn.Sequential):
     r"""Maps a vector to a square image: the mirror of :class:`ConvEncoder`.
 
     Arguments:

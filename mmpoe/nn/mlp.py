@@ -9,8 +9,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from .recorded import Recorded
 
-class MLP(nn.Sequential):
+
+class MLP(Recorded, nn.Sequential):
     """Multi-layer perceptron: linear layers with an activation between them.
 
     Arguments:
@@ -38,7 +40,7 @@ class MLP(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
-class MLPBottomUp(nn.Module):
+class MLPBottomUp(Recorded, nn.Module):
     """Maps a vector to one feature vector for each latent group, each from the one below.
 
     Arguments:
@@ -65,7 +67,7 @@ class MLPBottomUp(nn.Module):
         return features[::-1]
 
 
-class MLPTopDown(nn.Module):
+class MLPTopDown(Recorded, nn.Module):
     r"""The step down from one group of vectors to the next: :math:`h' = s + f(s), s = h + W z`.
 
     The state :math:`h` carries all latents above. A Markov step forgets it, :math:`s = W z`: what

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 __all__ = ["evaluation"]
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
+_lock = threading.Lock()
+_users: dict[nn.Module, int] = {}
+"""How many blocks hold a module in evaluation mode that was in training mode before them."""
+
 
 @contextmanager
 def evaluation(modules: Iterable[nn.Module], besides: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Puts modules in evaluation mode, and each back in the mode that it was in.
+
+    Blocks may overlap, one inside another or in several threads: a module goes back when the last
+    of them ends. So threads can share a model that is in training mode to predict, but not to
+    train it meanwhile.
 
     Arguments:
         modules: The modules, as ``network.modules()``.
@@ -27,11 +36,17 @@ def evaluation(modules: Iterable[nn.Module], besides: Iterable[nn.Module] = ()) 
         True
     """
     kept = set(besides)
-    training = [module for module in modules if module.training and module not in kept]
-    for module in training:
-        module.training = False
+    with _lock:
+        training = [m for m in modules if m not in kept and (m.training or m in _users)]
+        for module in training:
+            _users[module] = _users.get(module, 0) + 1
+            module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            for module in training:
+                _users[module] -= 1
+                if not _users[module]:
+                    del _users[module]
+                    module.training = True

@@ -14,8 +14,10 @@ __all__ = ["Concatenate", "OwnBlock", "PrivateExpert"]
 import torch
 from torch import Tensor, nn
 
+from .recorded import Recorded
 
-class PrivateExpert(nn.Module):
+
+class PrivateExpert(Recorded, nn.Module):
     r"""An expert about one block of the latent variable, which says nothing about the others.
 
     Elsewhere its mean is 0 and its log standard deviation :math:`+\infty`: a factor that changes
@@ -53,7 +55,7 @@ class PrivateExpert(nn.Module):
         return torch.cat(blocks, dim=1)
 
 
-class Concatenate(nn.Module):
+class Concatenate(Recorded, nn.Module):
     """The step down that stacks the sample below the state, along the first event dimension."""
 
     def forward(self, h: Tensor | None, z: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class Concatenate(nn.Module):
         return z if h is None else torch.cat([h, z], dim=1)
 
 
-class OwnBlock(nn.Module):
+class OwnBlock(Recorded, nn.Module):
     r"""Selects the input of one modality: the state above the private blocks, and its own block.
 
     Arguments:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .recorded import Recorded
+
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
@@ -34,7 +36,7 @@ class InstanceNorm(nn.Module):
         return functional.group_norm(x, num_groups=x.shape[1])
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Recorded, nn.Module):
     """Two 3 x 3 convolutions with pre-activation, added to their input.
 
     Arguments:
@@ -62,7 +64,7 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
-class Fold(nn.Module):
+class Fold(Recorded, nn.Module):
     """Folds patches of an image into channels: :class:`torch.nn.PixelUnshuffle` in any dimension.
 
     Arguments:
@@ -83,7 +85,7 @@ class Fold(nn.Module):
         return x.permute(0, 1, *inside, *coarse).flatten(1, 1 + dims)
 
 
-class Unfold(nn.Module):
+class Unfold(Recorded, nn.Module):
     """Unfolds channels into patches: :class:`torch.nn.PixelShuffle` in any dimension.
 
     Arguments:
@@ -106,7 +108,7 @@ class Unfold(nn.Module):
         return x
 
 
-class Patchify(nn.Sequential):
+class Patchify(Recorded, nn.Sequential):
     """Folds patches of an image into channels, then mixes them by a 3 x 3 convolution.
 
     Arguments:
@@ -126,7 +128,7 @@ class Patchify(nn.Sequential):
         super().__init__(Fold(patch), _conv3(channels * patch**dims, width, dims))
 
 
-class BottomUp(nn.Module):
+class BottomUp(Recorded, nn.Module):
     """A pyramid of residual blocks, each level half as large as the one before.
 
     Arguments:
@@ -164,7 +166,7 @@ class BottomUp(nn.Module):
         return features[::-1][: self.levels]
 
 
-class GaussianHead(nn.Sequential):
+class GaussianHead(Recorded, nn.Sequential):
     r"""Maps features to the mean and log standard deviation of an expert, stacked.
 
     Arguments:
@@ -186,7 +188,7 @@ class GaussianHead(nn.Sequential):
         super().__init__(InstanceNorm(), nn.SiLU(), convolution)
 
 
-class TopDown(nn.Module):
+class TopDown(Recorded, nn.Module):
     r"""The step down from one latent group to the next: :math:`h' = \mathrm{up}(f(h + W z))`.
 
     The state :math:`h` carries all latents above. A Markov step forgets it,
@@ -237,7 +239,7 @@ class TopDown(nn.Module):
         return functional.interpolate(self.expand(state), scale_factor=2, mode="nearest")
 
 
-class ImageHead(nn.Sequential):
+class ImageHead(Recorded, nn.Sequential):
     """Maps the last state to an image.
 
     Arguments:

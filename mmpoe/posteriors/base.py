@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpoe import gaussian, kernels
+from mmpoe.nn import Recorded
 
 
 class Factors(NamedTuple):
@@ -96,7 +97,7 @@ class Draw(NamedTuple):
         return gaussian.sample(loc, log_scale, noise, self.temperature)
 
 
-class Posterior(nn.Module, ABC):
+class Posterior(Recorded, nn.Module, ABC):
     r"""Base of all rules that fuse a prior and experts into :math:`q(z \mid x_s)`.
 
     A rule overrides one method, :meth:`fuse`.

@@ -147,9 +147,14 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: object)
             )
     for name in state:
         if name not in own:
+            reason = (
+                "it is of a calibrated model, see mmpoe.imputation.add_matched_experts"
+                if ".matched." in name
+                else "it is of another architecture"
+            )
             raise CheckpointError(
                 f"{source} should hold tensors of the model, but holds {name!r}, which it does "
-                "not have: it is of another architecture."
+                f"not have: {reason}."
             )
     module.load_state_dict(state)
 

@@ -10,7 +10,7 @@ from mmpoe.likelihoods import Bernoulli, Laplace, Normal
 from mmpoe.missing import Pairs
 from mmpoe.models import Output
 from mmpoe.models._inputs import given_mask
-from mmpoe.nn import MLP
+from mmpoe.nn import MLP, Recorded
 from mmpoe.posteriors import CommonNoisePoE, GPoE, MoPoE, PoE
 
 NAMES = ["us", "t2.space", "type"]
@@ -25,7 +25,7 @@ def flat(kind=mmpoe.MVAE, **options):
     )
 
 
-class Features(nn.Module):
+class Features(Recorded, nn.Module):
     """Features of a vector for two groups, coarse to fine."""
 
     def __init__(self, size):
@@ -37,7 +37,7 @@ class Features(nn.Module):
         return [self.coarse(fine), fine]
 
 
-class Merge(nn.Module):
+class Merge(Recorded, nn.Module):
     def __init__(self, latent):
         super().__init__()
         self.network = nn.Linear(latent, 7)

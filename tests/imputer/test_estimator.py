@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import threading
 import warnings
 
 import numpy as np
@@ -433,3 +434,31 @@ def test_categories_of_several_types_have_an_order():
     values = np.array([2, "b", 1, "a", None], dtype=object)
     column = Column.learn(Source("m", "m", values, values == None), "categorical")  # noqa: E711
     assert column.categories == [1, 2, "a", "b"]
+
+
+# ---------------------------------------------------------------- threads
+
+
+@uncalibrated
+def test_threads_fit_and_draw_as_one_does():
+    tables = [numbers(seed=seed)[1] for seed in range(2)]
+
+    def results(table):
+        imputer = quick(steps=8, random_state=0).fit(table)
+        return [imputer.transform(table), *imputer.impute(table, draws=2), imputer.score(table)]
+
+    alone = [results(table) for table in tables]
+    together, start = {}, threading.Barrier(2)
+
+    def run(i):
+        start.wait()
+        together[i] = results(tables[i])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, wanted in enumerate(alone):
+        for a, b in zip(wanted, together[i], strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -20,7 +20,7 @@ COMMANDS = {"mmpoe.kernels.selftest"}
 def exported(module):
     """The names that a module of mmpoe exports."""
     if module == "mmpoe":
-        return PUBLIC | {name for name in vars(mmpoe) if name[0] != "_"} | {"__version__"}
+        return PUBLIC | {name for name in dir(mmpoe) if name[0] != "_"} | {"__version__"}
     return set(importlib.import_module(module).__all__)
 
 
