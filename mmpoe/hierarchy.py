@@ -429,21 +429,20 @@ def run(network: nn.Module, *inputs: Tensor | None, context: Context, **masks: T
         ValueError: If the batch lacks a covariate that the network reads.
     """
     options: dict[str, Any] = {k: v for k, v in masks.items() if asks_for(network, k)}
-    if not asks_for(network, "context"):
-        return network(*inputs, **options)
-    options["context"] = context.gather()
-    if torch.compiler.is_compiling():
-        return network(*inputs, **options)
-    try:
-        return network(*inputs, **options)
-    except KeyError as error:
-        name = error.args[0] if error.args else None
-        if not isinstance(name, str) or name in context.values:
-            raise
+    if asks_for(network, "context"):
+        held = context.gather()
+        options["context"] = held if torch.compiler.is_compiling() else _Covariates(held)
+    return network(*inputs, **options)
+
+
+class _Covariates(dict[str, Tensor]):
+    """Covariates that say which of them a network asks for in vain."""
+
+    def __missing__(self, name: str) -> Tensor:
         raise ValueError(
-            f"'x' should be a Batch whose 'context' holds {name!r}, which a "
-            f"{type(network).__name__} reads, but holds {', '.join(context.values) or 'none'}."
-        ) from error
+            f"'x' should be a Batch whose 'context' holds {name!r}, which a network reads, "
+            f"but holds {', '.join(self) or 'none'}."
+        )
 
 
 class MatchedExperts(nn.Module):

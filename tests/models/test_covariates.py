@@ -229,7 +229,7 @@ def test_a_network_that_asks_for_nothing_is_called_as_before():
 @pytest.mark.parametrize(
     ("context", "message"),
     [
-        ({}, r"'context' holds 'data', which a Around reads, but holds none"),
+        ({}, r"'context' holds 'data', which a network reads, but holds none"),
         ({"age": torch.zeros(8)}, r"'context' holds 'data', .* but holds age"),
         ({"data": torch.zeros(7, 1)}, r"one row per sample \(8\), but 'data' has shape \(7, 1\)"),
         ({"data": torch.zeros(8, 1).double()}, "dtype of the model, torch.float32"),
