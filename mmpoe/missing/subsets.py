@@ -295,8 +295,8 @@ def _powerset(observed: Tensor, but: int | None = None) -> tuple[Tensor, Tensor]
     if most > MAX_ENUMERATED:
         raise ValueError(
             f"'observed' should have at most {MAX_ENUMERATED} modalities in each row for its "
-            f"subsets to be enumerated, but a row has {most}. Draw subsets with "
-            "mmpoe.missing.sample_subsets, or choose some as patterns."
+            f"subsets to be enumerated, but a row has {most}. Choose some patterns, or draw "
+            "subsets: objectives take sample_subsets(observed, samples=K) as their 'family'."
         )
     codes = torch.arange(1, 2**most, device=observed.device)[:, None]  # (S, 1)
     inside = codes < 2**size  # (S, B)
