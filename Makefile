@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs bench-smoke \
 	bench-ablations bench-downstream bench-downstream-full bench-mmhvae bench-multivae bench-poe bench-recipe \
-	bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate reliability \
+	bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate gpu reliability \
 	test-kernels format clean
 
 help:  ## List the targets
@@ -124,6 +124,9 @@ bench-downstream: $(READY)  ## Put the compared systems to use on phantom patien
 bench-downstream-full: $(READY)  ## The same with three seeds, under two hours; uses the systems of bench-synthesis-full
 	$(BIN)/python -m benchmarks.synthesis.run --profile full
 	$(BIN)/python -m benchmarks.downstream.run --profile full --write
+
+gpu: $(READY)  ## Check and time everything that needs an NVIDIA GPU, nine minutes; write the tables
+	$(BIN)/python -m benchmarks.gpu --out runs/gpu --write
 
 reliability: $(READY)  ## Inject faults, and print the table of what happens, minutes
 	$(BIN)/python -m benchmarks.reliability

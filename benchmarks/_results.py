@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RESULTS", "commit", "facts", "write", "write_whole"]
+__all__ = ["RESULTS", "commit", "facts", "processor", "write", "write_whole"]
 
 import json
 import os
@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from .bench_mmhvae import processor
 
 RESULTS = Path(__file__).parent / "results"
 """The folder of the results that are committed."""
@@ -84,6 +82,14 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
         return "unknown"
     return found + "+" * bool(changed)
+
+
+def processor() -> str:
+    """Returns the name of the processor, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _git(*arguments: str) -> str:

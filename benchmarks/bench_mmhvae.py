@@ -39,6 +39,7 @@ from mmpoe.models import MMHVAE, Output, published_mmhvae
 from mmpoe.objectives import mixture_elbo
 
 from . import _published as published
+from ._results import processor
 from .bench_poe import seconds
 
 NAMES = ["us", "t2", "cet1", "flair"]
@@ -336,14 +337,6 @@ def main() -> None:
 def _shape(pair: Pair) -> str:
     batch, _, height, width = pair.x["us"].shape
     return f"{height} x {width}, batch {batch}"
-
-
-def processor() -> str:
-    """The name of the processor, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

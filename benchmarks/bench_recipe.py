@@ -51,7 +51,8 @@ from examples.medical_mri_us.phantom import cached_dataset
 from examples.medical_mri_us.train import Settings, bound, build_model, infer
 from mmpoe.models import MMHVAE, published_mmhvae
 
-from .bench_mmhvae import log_ratios, processor
+from ._results import processor
+from .bench_mmhvae import log_ratios
 
 SCALE, BETA = 0.12, 0.01
 """The scale of the Laplace distribution and the weight of the divergence in the bound."""

@@ -288,30 +288,32 @@ class MixtureOfProducts(TorchDistribution):
 
 
 class Draws:
-    r"""An even mixture of :math:`K` distributions: what several latent samples predict together.
+    r"""A mixture of :math:`K` distributions, such as several latent samples predict together.
 
     .. math::
-        p(x) = \frac{1}{K} \sum_k p_k(x), \qquad
-        \mathrm{Var}[x] = \frac{1}{K} \sum_k \mathrm{Var}_k[x] +
-        \mathrm{Var}_k\big[\mathrm{E}_k[x]\big]
+        p(x) = \sum_k \alpha_k p_k(x), \qquad
+        \mathrm{Var}[x] = \sum_k \alpha_k \big( \mathrm{Var}_k[x] +
+        (\mathrm{E}_k[x] - \mathrm{E}[x])^2 \big)
 
     Arguments:
         components: The distributions, with batch shape :math:`(K, B)`.
+        weight: The weights :math:`\alpha_k`, which sum to 1 over :math:`k`, with shape
+            :math:`(K, B)`; even if None.
     """
 
-    def __init__(self, components: Distribution) -> None:
+    def __init__(self, components: Distribution, weight: Tensor | None = None) -> None:
         self.components = components
+        self.weight = weight
 
     @property
     def mean(self) -> Tensor:
         """The mean of the mixture, with shape :math:`(B, *)`."""
-        return self.components.mean.mean(dim=0)
+        return self._moments()[0]
 
     @property
     def variance(self) -> Tensor:
         """The variance within components plus that of their means, with shape :math:`(B, *)`."""
-        between = self.components.mean.var(dim=0, unbiased=False)
-        return self.components.variance.mean(dim=0) + between
+        return self._moments()[1]
 
     @property
     def stddev(self) -> Tensor:
@@ -321,3 +323,38 @@ class Draws:
     def sample(self) -> Tensor:
         """Draws once from each component, with shape :math:`(K, B, *)`."""
         return self.components.sample()
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        p = self.components
+        elements = p.base_dist if isinstance(p, Independent) else p
+        mixed = getattr(elements, "mixed_moments", None)
+        if mixed is not None:  # a mean of codes of classes would be none of them
+            return mixed(self.weight)
+        return moments_of_mixture(p.mean, p.variance, self.weight)
+
+
+def moments_of_mixture(
+    mean: Tensor, variance: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    r"""Returns the mean and variance of a mixture from those of its components.
+
+    Arguments:
+        mean: The means, with shape :math:`(K, B, *)`.
+        variance: The variances, with the same shape.
+        weight: The weights, see :class:`Draws`.
+    """
+    center = average(mean, weight)
+    return center, average(variance + (mean - center) ** 2, weight)
+
+
+def average(values: Tensor, weight: Tensor | None) -> Tensor:
+    r"""Returns the weighted mean over the first dimension, with shape :math:`(B, *)`.
+
+    Arguments:
+        values: The values, with shape :math:`(K, B, *)`.
+        weight: The weights, with shape :math:`(K, B)`; even if None.
+    """
+    if weight is None:
+        return values.mean(dim=0)
+    weight = weight.reshape(*weight.shape, *(1,) * (values.dim() - 2))
+    return (weight.to(values.dtype) * values).sum(dim=0)

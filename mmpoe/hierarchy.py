@@ -6,7 +6,8 @@ to the next; the state after the last group is what decoders see.
 
 Everything is computed for R *pairs* of a sample of the batch and a subset of its modalities: a
 plain batch is one pair for each sample, and an objective over several subsets has several.
-Encodings belong to samples, and are shared by all pairs of one.
+Encodings belong to samples, and are shared by all pairs of one. So do covariates: a network that
+asks for them gets those of the sample of each row.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 __all__ = ["Encodings", "Inference", "LatentGroup", "State"]
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
@@ -23,6 +24,7 @@ from . import kernels
 from .distributions import DiagNormal
 from .missing import Pairs, distinct_pairs
 from .nn import ModalityDict, ProjectionCell
+from .nn._asking import asks_for
 from .posteriors import Draw, Factors, PoE, Posterior
 
 Experts = Literal["trained", "matched"]
@@ -31,6 +33,35 @@ Experts = Literal["trained", "matched"]
 Latents = Sequence[Tensor] | Callable[[int, DiagNormal], Tensor]
 r"""The latents of each group, coarse to fine, each with shape (R, \*); or a function that returns
 those of a group, from its level (0 is the coarsest) and its posterior."""
+
+
+class Context(NamedTuple):
+    """The covariates of the rows of a network's input."""
+
+    values: Mapping[str, Tensor]
+    r"""The covariates of B samples by name, each with shape (B, \*)."""
+    rows: Tensor | None = None
+    """The sample of each row, with shape (N); None if row b is sample b."""
+
+    def take(self, index: Tensor | None) -> Context:
+        """Returns the covariates of some rows, all of them if None."""
+        if index is None or not self.values:
+            return self
+        return Context(self.values, index if self.rows is None else self.rows[index])
+
+    def repeat(self, copies: int) -> Context:
+        """Returns the covariates of all rows several times over, one block after the other."""
+        if not self.values:
+            return self
+        rows = self.rows
+        if rows is None:
+            first = next(iter(self.values.values()))
+            rows = torch.arange(first.shape[0], device=first.device)
+        return Context(self.values, rows.repeat(copies))
+
+    def gather(self) -> dict[str, Tensor]:
+        """Returns the covariates with one row for each row."""
+        return {name: _take(v, self.rows) for name, v in self.values.items()}
 
 
 class Encodings(NamedTuple):
@@ -46,6 +77,8 @@ class Encodings(NamedTuple):
     """The features of those rows, one tensor per group, coarse to fine, each of shape (n, \\*)."""
     like: Tensor
     """A scalar with the dtype and device of the model."""
+    context: Mapping[str, Tensor] = {}
+    r"""The covariates of the batch by name, each with shape (B, \*)."""
 
     def detach(self) -> Encodings:
         """Returns the same encodings without their history."""
@@ -60,18 +93,24 @@ class State(NamedTuple):
     r"""The states, one row after the other, with shape (N, \*)."""
     shape: Size
     """The batch shape, of N elements: (B), (R), or (S, B)."""
+    context: Context = Context({})
+    """The covariates of the rows along the last batch dimension."""
 
     def take(self, index: Tensor) -> State:
         """Returns the states at some places of the last batch dimension."""
+        context = self.context.take(index)
         if len(self.shape) == 1:
-            return State(self.h.index_select(0, index), Size([len(index)]))
+            return State(self.h.index_select(0, index), Size([len(index)]), context)
         h = self.h.unflatten(0, self.shape).index_select(len(self.shape) - 1, index)
         shape = Size([*self.shape[:-1], len(index)])
-        return State(h.flatten(0, len(shape) - 1), shape)
+        return State(h.flatten(0, len(shape) - 1), shape, context)
 
     def flatten(self) -> State:
         """Returns the states with one batch dimension."""
-        return State(self.h, Size([len(self.h)]))
+        if len(self.shape) == 1:
+            return self
+        copies = self.h.shape[0] // max(self.shape[-1], 1)
+        return State(self.h, Size([self.h.shape[0]]), self.context.repeat(copies))
 
 
 class Inference(NamedTuple):
@@ -110,7 +149,8 @@ class LatentGroup(nn.Module):
         merge: Maps the state :math:`h` (None above the first group) and a sample :math:`z_l` to
             the next state. By default, the next state is the sample.
         prior: Maps the state to the mean and log standard deviation of :math:`p(z_l \mid z_{>l})`,
-            stacked like those of an expert. None is the standard normal.
+            stacked like those of an expert. None is the standard normal. That of the first group
+            is called with None and the covariates, :math:`p(z_L \mid c)`, if it asks for these.
         expert_sees_state: Whether the state is stacked before the features (along the first event
             dimension) as an expert's input. If not, experts depend on their modality alone and are
             computed once for all subsets. The first group has no state to see.
@@ -179,7 +219,8 @@ class LatentGroup(nn.Module):
             experts: The experts to infer with. Gradients reach the matched ones alone.
         """
         expert, rule = self.expert, self.posterior
-        raw_prior = None if self.prior is None else self.prior(h)
+        context = Context(encodings.context, pairs.rows)
+        raw_prior = None if self.prior is None else run(self.prior, h, context=context)
         if experts == "matched":
             if self.matched is None:
                 raise ValueError(
@@ -195,8 +236,8 @@ class LatentGroup(nn.Module):
         of_samples = self.prior is None and (h is None or not self.expert_sees_state)
         if of_samples:
             outputs = {
-                m: (encodings.rows[m], _of(expert, m)(features[level]))
-                for m, features in encodings.features.items()
+                m: (encodings.rows[m], self._of_features(expert, m, level, encodings))
+                for m in encodings.features
             }
         else:
             outputs = self._outputs(expert, h, level, encodings, pairs)
@@ -263,7 +304,11 @@ class LatentGroup(nn.Module):
         if not outputs and (level == 0 or not self.expert_sees_state):
             # an expert of no rows shows the shape too
             features = encodings.features.items()
-            outputs = {m: _of(self.expert, m)(f[level][:0]) for m, f in features}
+            none = torch.zeros(0, dtype=torch.long, device=encodings.given.device)
+            context = Context(encodings.context, none)
+            outputs = {
+                m: run(_of(self.expert, m), f[level][:0], context=context) for m, f in features
+            }
         for m, out in outputs.items():
             if out.dim() < 2 or out.shape[1] % 2:
                 raise ValueError(
@@ -286,6 +331,7 @@ class LatentGroup(nn.Module):
             for all R; and the parameters for these, with shape (k, 2C, ...).
         """
         outputs, of_state = {}, {}
+        context = Context(encodings.context, pairs.rows)
         for column, m in enumerate(encodings.modalities):
             if m not in encodings.features:
                 continue
@@ -299,7 +345,7 @@ class LatentGroup(nn.Module):
                     taking = None
             source = _rows_to_read(encodings.rows[m], pairs.rows, taking, encodings.given.shape[0])
             if h is None or not self.expert_sees_state:
-                out = _take(network(features), source)
+                out = _take(self._of_features(expert, m, level, encodings), source)
             elif isinstance(network, ProjectionCell):
                 # a cell that begins with a convolution: its part for the state is the same for
                 # all modalities, and its part for the features is the same for all subsets
@@ -308,9 +354,17 @@ class LatentGroup(nn.Module):
                 of_features = network.begin(features, after=h.shape[1])
                 out = network.end(_take(of_state[network], taking) + _take(of_features, source))
             else:
-                out = network(torch.cat([_take(h, taking), _take(features, source)], dim=1))
+                seen = torch.cat([_take(h, taking), _take(features, source)], dim=1)
+                out = run(network, seen, context=context.take(taking))
             outputs[m] = taking, out
         return outputs
+
+    def _of_features(
+        self, expert: nn.Module, modality: str, level: int, encodings: Encodings
+    ) -> Tensor:
+        """The parameters of an expert that sees its features alone, one row for each of them."""
+        context = Context(encodings.context, encodings.rows[modality])
+        return run(_of(expert, modality), encodings.features[modality][level], context=context)
 
     def _factors(
         self,
@@ -360,6 +414,35 @@ class LatentGroup(nn.Module):
         network = _of(self.expert, modality)
         part = "encoder" if isinstance(network, nn.Identity) else "expert"
         return f"The {part} of {modality!r}"
+
+
+def run(network: nn.Module, *inputs: Tensor | None, context: Context, **masks: Tensor) -> Any:  # noqa: ANN401
+    """Runs a network, with the covariates and the element mask if it asks for them.
+
+    Arguments:
+        network: The network.
+        inputs: Its inputs.
+        context: The covariates of the rows of its input.
+        masks: The element mask by the name of its parameter.
+
+    Raises:
+        ValueError: If the batch lacks a covariate that the network reads.
+    """
+    options: dict[str, Any] = {k: v for k, v in masks.items() if asks_for(network, k)}
+    if asks_for(network, "context"):
+        held = context.gather()
+        options["context"] = held if torch.compiler.is_compiling() else _Covariates(held)
+    return network(*inputs, **options)
+
+
+class _Covariates(dict[str, Tensor]):
+    """Covariates that say which of them a network asks for in vain."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(
+            f"'x' should be a Batch whose 'context' holds {name!r}, which a network reads, "
+            f"but holds {', '.join(self) or 'none'}."
+        )
 
 
 class MatchedExperts(nn.Module):

@@ -26,7 +26,7 @@ from torch import Tensor
 from .distributions import DiagNormal
 from .hierarchy import State
 from .likelihoods._scoring import check_scored, prepared
-from .missing import check_names, check_observed
+from .missing import check_names, check_observed, valid_of, with_valid
 from .models._inputs import check_entries, draw_component
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def model(vae: MultimodalVAE) -> Program:
     r"""Returns the generative program :math:`p(z) \prod_m p(x_m \mid z)`.
 
     Its latent sites are ``z_L`` to ``z_1`` and its observed sites ``x_<modality>``, inside the
-    plate ``batch``; entries that were not observed are masked out and never read.
+    plate ``batch``; entries that were not observed are masked out and never read. Without
+    gradients, as inside :class:`~pyro.infer.Predictive`, their values are draws, of modalities
+    that the batch lacks as well.
 
     Arguments:
         vae: Any model of the library.
@@ -68,7 +70,8 @@ def model(vae: MultimodalVAE) -> Program:
     ) -> None:
         check_observed(observed, vae.modalities)
         check_names(list(x), vae.modalities, argument="x")
-        check_names(list(valid or {}), vae.modalities, argument="valid")
+        valid = valid_of(x) if valid is None else valid
+        check_names(list(valid), vae.modalities, argument="valid")
         for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
             if m in x or bool(seen.any()):
                 check_entries(x, m, seen, None, finite=False)
@@ -79,10 +82,13 @@ def model(vae: MultimodalVAE) -> Program:
             q = vae.infer(vae.encode(x, none), none, z=partial(_sample, vae))
             for m, seen in zip(vae.modalities, observed.unbind(dim=-1), strict=True):
                 if m in x:
-                    inside = None if valid is None else valid.get(m)
-                    p, target = _scored(vae, m, q.state, x[m], seen, inside)
-                    with poutine.mask(mask=cast("torch.BoolTensor", seen)):
-                        pyro.sample(f"x_{m}", p, obs=target)
+                    p, target = _scored(vae, m, q.state, x[m], seen, valid.get(m))
+                elif not torch.is_grad_enabled():
+                    p, target = cast("TorchDistribution", vae.decode(q.state, [m])[m]), None
+                else:
+                    continue
+                with poutine.mask(mask=cast("torch.BoolTensor", seen)):
+                    pyro.sample(f"x_{m}", p, obs=_drawn(p, target, seen, valid.get(m)))
 
     return program
 
@@ -94,7 +100,7 @@ def guide(vae: MultimodalVAE) -> Program:
         vae: Any model of the library.
 
     Returns:
-        A Pyro program of the same arguments as that of :func:`model`; `valid` is not used.
+        A Pyro program of the same arguments as that of :func:`model`.
     """
 
     def program(
@@ -105,7 +111,7 @@ def guide(vae: MultimodalVAE) -> Program:
         check_names(list(x), vae.modalities, argument="x")
         check_observed(observed, vae.modalities)
         _register(vae)
-        encodings = vae.encode(x, observed)  # checks the rest
+        encodings = vae.encode(with_valid(x, valid), observed)  # checks the rest
         given = draw_component(observed, vae.family)
         with pyro.plate("batch", len(observed), dim=-1):
             vae.infer(encodings, given, z=partial(_sample, vae))
@@ -147,6 +153,27 @@ def _scored(
     return p, target
 
 
+def _drawn(
+    p: TorchDistribution, target: Tensor | None, seen: Tensor, valid: Tensor | None
+) -> Tensor:
+    """The entries of a site: without gradients, draws in place of what was not observed."""
+    if torch.is_grad_enabled():
+        assert target is not None
+        return target
+    drawn = p.sample()
+    if target is None:
+        return drawn
+    kept = seen.reshape(-1, *(1,) * (target.dim() - 1))
+    kept = kept if valid is None else kept & valid
+    return torch.where(kept, target.to(drawn.dtype), drawn)
+
+
 def _sample(vae: MultimodalVAE, level: int, distribution: DiagNormal) -> Tensor:
-    z = pyro.sample(f"z_{len(vae.groups) - level}", distribution)
-    return cast("torch.Tensor", z)
+    z = cast("Tensor", pyro.sample(f"z_{len(vae.groups) - level}", distribution))
+    if z.dim() > distribution.loc.dim():
+        raise ValueError(
+            f"The latents of a sample should have shape {tuple(distribution.loc.shape)}, but have "
+            f"{tuple(z.shape)}: set 'vectorize_particles' (or 'parallel') to False, so that Pyro "
+            "runs the program once for each particle."
+        )
+    return z

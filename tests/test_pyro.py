@@ -5,13 +5,14 @@ import math
 import pyro
 import pytest
 import torch
-from example_models import NAMES, OBSERVED, batch, conditioned, flat, hierarchical, make
+from example_models import NAMES, OBSERVED, SIZES, batch, conditioned, flat, hierarchical, make
 from pyro import poutine
 from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
 import mmpoe
 from mmpoe.likelihoods import Normal, Poisson
+from mmpoe.missing import Batch
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ def test_elements_that_are_not_valid_are_not_scored():
     vae, x = make(hierarchical), batch()
     valid = {"us": torch.tensor([True, False, True, False, True])}
     junk = {**x, "us": torch.where(valid["us"], x["us"], math.nan)}
-    trace = poutine.trace(mmpoe.pyro.guide(vae)).get_trace(x, OBSERVED, valid)
+    trace = poutine.trace(mmpoe.pyro.guide(vae)).get_trace(junk, OBSERVED, valid)
     noise = [
         (trace.nodes[s]["value"] - trace.nodes[s]["fn"].loc) / trace.nodes[s]["fn"].scale
         for s in ("z_2", "z_1")
@@ -87,7 +88,7 @@ def test_elements_that_are_not_valid_are_not_scored():
     replayed = poutine.trace(program).get_trace(junk, OBSERVED, valid)
     replayed.compute_log_prob()
     scored = sum(replayed.nodes[f"x_{m}"]["log_prob"] for m in NAMES)
-    output = vae(x, OBSERVED, noise=noise)
+    output = vae(Batch(junk, valid=valid), OBSERVED, noise=noise)
     bound = mmpoe.elbo(output, x, OBSERVED, valid=valid)
     torch.testing.assert_close(scored - sum(output.kl), bound)
     with pytest.raises(ValueError, match=r"'x' should be finite .* 'us' holds NaN"):
@@ -207,3 +208,33 @@ def test_modalities_that_were_never_observed_may_be_absent():
     replayed = poutine.trace(poutine.replay(mmpoe.pyro.model(vae), trace)).get_trace(x, observed)
     assert "x_us" not in replayed.nodes
     assert "x_type" in replayed.nodes
+
+
+def test_particles_at_once_are_refused_with_a_way_out():
+    vae = make(flat)
+    loss = pyro.infer.Trace_ELBO(num_particles=2, vectorize_particles=True)
+    x, observed = batch(), OBSERVED
+    with pytest.raises(ValueError, match=r"set 'vectorize_particles' .* to False"):
+        loss.loss(mmpoe.pyro.model(vae), mmpoe.pyro.guide(vae), x, observed)
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_predictive_draws_what_is_missing(absent):
+    vae = make(flat)
+    x, observed = batch(filler=torch.nan), OBSERVED.clone()
+    valid = {"us": torch.tensor([True, True, False, True, True])}
+    if absent:
+        del x["type"]
+        observed[:, 2] = False
+    predictive = pyro.infer.Predictive(
+        mmpoe.pyro.model(vae), guide=mmpoe.pyro.guide(vae), num_samples=3
+    )
+    draws = predictive(x, observed, valid)
+    for column, m in enumerate(NAMES):
+        kept = observed[:, column, None].expand(-1, SIZES[m])
+        kept = kept & valid["us"] if m == "us" else kept
+        found = draws[f"x_{m}"]
+        assert found.isfinite().all()
+        if m in x:
+            assert torch.equal(found[:, kept], x[m][kept].expand(3, -1))
+        assert (found.std(dim=0)[~kept] > 0).all()

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench_mmhvae import processor
+from benchmarks._results import processor
 from examples.medical_mri_us.modalities import MODALITIES
 
 from .systems import SYSTEMS, build

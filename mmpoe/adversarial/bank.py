@@ -9,8 +9,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor
 
-from mmpoe.likelihoods._scoring import check_valid
-from mmpoe.missing import check_finite, check_modalities, check_names, check_observed
+from mmpoe.missing import (
+    check_finite,
+    check_modalities,
+    check_names,
+    check_observed,
+    check_valid,
+)
 
 GENERATOR, PREFIX = "generator", "images."
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mmpoe.likelihoods._scoring import check_valid
-from mmpoe.missing import check_finite, check_names, check_observed
+from mmpoe.missing import check_finite, check_names, check_observed, check_valid
 from mmpoe.models import Output
 from mmpoe.models._inputs import absent
 from mmpoe.nn import ModalityDict

@@ -2,7 +2,15 @@ r"""Samples from the posterior of a model, and the density that they were drawn 
 
 from __future__ import annotations
 
-__all__ = ["log_posterior", "log_ratio", "propose", "sum_log_prob", "take"]
+__all__ = [
+    "log_posterior",
+    "log_ratio",
+    "place_draws",
+    "propose",
+    "sum_log_prob",
+    "take",
+    "whole_rows",
+]
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -175,3 +183,36 @@ def take(q: DiagNormal, index: Tensor) -> DiagNormal:
 def sum_log_prob(distributions: Sequence[Distribution], z: Sequence[Tensor]) -> Tensor:
     """Returns the log-density of the latents of all groups together."""
     return torch.stack([q.log_prob(v) for q, v in zip(distributions, z, strict=True)]).sum(dim=0)
+
+
+def whole_rows(seen: Tensor, valid: Tensor | None) -> Tensor:
+    r"""Returns the rows in which every element of a modality was observed, with shape (B).
+
+    Arguments:
+        seen: The rows in which the modality was observed, boolean, with shape (B).
+        valid: The elements that were observed, boolean, with shape (B, \*); all if None.
+    """
+    return seen if valid is None else seen & valid.flatten(1).all(dim=1)
+
+
+def place_draws(
+    x: Tensor | None, drawn: Tensor, rows: Tensor, seen: Tensor, valid: Tensor | None
+) -> Tensor:
+    r"""Returns all entries of a modality, with draws of what was not observed: (K, B, \*).
+
+    What was not observed is replaced, and not read.
+
+    Arguments:
+        x: The entries, with shape (B, \*); None if none was observed.
+        drawn: The draws of some rows, with shape (K, n, \*).
+        rows: These rows, with shape (n): all that are not whole, see :func:`whole_rows`.
+        seen: The rows in which the modality was observed, boolean, with shape (B).
+        valid: The elements that were observed, boolean, with shape (B, \*); all if None.
+    """
+    if x is None or not bool(seen.any()):
+        return drawn
+    x = x.to(drawn.dtype)
+    if valid is not None:
+        kept = valid[rows] & seen[rows].reshape(-1, *(1,) * (x.dim() - 1))  # (n, *)
+        drawn = torch.where(kept, x[rows], drawn)
+    return x.expand(len(drawn), *x.shape).index_copy(1, rows, drawn)

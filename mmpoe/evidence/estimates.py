@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmpoe.hierarchy import Encodings, Experts
-from mmpoe.missing import check_observed
+from mmpoe.missing import check_observed, with_valid
 from mmpoe.models import MultimodalVAE
 from mmpoe.models._inputs import subset_mask
 
@@ -61,8 +61,8 @@ def log_weights(
             :func:`mmpoe.calibrate`, are the better choice for a part of what a model trained
             across modalities has seen: its own posterior is then too narrow, and the weights may
             have no variance at all.
-        valid: Which elements of each modality to score, see :func:`elbo`. What conditions, and
-            so is encoded, is a whole entry all the same.
+        valid: Which elements of each modality were observed, see :func:`elbo`; those of the batch
+            by default. Encoders see 0 in place of others.
 
     Returns:
         The log-weights, in nats, with shape :math:`(K, B)`.
@@ -87,7 +87,8 @@ def log_weights(
     check_observed(observed, model.modalities)
     given = observed if given is None else given
     given = subset_mask(given, model.modalities, len(observed))
-    weights = _Weights(model, model.encode(x, given), x, experts, valid)
+    x = with_valid(x, valid)
+    weights = _Weights(model, model.encode(x, given), x, experts)
     return weights.log(observed, given, samples)
 
 
@@ -173,7 +174,8 @@ def log_conditional(
     size = _size(x)
     given = subset_mask(given, model.modalities, size)
     both = given | subset_mask(targets, model.modalities, size, argument="targets")
-    weights = _Weights(model, model.encode(x, both), x, experts, valid)
+    x = with_valid(x, valid)
+    weights = _Weights(model, model.encode(x, both), x, experts)
     joint, part = (_log_mean_exp(weights.log(mask, mask, samples)) for mask in (both, given))
     return torch.where((both != given).any(dim=1).to(joint.device), joint - part, 0)
 
@@ -214,8 +216,9 @@ def log_predictive(
     size = _size(x)
     targets = subset_mask(targets, model.modalities, size, argument="targets")
     given = subset_mask(given, model.modalities, size)
+    x = with_valid(x, valid)
     parts = propose(model, model.encode(x, given), given, x, samples, experts=experts)
-    log_p = [model.log_likelihood(q.state, x, targets, valid=valid) for q in parts]
+    log_p = [model.log_likelihood(q.state, x, targets) for q in parts]
     return _log_mean_exp(torch.cat(log_p))
 
 
@@ -248,15 +251,14 @@ class _Weights(NamedTuple):
     encodings: Encodings
     x: Mapping[str, Tensor]
     experts: Experts
-    valid: Mapping[str, Tensor] | None
 
     def log(self, observed: Tensor, given: Tensor, samples: int) -> Tensor:
         """Returns the log-weights, with shape (K, B), see :func:`log_weights`."""
-        model, encodings, x, experts, valid = self
+        model, encodings, x, experts = self
         return torch.cat(
             [
                 log_ratio(model, encodings, given, q, experts=experts)
-                + model.log_likelihood(q.state, x, observed, valid=valid)
+                + model.log_likelihood(q.state, x, observed)
                 for q in propose(model, encodings, given, x, samples, experts=experts)
             ]
         )

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmpoe.missing import check_names, check_observed
+from mmpoe.missing import Batch, check_names, check_observed, context_of
 from mmpoe.models import MultimodalVAE
 from mmpoe.nn.modes import evaluation
 from mmpoe.objectives import posterior_matching
@@ -66,8 +66,8 @@ def calibrate(
     Arguments:
         model: The model, on any device.
         data: Samples as for :func:`mmpoe.missing.collate`, in a list or dataset of known length;
-            or the pair of a whole batch `x` and its mask `observed`. Each sample is read once
-            beforehand, to see what it has.
+            or the pair of a whole batch `x` and its mask `observed`, which may be a
+            :class:`mmpoe.missing.Batch`. Each sample is read once beforehand, to see what it has.
         teacher: Which rows teach: ``"complete"``, ``"bootstrap"`` or ``"all"``, see
             :func:`~mmpoe.objectives.posterior_matching`. For ``"bootstrap"``, complete rows alone
             teach in the first half of the steps; in the second half, a fixed copy of the matched
@@ -194,7 +194,7 @@ def _reader(
         x, mask = cast("tuple[Mapping[str, Tensor], Tensor]", data)
         check_observed(mask, model.modalities)
         check_names(list(x), model.modalities, argument="data")
-        for m, v in x.items():
+        for m, v in {**x, **context_of(x)}.items():
             if len(v) != len(mask):
                 raise ValueError(
                     f"'data' should hold one row per row of its mask ({len(mask)}), "
@@ -203,7 +203,7 @@ def _reader(
         observed = mask.cpu()
 
         def batch(rows: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
-            return {m: v[rows.to(v.device)] for m, v in x.items()}, observed[rows]
+            return Batch.of(x).take(rows), observed[rows]
     else:
         samples = cast("Sequence[Mapping[str, Any]]", data)
         masks = [model.collate([samples[i]])[1] for i in range(len(samples))]
@@ -214,7 +214,7 @@ def _reader(
 
     def read(rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         x, seen = batch(rows)
-        return {m: v.to(device) for m, v in x.items()}, seen.to(device)
+        return Batch.of(x).to(device), seen.to(device)
 
     return read, observed
 

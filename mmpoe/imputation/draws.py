@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmpoe.evidence._samples import propose
-from mmpoe.missing import check_names
+from mmpoe.evidence._samples import place_draws, propose, whole_rows
+from mmpoe.missing import check_names, valid_of
 from mmpoe.models import MultimodalVAE, UncalibratedWarning
 from mmpoe.models._inputs import subset_mask
 from mmpoe.nn.modes import evaluation
@@ -87,14 +87,16 @@ def impute(
     Arguments:
         model: The model.
         x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`. Missing
-            entries are never read.
+            entries are never read, nor are elements that the element masks of a
+            :class:`mmpoe.missing.Batch` leave out.
         observed: What was observed, and is kept: a boolean mask of shape :math:`(B, M)`, or names.
             By default, all that `x` holds.
         draws: The number of draws :math:`K`.
         targets: The modalities to fill; by default, all of them.
 
     Returns:
-        The draws of each target. Rows in which it was observed have that entry in all of them.
+        The draws of each target. Rows in which it was observed have that entry in all of them, but
+        for elements that were not, which are drawn.
 
     Raises:
         ValueError: If a mask or name does not fit the model, an observed entry is absent or not
@@ -123,27 +125,22 @@ def impute(
             stacklevel=2,
         )
 
-    missing = {m: ~given[:, modalities.index(m)] for m in targets}
-    filled: dict[str, list[Tensor]] = {m: [] for m in targets}
+    inside = {m: v.broadcast_to(x[m].shape).to(device) for m, v in valid_of(x).items() if m in x}
+    seen = {m: given[:, modalities.index(m)] for m in targets}
+    rows = {m: (~whole_rows(seen[m], inside.get(m))).nonzero()[:, 0] for m in targets}
+    drawn: dict[str, list[Tensor]] = {m: [] for m in targets}
     with torch.no_grad(), evaluation(model.modules()):
         encodings = model.encode(x, given)
         for q in propose(model, encodings, given, x, draws, experts=model.best_experts):
             for m in targets:
-                rows = missing[m].nonzero()[:, 0]
-                if len(rows) or m not in x:  # decoded for its shape, if there are no rows at all
-                    p = model.decode(q.state.take(rows).flatten(), [m])[m]
-                    filled[m].append(p.sample().unflatten(0, (q.state.shape[0], len(rows))))
-    return {m: Imputation(_fill(x.get(m), filled[m], missing[m], draws)) for m in targets}
-
-
-def _fill(x: Tensor | None, parts: list[Tensor], missing: Tensor, draws: int) -> Tensor:
-    """The draws where a modality is missing, and its entry in the other rows: (K, B, *)."""
-    if not parts:
-        assert x is not None  # some row would miss it
-        return x.expand(draws, *x.shape)
-    drawn = torch.cat(parts)  # (K, n, *)
-    if x is None or bool(missing.all()):
-        return drawn
-    full = x.to(drawn.dtype).expand(draws, *x.shape).clone()
-    full[:, missing] = drawn
-    return full
+                if len(rows[m]) or m not in x:  # decoded for its shape, if there are no rows
+                    p = model.decode(q.state.take(rows[m]).flatten(), [m])[m]
+                    drawn[m].append(p.sample().unflatten(0, (q.state.shape[0], len(rows[m]))))
+    return {
+        m: Imputation(
+            place_draws(x.get(m), torch.cat(drawn[m]), rows[m], seen[m], inside.get(m))
+            if drawn[m]
+            else x[m].expand(draws, *x[m].shape)
+        )
+        for m in targets
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "MAX_EXPERTS",
-    "MAX_SUBSETS",
+    "PRIOR_IN",
     "SIZE",
     "STORAGE",
     "Inputs",
@@ -28,14 +28,17 @@ from torch import Tensor
 MAX_EXPERTS = 32
 """The bits of the mask that says which experts are given."""
 
-MAX_SUBSETS = 1024
-"""The number of subsets that the shared memory of a GPU has room for."""
+PRIOR_IN = ("always", "full", "never")
+"""The products that the prior may be a factor of; the source counts them from 0."""
 
 STORAGE = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """The names in the source of what a kernel reads and writes; it computes in float32."""
 
 Want = tuple[bool, bool, bool, bool]
 """For each output, whether it is wanted."""
+
+Numbers = tuple[int, float, float, str]
+"""The power, the limit of the clamp, the temperature, and where the prior is a factor."""
 
 
 class Inputs(NamedTuple):
@@ -49,13 +52,15 @@ class Inputs(NamedTuple):
     log_scale: Sequence[Tensor]
     """M log standard deviations, each with shape (B, \\*)."""
     given: Tensor
-    """The experts that take part, boolean, with shape ([S,] B, M)."""
+    """The experts that take part, boolean, with shape ([S,] B, M), or (R, M) for R pairs."""
+    rows: Tensor | None
+    """The sample of each pair, int64, with shape (R); None if there is one for each subset."""
     prior_loc: Tensor | None
     """The mean of the prior, with shape (B, \\*); None, as the scale, for a standard normal."""
     prior_log_scale: Tensor | None
     """The log standard deviation of the prior, with shape (B, \\*)."""
     noise: Tensor | None
-    """Standard normal noise, with shape ([S,] B, \\*), or else"""
+    """Standard normal noise, with the shape of `z`, or else"""
     seed: Tensor | None
     """the seed that a kernel draws noise from, one int64 number; without either, `z` is `loc`."""
     common_noise: Tensor | None
@@ -64,24 +69,26 @@ class Inputs(NamedTuple):
     clamp: float
     """The limit of the soft clamp; 0 is none."""
     temperature: float
+    prior_in: str
+    """The products that the prior is a factor of, one of `PRIOR_IN`."""
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """The tensors in a row: M of `loc`, M of `log_scale`, and the six others.
+        """The tensors in a row: M of `loc`, M of `log_scale`, and the seven others.
 
         Gradients, and flags that say which of them are needed, come in the same order.
         """
-        return (*self.loc, *self.log_scale, *self[2:8])
+        return (*self.loc, *self.log_scale, *self[2:9])
 
     @property
-    def numbers(self) -> tuple[int, float, float]:
-        """The numbers that are no tensors."""
-        return self[8:]
+    def numbers(self) -> Numbers:
+        """The rest, which are no tensors."""
+        return self[9:]
 
     @property
-    def subsets(self) -> int:
-        """The number S of subsets, 1 if `given` has no dimension for them."""
-        return self.given.shape[0] if self.given.dim() == 3 else 1
+    def pairs(self) -> int:
+        """The number of pairs of a sample and a subset."""
+        return self.given.shape[:-1].numel()
 
     @property
     def size(self) -> int:
@@ -90,21 +97,19 @@ class Inputs(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        r"""The shape of `z`, ([S,] B, \*)."""
+        r"""The shape of `z`, ([S,] B, \*) or (R, \*)."""
         return (*self.given.shape[:-1], *self.loc[0].shape[1:])
 
 
 def group(row: Sequence[Any]) -> tuple[Any, ...]:
-    """Undoes `Inputs.tensors`, of tensors, gradients or flags: two lists of M, then six others."""
-    experts = len(row) // 2 - 3
-    return ([*row[:experts]], [*row[experts:-6]], *row[-6:])
+    """Undoes `Inputs.tensors`, of tensors, gradients or flags: two lists of M, seven others."""
+    experts = (len(row) - 7) // 2
+    return ([*row[:experts]], [*row[experts:-7]], *row[-7:])
 
 
-def gather(row: Sequence[Tensor | None], numbers: tuple[int, float, float]) -> Inputs:
+def gather(row: Sequence[Tensor | None], numbers: Numbers) -> Inputs:
     """Undoes `Inputs.tensors` and `Inputs.numbers`."""
-    loc, log_scale, given, prior_loc, prior_log_scale, noise, seed, common_noise = group(row)
-    experts, prior = (loc, log_scale), (prior_loc, prior_log_scale)
-    return Inputs(*experts, given, *prior, noise, seed, common_noise, *numbers)
+    return Inputs._make((*group(row), *numbers))
 
 
 class Outputs(NamedTuple):
@@ -127,6 +132,19 @@ class Plan(NamedTuple):
     """Bytes that a thread moves at once if all addresses are multiples of it, 0 for any."""
     launch: Callable[[bytes], None]
     """Launches the kernel with its packed arguments."""
+    slots: int = 1
+    """Pairs that the shared memory of a GPU has room for at once."""
+
+
+class Order(NamedTuple):
+    """The pairs of each sample, as in a sparse matrix of compressed rows."""
+
+    offsets: Tensor | None
+    """The place in `pairs` where those of each sample begin, int64, with shape (B + 1); None if
+    every sample has one for each subset."""
+    pairs: Tensor | None
+    """The pairs of one sample after those of the other, int64, with shape (R); None if they are
+    in that order already."""
 
 
 # ---- The bytes a kernel gets ----------------------------------------------------------------
@@ -134,8 +152,8 @@ class Plan(NamedTuple):
 
 @cache
 def _layout(experts: int) -> struct.Struct:
-    """Returns the layout of `Arguments` in ``csrc/gpoe.cuh``: 27 words, 4 floats, the experts."""
-    return struct.Struct(f"=27q4f{6 * experts}q")
+    """Returns the layout of `Arguments` in ``csrc/gpoe.cuh``: 31 words, 4 floats, the experts."""
+    return struct.Struct(f"=31q4f{6 * experts}q")
 
 
 SIZE = _layout(1).size
@@ -144,11 +162,16 @@ SIZE = _layout(1).size
 
 @cache
 def _nowhere(experts: int) -> tuple[Any, ...]:
-    return group((None,) * (2 * experts + 6))
+    return group((None,) * (2 * experts + 7))
 
 
 def pack(
-    inputs: Inputs, outputs: Outputs, gradients: Outputs, into: Sequence[Tensor | None], plan: Plan
+    inputs: Inputs,
+    order: Order,
+    outputs: Outputs,
+    gradients: Outputs,
+    into: Sequence[Tensor | None],
+    plan: Plan,
 ) -> bytes:
     """Packs addresses, strides and sizes; the tensors must live until the kernel has run.
 
@@ -157,13 +180,14 @@ def pack(
 
     Arguments:
         inputs: The inputs.
-        outputs: Where the outputs go, `kl` with shape ([S,] B, chunks).
+        order: The order of their pairs.
+        outputs: Where the outputs go, `kl` with shape ([S,] B, chunks) or (R, chunks).
         gradients: The gradients of the outputs, for a backward pass.
         into: Where the gradients of `inputs.tensors` go; empty for a forward pass.
         plan: How the kernel runs.
     """
     first, experts = inputs.loc[0], len(inputs.loc)
-    to_loc, to_log_scale, _, *to_prior, _, _, to_common = (
+    to_loc, to_log_scale, _, _, *to_prior, _, _, to_common = (
         group(into) if into else _nowhere(experts)
     )
     prior = _factor(inputs.prior_loc, inputs.prior_log_scale, *to_prior)
@@ -187,17 +211,20 @@ def pack(
         _at(inputs.common_noise),
         common,
         inputs.given.data_ptr(),
+        *map(_at, order),
         noise,
         _at(inputs.seed),
         *out,
         *back,
         experts,
-        inputs.subsets,
+        inputs.pairs // first.shape[0],  # subsets of each sample, without offsets
         first.shape[0],
         size,
         size // event[0] if event else 1,  # of a channel
         plan.chunks,
         plan.length,
+        plan.slots,
+        PRIOR_IN.index(inputs.prior_in),
         aligned,
         inputs.power,
         1 / inputs.power,

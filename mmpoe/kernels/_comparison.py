@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Case", "Row", "compare", "failure"]
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from . import _cuda, _launch, _reference, jit
 from ._arguments import Inputs, Outputs, gather
+from ._cache import cached, log
 
 _ALL = (True, True, True, True)
 
@@ -29,6 +31,8 @@ class Case(NamedTuple):
     power: int = 2
     common: bool = False
     """Whether experts have noise in common."""
+    pairs: bool = False
+    """Whether subsets are those of pairs, in any order, without the prior but for full ones."""
     sharpen: float = 0.0
     """How much sharper one expert is than the others, in log standard deviation."""
 
@@ -40,6 +44,7 @@ _CASES = {
     "15 subsets": Case(prior=True, subsets=15, noise=True),
     "8 experts, clamp, power 1": Case(experts=8, prior=True, clamp=3.0, power=1),
     "common noise": Case(prior=True, common=True, subsets=3, noise=True),
+    "pairs": Case(prior=True, subsets=40, pairs=True),
     "odd size": Case(prior=True, event=(3, 5, 7), noise=True),
     "sharp experts": Case(prior=True, subsets=3, sharpen=40.0, noise=True),
     "12 experts": Case(experts=12, noise=True),
@@ -72,11 +77,15 @@ def compare(device: torch.device | str, on: _launch.Launcher | None = None) -> I
 def failure(device: torch.device) -> str | None:
     """Says why the kernels are not to be used on a GPU, None if they are.
 
-    On the first use of an architecture they are compared with PyTorch. What was found is
-    remembered in the cache folder.
+    On the first use of an architecture they are compared with PyTorch. The cache folder keeps
+    whether they agree. A comparison that fails, because the GPU is full or busy for instance, says
+    nothing about them: it is not kept, and the next process compares again. This one goes on with
+    PyTorch, so that all its samples come from one backend.
     """
-    architecture = _cuda.launcher().driver.architecture(device)
+    driver = _cuda.launcher().driver
+    architecture = driver.architecture(device)
     if architecture not in verdicts:
+        _cuda.check_not_capturing(driver)
         verdicts[architecture] = _verify(device, architecture)
     return verdicts[architecture]
 
@@ -90,47 +99,57 @@ def _verify(device: torch.device, architecture: int) -> str | None:
     identity = "\0".join([*jit.sources().values(), *others])
 
     def check() -> bytes:
-        try:
-            worst = max(row.error / row.tolerance for row in compare(device))
-        except (RuntimeError, jit.BuildError) as error:
-            return f"failed: {error}".encode()
+        # a thread of its own has no inference mode, autocast, default device or fake tensors
+        with ThreadPoolExecutor(1) as pool:
+            rows = pool.submit(lambda: [*compare(device)]).result()
+        worst = max(row.error / row.tolerance for row in rows)
         return b"right" if worst <= 1 else f"differ by {worst:.3g} times what they may".encode()
 
-    verdict = jit.cached(f"gpoe-verdict-sm{architecture}", ".txt", identity, check).decode()
-    if verdict == "right":
-        return None
-    reason = f"its kernels, compared with PyTorch on this GPU, {verdict}"
-    jit.log.error("No fused kernels on this GPU: %s. PyTorch runs instead.", reason)
+    try:
+        verdict = cached(f"gpoe-comparison-sm{architecture}", ".txt", identity, check).decode()
+        if verdict == "right":
+            return None
+        reason = f"its kernels, compared with PyTorch on this GPU, {verdict}"
+    except (RuntimeError, OSError, ImportError) as error:
+        reason = (
+            f"its kernels could not be compared with PyTorch on this GPU ({error}); "
+            "the next process tries again"
+        )
+    log.error("No fused kernels on this GPU: %s. PyTorch runs instead.", reason)
     return reason
 
 
 def _draw(case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
-    generator = torch.Generator().manual_seed(20)
+    generator, single = torch.Generator().manual_seed(20), torch.float32  # be the default another
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
+        return (scale * torch.randn(*shape, generator=generator, dtype=single)).to(device, dtype)
 
     rows, event = 5, case.event
-    given = torch.rand(case.subsets, rows, case.experts, generator=generator) < 0.6
+    given = torch.rand(case.subsets, rows, case.experts, generator=generator, dtype=single) < 0.6
     given[0, 0] = False
+    of_pairs = torch.arange(rows, device=device).repeat(case.subsets) if case.pairs else None
     log_scale = [draw(rows, *event) for _ in range(case.experts)]
     log_scale[0] = log_scale[0] - case.sharpen
     missing = ~given.any(dim=0).to(device)
     loc = [draw(rows, *event) for _ in range(case.experts)]
     for m in range(case.experts):
         loc[m][missing[:, m]] = torch.nan
+    gamma = torch.linspace(0, 2, event[0], device=device, dtype=single)
     return Inputs(
         loc,
         log_scale,
-        given.to(device),
+        (given.flatten(0, 1) if case.pairs else given).to(device),
+        rows=of_pairs,
         prior_loc=draw(rows, *event) if case.prior else None,
         prior_log_scale=draw(rows, *event, scale=0.5) if case.prior else None,
         noise=draw(case.subsets, rows, *event) if case.noise else None,
         seed=None if case.noise else torch.tensor(1234567890123, device=device),
-        common_noise=torch.linspace(0, 2, event[0], device=device) if case.common else None,
+        common_noise=gamma if case.common else None,
         power=case.power,
         clamp=case.clamp,
         temperature=0.7,
+        prior_in="full" if case.pairs else "always",
     )
 
 

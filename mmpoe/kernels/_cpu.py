@@ -11,13 +11,14 @@ import torch
 
 from . import jit
 from ._arguments import Inputs, Plan
+from ._cache import warn_once
 
 _CHUNK = 16384
 """Elements of a sample that one thread works on: a number of its own, so that the order of sums,
 and with it every bit, does not depend on the number of threads."""
 
 _SMALL = 32768
-"""Elements, counted once per subset, below which one thread is faster than several."""
+"""Elements, counted once per pair, below which one thread is faster than several."""
 
 _LARGE = 1 << 23
 """Bytes of one tensor from which on what is written goes past the caches."""
@@ -29,7 +30,7 @@ _libraries: dict[torch.dtype, ctypes.CDLL | jit.BuildError] = {}
 def plan(direction: str, inputs: Inputs) -> Plan:
     """Returns how ``"forward"`` or ``"backward"`` runs: threads take chunks of samples in turn."""
     first = inputs.loc[0]
-    elements = first.numel() * inputs.subsets
+    elements = inputs.pairs * inputs.size
     packet = 64 if elements * first.element_size() >= _LARGE else 0
     threads = 1 if elements < _SMALL else torch.get_num_threads()
     kernel = getattr(library(first.dtype), direction)
@@ -57,7 +58,10 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL | jit.BuildError:
     try:
         found = jit.cpu_library(dtype)
     except jit.BuildError as error:
-        jit.log.warning("No fused kernels on the CPU: %s. PyTorch runs instead.", error)
+        warn_once(
+            f"No fused kernels on the CPU: {error}. PyTorch runs instead; "
+            "MMPOE_BACKEND=eager asks for that, without this warning."
+        )
         return error
     for function in (found.forward, found.backward):
         function.argtypes, function.restype = [ctypes.c_char_p, ctypes.c_int], None

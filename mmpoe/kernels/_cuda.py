@@ -2,11 +2,13 @@ r"""The kernels on CUDA tensors: NVRTC compiles them for the GPU at hand on firs
 
 from __future__ import annotations
 
-__all__ = ["Driver", "Launcher", "launcher", "unavailable"]
+__all__ = ["Driver", "Launcher", "check_not_capturing", "launcher", "unavailable"]
 
 import ctypes
 import importlib
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -21,6 +23,9 @@ _THREADS = 128
 
 _WAVES = 16
 """Blocks per multiprocessor beyond which threads take several turns instead."""
+
+_SLOTS = 256
+"""Pairs, at most, that a block holds in shared memory at once."""
 
 
 class Launcher:
@@ -38,11 +43,11 @@ class Launcher:
     def plan(self, direction: str, inputs: Inputs) -> Plan:
         """Returns how ``"forward"`` or ``"backward"`` runs.
 
-        A block works on one chunk of one sample, for all subsets; block b C + c has chunk c of C
+        A block works on one chunk of one sample, for all its pairs; block b C + c has chunk c of C
         of sample b. In a turn each of its threads works on `width` neighbouring elements. A chunk
         is one turn, or more of them where the GPU would have more than `_WAVES` blocks for each
-        multiprocessor. Shared memory holds a word for each subset, the mask of its experts, and
-        one for each subset and warp, its part of the divergence.
+        multiprocessor. Shared memory holds, for some pairs at a time, a word for each, the
+        mask of its experts, and one for each and each warp, its part of the divergence.
         """
         first, size = inputs.loc[0], inputs.size
         samples, device = first.shape[0], first.device
@@ -58,19 +63,22 @@ class Launcher:
         most = max(1, _WAVES * self.driver.processors(device) // samples)
         length = turn * _divide_up(size, turn * most)
         chunks = _divide_up(size, length)
-        shared = 4 * inputs.subsets * (1 + threads // 32)
+        slots = inputs.pairs if inputs.rows is not None else inputs.pairs // samples
+        slots = max(1, min(_SLOTS, slots))
+        shared = 4 * slots * (1 + threads // 32)
 
         def launch(packed: bytes) -> None:
             function = self.function(special, device)
             self.driver.launch(function, samples * chunks, threads, shared, packed, device)
 
-        return Plan(chunks, length, special.width * first.element_size(), launch)
+        return Plan(chunks, length, special.width * first.element_size(), launch, slots)
 
     def function(self, special: Specialisation, device: torch.device) -> Any:  # noqa: ANN401
         """Returns a compiled kernel; the first call compiles it.
 
         Raises:
             mmpoe.kernels.BuildError: If NVRTC cannot.
+            RuntimeError: If it is the first call, while a CUDA graph is captured.
         """
         key = (special, device)
         found = self._functions.get(key)
@@ -78,14 +86,24 @@ class Launcher:
             with self._lock:
                 found = self._functions.get(key)
                 if found is None:
+                    check_not_capturing(self.driver)
                     binary = jit.cuda_binary(special, self.driver.architecture(device))
-                    found = self.driver.load(binary, special.name)
+                    found = self.driver.load(binary, special.name, device)
                     self._functions[key] = found
         return found
 
     def _threads(self, size: int, width: int) -> int:
         """Returns the threads of a block: whole warps, no more than one sample needs."""
         return min(_THREADS, 32 * _divide_up(size, 32 * width))
+
+
+def check_not_capturing(driver: Driver) -> None:
+    """Raises an error while a CUDA graph is captured, which loading a kernel would break."""
+    if driver.is_capturing():
+        raise RuntimeError(
+            "A kernel cannot be compiled and loaded while a CUDA graph is captured: "
+            "call mmpoe.kernels.build, or run once, before."
+        )
 
 
 def _divide_up(total: int, part: int) -> int:
@@ -107,12 +125,18 @@ class Driver:
         """Returns the number of multiprocessors."""
         return torch.cuda.get_device_properties(device).multi_processor_count
 
-    def load(self, binary: bytes, name: str) -> Any:  # noqa: ANN401
-        """Returns a function of a compiled binary, for the current device."""
+    def is_capturing(self) -> bool:
+        """Returns whether the current stream records a CUDA graph."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def load(self, binary: bytes, name: str, device: torch.device) -> Any:  # noqa: ANN401
+        """Returns a kernel of a compiled binary, which runs in any context."""
         driver = _bindings()
         library = _check(driver.cuLibraryLoadData(binary, None, None, 0, None, None, 0))
         kernel = _check(driver.cuLibraryGetKernel(library, name.encode()))
-        return _check(driver.cuKernelGetFunction(kernel))
+        with _current(_primary_context(device.index)):
+            _check(driver.cuKernelGetFunction(kernel))  # loads it: a graph capture could not
+        return driver.CUfunction(int(kernel))
 
     def launch(
         self,
@@ -129,12 +153,41 @@ class Driver:
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(block))
         stream = torch.cuda.current_stream(device).cuda_stream
         grid = (blocks, 1, 1, threads, 1, 1)
-        with torch.cuda.device(device):
+        with _current(_context(stream, device)):
             _check(
                 driver.cuLaunchKernel(
                     function, *grid, shared, stream, ctypes.addressof(pointers), 0
                 )
             )
+
+
+def _context(stream: int, device: torch.device) -> Any:  # noqa: ANN401
+    """Returns the context of a stream: a default stream has that of its device."""
+    if stream in _DEFAULT_STREAMS:
+        return _primary_context(device.index)
+    return _check(_bindings().cuStreamGetCtx(stream))
+
+
+_DEFAULT_STREAMS = (0, 1, 2)
+"""Handles that mean another stream in every context: the default, legacy and per-thread ones."""
+
+
+@cache
+def _primary_context(index: int) -> Any:  # noqa: ANN401
+    """Returns the context of a device that PyTorch works in, which then lives as long as we do."""
+    driver = _bindings()
+    return _check(driver.cuDevicePrimaryCtxRetain(_check(driver.cuDeviceGet(index))))
+
+
+@contextmanager
+def _current(context: Any) -> Iterator[None]:  # noqa: ANN401
+    """Makes a context the current one of this thread, which may have another, or none."""
+    driver = _bindings()
+    _check(driver.cuCtxPushCurrent(context))
+    try:
+        yield
+    finally:
+        _check(driver.cuCtxPopCurrent())
 
 
 def _bindings() -> Any:  # noqa: ANN401

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _cpu, _cuda
-from ._arguments import Inputs, Outputs, Plan, Want, pack
+from ._arguments import Inputs, Order, Outputs, Plan, Want, pack
 
 _NOTHING = Outputs(None, None, None, None)
 
@@ -33,13 +33,13 @@ def forward(inputs: Inputs, want: Want, on: Launcher | None = None) -> Outputs:
         on: What launches the kernel; that of the device of the inputs if None.
     """
     inputs = _dense(inputs)
-    plan = (on or _launcher(inputs)).plan("forward", inputs)
+    plan, order = (on or _launcher(inputs)).plan("forward", inputs), _order(inputs)
     outputs = allocate_outputs(inputs, want)
     if outputs.kl is None or plan.chunks == 1:
-        plan.launch(pack(inputs, outputs, _NOTHING, (), plan))
+        plan.launch(pack(inputs, order, outputs, _NOTHING, (), plan))
         return outputs
     parts = outputs.kl.new_empty((*outputs.kl.shape, plan.chunks))
-    plan.launch(pack(inputs, outputs._replace(kl=parts), _NOTHING, (), plan))
+    plan.launch(pack(inputs, order, outputs._replace(kl=parts), _NOTHING, (), plan))
     torch.sum(parts, dim=-1, out=outputs.kl)
     return outputs
 
@@ -56,10 +56,10 @@ def backward(
         on: What launches the kernel; that of the device of the inputs if None.
     """
     inputs = _dense(inputs)
-    plan = (on or _launcher(inputs)).plan("backward", inputs)
+    plan, order = (on or _launcher(inputs)).plan("backward", inputs), _order(inputs)
     gradients = Outputs(*(None if g is None else g.contiguous() for g in gradients))
     into = allocate_gradients(inputs, needed)
-    plan.launch(pack(inputs, _NOTHING, gradients, into, plan))
+    plan.launch(pack(inputs, order, _NOTHING, gradients, into, plan))
     if into[-1] is not None:
         into[-1] = _sum_per_channel(into[-1])
     return into
@@ -68,7 +68,7 @@ def backward(
 def allocate_outputs(inputs: Inputs, want: Want) -> Outputs:
     """Returns empty tensors for the outputs that are wanted."""
     first, rows = inputs.loc[0], inputs.given.shape[:-1]
-    alike = len(rows) == 1 and first.is_contiguous()
+    alike = inputs.shape == first.shape and first.is_contiguous()
 
     def one(wanted: bool) -> Tensor | None:
         if not wanted:
@@ -89,6 +89,31 @@ def allocate_gradients(inputs: Inputs, needed: Sequence[bool]) -> list[Tensor | 
     return [*into, common]
 
 
+def _order(inputs: Inputs) -> Order:
+    """Returns the order of the pairs, sorted by their sample.
+
+    Raises:
+        ValueError: If a pair is about a sample that is not there; on a GPU, where to look is to
+            wait, PyTorch's assertion of a kernel fails instead.
+    """
+    rows, samples = inputs.rows, inputs.loc[0].shape[0]
+    if rows is None:
+        return Order(None, None)
+    pairs = None
+    if rows.is_cuda or bool((rows[1:] < rows[:-1]).any()):
+        rows, pairs = rows.sort(stable=True)
+    offsets = torch.searchsorted(rows, torch.arange(samples + 1, device=rows.device))
+    if rows.is_cuda:
+        there = (offsets[0] == 0) & (offsets[-1] == len(rows))
+        torch.ops.aten._assert_async.msg(there, "'rows' should hold samples of the batch")
+    elif int(offsets[0]) or int(offsets[-1]) < len(rows):
+        raise ValueError(
+            f"'rows' should hold samples, 0 to {samples - 1}, but holds {int(rows[0])} to "
+            f"{int(rows[-1])}."
+        )
+    return Order(offsets, pairs)
+
+
 def _launcher(inputs: Inputs) -> Launcher:
     return _cpu if inputs.loc[0].device.type == "cpu" else _cuda.launcher()
 
@@ -107,6 +132,7 @@ def _dense(inputs: Inputs) -> Inputs:
         loc=[dense(t) for t in inputs.loc],
         log_scale=[dense(t) for t in inputs.log_scale],
         given=inputs.given.contiguous(),
+        rows=None if inputs.rows is None else inputs.rows.contiguous(),
         prior_loc=None if inputs.prior_loc is None else dense(inputs.prior_loc),
         prior_log_scale=None if inputs.prior_log_scale is None else dense(inputs.prior_log_scale),
         noise=None if inputs.noise is None else inputs.noise.contiguous(),

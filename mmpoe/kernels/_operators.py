@@ -19,7 +19,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
 from . import _launch, _reference, backends
-from ._arguments import Inputs, Outputs, Want, gather, group
+from ._arguments import Inputs, Numbers, Outputs, Want, gather, group
 
 
 def run(inputs: Inputs, want: Want) -> Outputs:
@@ -65,11 +65,11 @@ class _Context(FunctionCtx):
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
-    numbers: tuple[int, float, float]
+    numbers: Numbers
     want: Want
 
 
-def _save(ctx: _Context, tensors: Sequence[Any], numbers: tuple[int, float, float]) -> None:
+def _save(ctx: _Context, tensors: Sequence[Any], numbers: Numbers) -> None:
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
     ctx.numbers = numbers
@@ -79,9 +79,7 @@ class _Fused(torch.autograd.Function):
     """A kernel and its gradient, without the dispatcher."""
 
     @staticmethod
-    def forward(
-        ctx: _Context, want: Want, numbers: tuple[int, float, float], *tensors: Tensor
-    ) -> Outputs:
+    def forward(ctx: _Context, want: Want, numbers: Numbers, *tensors: Tensor) -> Outputs:
         _save(ctx, tensors, numbers)
         return _launch.forward(gather(tensors, numbers), want)
 
@@ -99,31 +97,32 @@ class _Fused(torch.autograd.Function):
 # and of the common noise. An operator returns tensors: an empty one stands for what is not wanted.
 
 _ARGUMENTS = (
-    "Tensor[] loc, Tensor[] log_scale, Tensor given, Tensor? prior_loc, Tensor? prior_log_scale, "
-    "Tensor? noise, Tensor? seed, Tensor? common_noise, int power, float clamp, float temperature"
+    "Tensor[] loc, Tensor[] log_scale, Tensor given, Tensor? rows, Tensor? prior_loc, "
+    "Tensor? prior_log_scale, Tensor? noise, Tensor? seed, Tensor? common_noise, int power, "
+    "float clamp, float temperature, str prior_in"
 )
 _GRADIENTS = "Tensor? grad_z, Tensor? grad_loc, Tensor? grad_log_scale, Tensor? grad_kl"
 
 
 def _forward(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:11])
+    inputs = Inputs(*arguments[:13])
     backends.note(inputs.loc[0].device.type)
-    return _fill(inputs, _launch.forward(inputs, arguments[11]))
+    return _fill(inputs, _launch.forward(inputs, arguments[13]))
 
 
 def _forward_shapes(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:11])
-    return _fill(inputs, _launch.allocate_outputs(inputs, arguments[11]))
+    inputs = Inputs(*arguments[:13])
+    return _fill(inputs, _launch.allocate_outputs(inputs, arguments[13]))
 
 
 def _backward(*arguments: Any) -> tuple:  # noqa: ANN401
-    inputs, gradients = Inputs(*arguments[:11]), Outputs(*arguments[11:15])
-    return _pick(inputs, _launch.backward(inputs, gradients, _spread(inputs, arguments[15])))
+    inputs, gradients = Inputs(*arguments[:13]), Outputs(*arguments[13:17])
+    return _pick(inputs, _launch.backward(inputs, gradients, _spread(inputs, arguments[17])))
 
 
 def _backward_shapes(*arguments: Any) -> tuple:  # noqa: ANN401
-    inputs = Inputs(*arguments[:11])
-    into = _launch.allocate_gradients(inputs, _spread(inputs, arguments[15]))
+    inputs = Inputs(*arguments[:13])
+    into = _launch.allocate_gradients(inputs, _spread(inputs, arguments[17]))
     if into[-1] is not None and inputs.common_noise is not None:
         into[-1] = torch.empty_like(inputs.common_noise)
     return _pick(inputs, into)
@@ -137,29 +136,29 @@ def _spread(inputs: Inputs, need: Sequence[bool]) -> list[bool]:
     """Turns the five flags of the operator into one for each of `inputs.tensors`."""
     loc, log_scale, prior_loc, prior_log_scale, common_noise = need
     experts = len(inputs.loc)
-    others = [False, prior_loc, prior_log_scale, False, False, common_noise]
+    others = [False, False, prior_loc, prior_log_scale, False, False, common_noise]
     return [loc] * experts + [log_scale] * experts + others
 
 
 def _pick(inputs: Inputs, into: Sequence[Tensor | None]) -> tuple:
     """Turns gradients of `inputs.tensors` into the five results of the operator."""
-    loc, log_scale, _, prior_loc, prior_log_scale, _, _, common_noise = group(_fill(inputs, into))
-    return loc, log_scale, prior_loc, prior_log_scale, common_noise
+    loc, log_scale, _, _, *prior, _, _, common_noise = group(_fill(inputs, into))
+    return loc, log_scale, *prior, common_noise
 
 
 def _setup_context(ctx: _Context, inputs: tuple, output: tuple) -> None:
-    arguments = Inputs(*inputs[:11])
+    arguments = Inputs(*inputs[:13])
     _save(ctx, arguments.tensors, arguments.numbers)
-    ctx.want = inputs[11]
+    ctx.want = inputs[13]
 
 
 def _autograd(ctx: _Context, *gradients: Tensor | None) -> tuple:
     inputs = gather(ctx.saved_tensors, ctx.numbers)
     gradients = tuple(g if want else None for g, want in zip(gradients, ctx.want, strict=True))
     needs = ctx.needs_input_grad
-    needed = _spread(inputs, [True, True, needs[3], needs[4], needs[7]])
+    needed = _spread(inputs, [True, True, needs[4], needs[5], needs[8]])
     into = _differentiate(inputs, gradients, needed, _call_backward)
-    return (*group(into), None, None, None, None)
+    return (*group(into), None, None, None, None, None)
 
 
 def _call_backward(
@@ -170,7 +169,7 @@ def _call_backward(
     prior_loc, prior_log_scale, common = (
         g if wanted else None for g, wanted in zip(others, need[2:], strict=True)
     )
-    return [*loc, *log_scale, None, prior_loc, prior_log_scale, None, None, common]
+    return [*loc, *log_scale, None, None, prior_loc, prior_log_scale, None, None, common]
 
 
 _library = torch.library.Library("mmpoe", "DEF")

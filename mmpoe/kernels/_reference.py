@@ -26,10 +26,12 @@ def forward(inputs: Inputs) -> Outputs:
         \mu = \mu_p + \sum_m w_m (\mu_m - \mu_p), \quad
         \log \sigma = \log \sigma_p - \delta / p
 
-    so that an empty product is the prior to the bit, with a divergence of exactly zero. Common
-    noise :math:`\gamma` adds :math:`\log k = -\log(1 + \gamma \sum_m r_m e^{x_m - x_p})` to every
-    :math:`x_m`.
+    so that an empty product is the prior to the bit, with a divergence of exactly zero. Where the
+    prior is no factor, there is no 1 in the sum, and one expert alone is itself, to the bit.
+    Common noise :math:`\gamma` adds
+    :math:`\log k = -\log(1 + \gamma \sum_m r_m e^{x_m - x_p})` to every :math:`x_m`.
     """
+    inputs = _at_rows(inputs)
     given, power, clamp = inputs.given, inputs.power, inputs.clamp
     dtype, event_dim = inputs.loc[0].dtype, inputs.loc[0].dim() - 1
 
@@ -42,7 +44,7 @@ def forward(inputs: Inputs) -> Outputs:
     else:
         prior_loc, prior_log_scale = squash(inputs.prior_loc), squash(inputs.prior_log_scale)
 
-    log_ratios, offsets = [], []
+    log_ratios, offsets, own_loc, own_log_scale = [], [], 0.0, 0.0
     for m, (loc, log_scale) in enumerate(zip(inputs.loc, inputs.log_scale, strict=True)):
         present = given[..., m].reshape(*given.shape[:-1], *(1,) * event_dim)  # ([S,] B, 1...)
         # select before any arithmetic: a NaN that is not given must not reach a gradient either
@@ -52,18 +54,27 @@ def forward(inputs: Inputs) -> Outputs:
         log_ratios.append(torch.where(present, log_ratio, -torch.inf))
         informative = present & (expert_log_scale != torch.inf)  # else its mean does not matter
         offsets.append(torch.where(informative, expert_loc - prior_loc, 0))
+        own_loc = own_loc + torch.where(informative, expert_loc, 0)
+        own_log_scale = own_log_scale + expert_log_scale
 
     log_ratios = torch.stack(log_ratios)  # (M, [S,] B, *event)
     if inputs.common_noise is not None:
         gamma = widen(inputs.common_noise).reshape(-1, *(1,) * (event_dim - 1))  # (C, 1...)
         log_ratios = log_ratios + _log_discount(log_ratios, gamma)
     itself = torch.zeros_like(log_ratios[:1])  # the prior, in proportion to itself
+    joins = _prior_joins(inputs).reshape(*given.shape[:-1], *(1,) * event_dim)  # ([S,] B, 1...)
+    nothing = ~joins & log_ratios.isneginf().all(dim=0)  # experts without information
+    itself = torch.where(joins | nothing, itself, -torch.inf)
     delta = torch.logsumexp(torch.cat([itself, log_ratios]), dim=0)  # ([S,] B, *event)
     weights = torch.exp(log_ratios - delta)
+    delta = torch.where(nothing, -torch.inf, delta)
 
     shift = (weights * torch.stack(offsets)).sum(dim=0)  # loc - prior_loc
     fused_loc = prior_loc + shift
     fused_log_scale = prior_log_scale - delta / power
+    alone = ~joins & (given.sum(dim=-1) == 1).reshape(joins.shape)
+    fused_loc = torch.where(alone, own_loc, fused_loc)
+    fused_log_scale = torch.where(alone, own_log_scale, fused_log_scale)
 
     distance = standardise(shift, prior_log_scale)
     kl = (exp_minus_tangent(-2 * delta / power) + distance.square()) / 2
@@ -75,6 +86,31 @@ def forward(inputs: Inputs) -> Outputs:
     if noise is not None:
         z = sample(fused_loc, fused_log_scale, noise, inputs.temperature)
     return Outputs(z.to(dtype), fused_loc.to(dtype), fused_log_scale.to(dtype), kl)
+
+
+def _at_rows(inputs: Inputs) -> Inputs:
+    """Returns the same inputs with a row of experts and prior for each pair."""
+    rows = inputs.rows
+    if rows is None:
+        return inputs
+    prior_loc, prior_log_scale = (
+        None if v is None else v.index_select(0, rows) for v in inputs[4:6]
+    )
+    return inputs._replace(
+        loc=[v.index_select(0, rows) for v in inputs.loc],
+        log_scale=[v.index_select(0, rows) for v in inputs.log_scale],
+        rows=None,
+        prior_loc=prior_loc,
+        prior_log_scale=prior_log_scale,
+    )
+
+
+def _prior_joins(inputs: Inputs) -> Tensor:
+    """Says in which products the prior is a factor, with the shape of `kl`."""
+    if inputs.prior_in == "always":
+        return torch.ones_like(inputs.given[..., 0])
+    nothing = ~inputs.given.any(dim=-1)
+    return nothing | inputs.given.all(dim=-1) if inputs.prior_in == "full" else nothing
 
 
 def _draw(inputs: Inputs) -> Tensor | None:

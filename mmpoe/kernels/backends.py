@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from . import _comparison, _cpu, _cuda, jit
-from ._arguments import MAX_EXPERTS, MAX_SUBSETS, STORAGE
+from ._arguments import MAX_EXPERTS, STORAGE
 
 BACKENDS = ("cuda", "cpu", "eager")
 
@@ -53,8 +53,10 @@ def note(name: str) -> None:
 def use_backend(name: str) -> AbstractContextManager[None]:
     """Forces a backend inside a ``with`` block: what it cannot do is an error, not a fallback.
 
-    An empty batch, where there is nothing to run, is no error. Derivatives beyond the first are
-    PyTorch's with any backend. Under ``torch.compile`` the choice is made when code is traced.
+    This holds for every call of :func:`gaussian_poe`. An empty batch, where there is nothing to
+    run, is no error. Derivatives beyond the first are PyTorch's with any backend. Under
+    ``torch.compile`` the choice is made when code is traced. A program that ``torch.export``
+    writes inside the block keeps the fused operation, and then needs mmpoe where it runs.
 
     Arguments:
         name: One of ``"cuda"``, ``"cpu"``, ``"eager"``.
@@ -117,9 +119,10 @@ class Call(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     experts: int
-    subsets: int = 1
     beyond: str | None = None
     """The part of the call that only PyTorch can do, None if kernels can do it all."""
+    empty: bool = False
+    """Whether there is nothing to run: PyTorch makes what is empty, whatever was asked for."""
 
 
 def choose(backend: str | None, call: Call) -> str:
@@ -149,9 +152,11 @@ def _choose(backend: str | None, call: Call) -> str:
     name = choice or call.device.type
     if name == "eager" or name not in BACKENDS:
         return "eager"
+    if choice is None and torch.compiler.is_exporting():
+        return "eager"  # in operators of PyTorch, which run where there is no mmpoe
     reason = _cannot(name, call)
     if reason is None:
-        return name
+        return "eager" if call.empty else name
     if choice is not None:
         _check_available(choice, source)
         raise RuntimeError(f"The backend {name!r} asked for by '{source}' {reason}.")
@@ -166,11 +171,13 @@ def _cannot(name: str, call: Call) -> str | None:
         return f"computes in float32, but is given {call.dtype}: 'eager' takes it"
     if call.experts > MAX_EXPERTS:
         return f"has a mask of {MAX_EXPERTS} bits, but is given {call.experts} experts"
-    if call.subsets > MAX_SUBSETS:
-        return f"takes at most {MAX_SUBSETS} subsets, but is given {call.subsets}"
     if call.beyond is not None:
         return f"{call.beyond}: 'eager' does"
-    if reason := _failure(name, call):
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return "cannot be recorded by torch.jit.trace: 'eager' can"
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return "is no operator of ONNX: 'eager' is made of them"
+    if not call.empty and (reason := _failure(name, call)):
         return f"is not available: {reason}"
     return None
 

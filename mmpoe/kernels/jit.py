@@ -1,26 +1,20 @@
-r"""Compiled kernels, kept in a cache folder: built once per machine, never trusted unread.
-
-A file is named after a digest of everything that went into it, and one of what it holds. It is
-written elsewhere and moved, so that two processes never see half of one another's; one that does
-not hold what its name says is built again. Nothing is unpickled.
-"""
+r"""The compilers of the kernels: g++ for CPUs, NVRTC for GPUs, each run once per machine."""
 
 from __future__ import annotations
 
 __all__ = ["BuildError", "Specialisation", "cuda_binary"]
 
 import ctypes
-import hashlib
 import importlib
 import importlib.resources
-import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,18 +22,14 @@ from typing import Any, NamedTuple
 import torch
 
 from ._arguments import SIZE, STORAGE
+from ._cache import cached, log
 
-log = logging.getLogger("mmpoe.kernels")
+_PATIENCE = 300
+"""Seconds after which a compiler is taken to hang; it needs some ten."""
 
 
 class BuildError(RuntimeError):
     """A kernel could not be compiled or loaded; the message says why."""
-
-
-def cache_folder() -> Path:
-    """Returns where compiled kernels are kept: ``$MMPOE_CACHE/kernels``, ``~/.cache/mmpoe``."""
-    base = os.environ.get("MMPOE_CACHE") or Path.home() / ".cache" / "mmpoe"
-    return Path(base).expanduser() / "kernels"
 
 
 @cache
@@ -48,78 +38,6 @@ def sources() -> dict[str, str]:
     folder = importlib.resources.files("mmpoe.kernels") / "csrc"
     names = ("lanes.cuh", "gpoe.cuh", "cpu.cpp")
     return {name: (folder / name).read_text() for name in names}
-
-
-def cached(
-    name: str, suffix: str, identity: str, compile: Callable[[], bytes], detail: str = ""
-) -> bytes:
-    """Returns a compiled kernel from the cache, or compiles it and puts it there.
-
-    Arguments:
-        name: What it is, for the name of the file and the log.
-        suffix: The suffix of the file.
-        identity: Everything the result depends on.
-        compile: Compiles; raises a `BuildError` if that fails.
-        detail: More about it, for the log.
-    """
-    key = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    folder = _private_folder(cache_folder())
-    if folder is not None:
-        for path in sorted(folder.glob(f"{name}-{key}-*{suffix}")):
-            content = _read(path)
-            if path.name == f"{name}-{key}-{_digest(content)}{suffix}":
-                return content
-            log.warning("%s does not hold what its name says: compiling it again.", path)
-            path.unlink(missing_ok=True)
-
-    started = time.perf_counter()
-    content = compile()
-    seconds = time.perf_counter() - started
-    place = "not kept: the cache folder cannot be used"
-    if folder is not None:
-        path = folder / f"{name}-{key}-{_digest(content)}{suffix}"
-        place = str(path) if _write(path, content) else f"not kept: cannot write to {folder}"
-    log.info("compiled %s%s in %.1f s, %s", name, detail and f" ({detail})", seconds, place)
-    return content
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _private_folder(folder: Path) -> Path | None:
-    """Makes the folder; None if it cannot be made or somebody else could put code into it."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        log.warning("No cache of compiled kernels: %s", error)
-        return None
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        log.warning("No cache of compiled kernels: others may write to %s", folder)
-        return None
-    return folder
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-def _write(path: Path, content: bytes) -> bool:
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        try:
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
 
 
 # ---- For the CPU ----------------------------------------------------------------------------
@@ -133,7 +51,10 @@ def compiler() -> list[str]:
     """
     import shlex  # here, so that importing mmpoe stays cheap
 
-    command = shlex.split(os.environ.get("CXX") or "g++")
+    try:
+        command = shlex.split(os.environ.get("CXX") or "g++") or ["g++"]
+    except ValueError as error:
+        raise BuildError(f"CXX cannot be read as a command: {error}") from error
     found = shutil.which(command[0])
     if found is None:
         raise BuildError(f"no C++ compiler: {command[0]!r} is not on the PATH (set CXX)")
@@ -159,22 +80,44 @@ def cpu_library(dtype: torch.dtype) -> ctypes.CDLL:
     identity = "\0".join([*sources().values(), *options, _version(tuple(command)), _processor()])
 
     def compile() -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, text in sources().items():
-                (Path(folder) / name).write_text(text)
-            target = Path(folder) / "gpoe.so"
-            _run([*command, *options, str(Path(folder) / "cpu.cpp"), "-o", str(target)])
-            return target.read_bytes()
-
-    content = cached(f"gpoe-cpu-{STORAGE[dtype]}", ".so", identity, compile, " ".join(command))
-    with tempfile.TemporaryDirectory() as folder:
-        # from a file of its own: one in the cache could be replaced while it is mapped
-        path = Path(folder) / "gpoe.so"
-        path.write_bytes(content)
         try:
-            return ctypes.CDLL(str(path))
+            with tempfile.TemporaryDirectory() as folder:
+                return _compile_cpu([*command, *options], Path(folder))
         except OSError as error:
-            raise BuildError(f"the compiled library cannot be loaded: {error}") from error
+            raise BuildError(
+                f"the files of the compiler cannot be written: {error} "
+                "(set TMPDIR to a folder that can be written and has room)"
+            ) from error
+
+    return _load(cached(f"gpoe-cpu-{STORAGE[dtype]}", ".so", identity, compile, " ".join(command)))
+
+
+def _compile_cpu(command: list[str], folder: Path) -> bytes:
+    for name, text in sources().items():
+        (folder / name).write_text(text)
+    target = folder / "gpoe.so"
+    _run([*command, str(folder / "cpu.cpp"), "-o", str(target)])
+    return target.read_bytes()
+
+
+def _load(content: bytes) -> ctypes.CDLL:
+    """Loads a library from memory, where nobody can replace it, or else from a temporary file."""
+    with suppress(OSError, AttributeError):  # a system without such files, or that runs none
+        opened = os.memfd_create("mmpoe")
+        try:
+            with os.fdopen(opened, "wb", closefd=False) as stream:
+                stream.write(content)
+            # it stays open: the loader takes two libraries of one name for the same
+            return ctypes.CDLL(f"/proc/self/fd/{opened}")
+        except OSError:
+            os.close(opened)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "gpoe.so"
+            path.write_bytes(content)
+            return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(f"the compiled library cannot be loaded: {error}") from error
 
 
 # ---- For a GPU ------------------------------------------------------------------------------
@@ -230,7 +173,7 @@ def nvrtc() -> Any:  # noqa: ANN401
     try:
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")
         nvrtc.nvrtcVersion()
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise BuildError(f"no NVRTC: {error}") from error
     return nvrtc
 
@@ -290,15 +233,36 @@ def _compile_cuda(compiler: Any, options: list[str], machine: bool) -> bytes:  #
 
 
 def _run(command: list[str]) -> str:
+    """Runs a compiler in a session of its own: what it starts ends with it."""
+    name, pipe = Path(command[0]).name, subprocess.PIPE
+    options = {"text": True, "errors": "replace", "env": os.environ | {"LC_ALL": "C"}}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{Path(command[0]).name} cannot be run: {error}") from error
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
+        with subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, start_new_session=True, **options
+        ) as process:
+            try:
+                said, complaint = process.communicate(timeout=_PATIENCE)
+            except BaseException:
+                _end(process)
+                raise
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{name} did not end within {_PATIENCE} s (set CXX)") from error
+    except OSError as error:
+        raise BuildError(f"{name} cannot be run: {error} (set CXX)") from error
+    if process.returncode < 0:
+        raise BuildError(f"{name} was ended by signal {-process.returncode}")
+    if process.returncode:
+        lines = (complaint or said).strip().splitlines()
         reason = next((line for line in lines if "error" in line), "no message")
-        raise BuildError(f"{Path(command[0]).name} failed with {done.returncode}: {reason}")
-    return done.stdout
+        raise BuildError(f"{name} failed with {process.returncode}: {reason}")
+    return said
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a compiler and what it has started, which would keep its pipes open."""
+    with suppress(OSError, AttributeError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from mmpoe.gaussian import check_power
 
 from . import _reference, backends
-from ._arguments import Inputs, Outputs, Want
+from ._arguments import PRIOR_IN, Inputs, Outputs, Want
 from .backends import Call
 
 
@@ -22,13 +22,13 @@ class Product(NamedTuple):
     """A fused posterior: a sample, its parameters and its divergence from the prior."""
 
     z: Tensor
-    """The sample, with shape ([S,] B, \\*)."""
+    """The sample, with shape ([S,] B, \\*), or (R, \\*) for R pairs."""
     loc: Tensor
-    """The mean, with shape ([S,] B, \\*)."""
+    """The mean, with the same shape."""
     log_scale: Tensor
-    """The log standard deviation, with shape ([S,] B, \\*)."""
+    """The log standard deviation, with the same shape."""
     kl: Tensor
-    """The divergence from the prior, in nats, with shape ([S,] B)."""
+    """The divergence from the prior, in nats, with shape ([S,] B) or (R)."""
 
 
 def gaussian_poe(
@@ -37,6 +37,7 @@ def gaussian_poe(
     given: Tensor,
     prior: tuple[Tensor, Tensor] | None = None,
     *,
+    rows: Tensor | None = None,
     noise: Tensor | None = None,
     generator: Generator | None = None,
     sample: bool = True,
@@ -44,6 +45,7 @@ def gaussian_poe(
     power: int = 2,
     clamp: float | None = None,
     common_noise: Tensor | None = None,
+    prior_in: str = "always",
     outputs: Sequence[str] = Product._fields,
     backend: str | None = None,
 ) -> Product:
@@ -61,10 +63,14 @@ def gaussian_poe(
     Arguments:
         loc: The means of the :math:`M` experts, each with shape :math:`(B, *)`.
         log_scale: Their log standard deviations, each with shape :math:`(B, *)`.
-        given: Which experts take part, boolean, with shape :math:`(B, M)`, or :math:`(S, B, M)`
-            for :math:`S` subsets at once.
+        given: Which experts take part, boolean, with shape :math:`(B, M)`; :math:`(S, B, M)` for
+            :math:`S` subsets of each sample; or :math:`(R, M)` for any :math:`R` pairs of a sample
+            and a subset, with `rows`.
         prior: The mean and log standard deviation of the prior, each with shape :math:`(B, *)`;
             None is the standard normal.
+        rows: The sample that each pair is about, int64, with shape :math:`(R)`, in any order;
+            pairs in the order of their samples are found fastest. None is one pair for each sample
+            and subset.
         noise: Standard normal noise :math:`\epsilon`, with the shape of `z`; drawn if None.
         generator: The random generator to draw the noise from, PyTorch's own if None.
         sample: Whether to sample; if not, `z` is the mean.
@@ -78,17 +84,21 @@ def gaussian_poe(
             the prior variance, with one number per channel (the first event dimension): the sum
             :math:`R = \sum_m \sigma_p^2 / \sigma_m^2` counts as :math:`R / (1 + \gamma R)`. None
             is the plain product, as is 0.
+        prior_in: The products that the prior is a factor of: ``"always"``; ``"full"``, those of
+            all experts; or ``"never"``. That of none is the prior in any case, and divergences are
+            from the prior.
         outputs: What to compute of ``"z"``, ``"loc"``, ``"log_scale"`` and ``"kl"``; what is not
             asked for is None. With many subsets, writing the parameters takes most of the time.
         backend: The backend to run (``"cuda"``, ``"cpu"``, ``"eager"``); chosen if None.
 
     Returns:
-        The sample, mean and log standard deviation, with shape :math:`(B, *)` or
-        :math:`(S, B, *)`, and the divergence in nats, summed over event dimensions, with shape
-        :math:`(B)` or :math:`(S, B)`, in float32 (float64 for float64 inputs).
+        The sample, mean and log standard deviation, with shape :math:`(B, *)`, :math:`(S, B, *)`
+        or :math:`(R, *)`, and the divergence in nats, summed over event dimensions, with shape
+        :math:`(B)`, :math:`(S, B)` or :math:`(R)`, in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: If shapes, dtypes or devices do not fit together; the message says which.
+        ValueError: If shapes, dtypes or devices do not fit together, if `rows` holds what is no
+            sample, or if common noise is asked for without the prior; the message says which.
         RuntimeError: If the backend asked for cannot run here, or cannot run this call.
 
     References:
@@ -109,6 +119,7 @@ def gaussian_poe(
         list(loc),
         list(log_scale),
         given,
+        rows,
         *(prior or (None, None)),
         noise,
         None,  # the seed: a fused backend draws one
@@ -116,6 +127,7 @@ def gaussian_poe(
         power,
         clamp or 0.0,
         temperature,
+        prior_in,
     )
     _check(inputs)
 
@@ -123,9 +135,10 @@ def gaussian_poe(
     if torch.compiler.is_compiling():
         from ._tracing import choose
     first = inputs.loc[0]
-    call = Call(first.device, first.dtype, len(inputs.loc), inputs.subsets, _beyond(inputs))
-    nothing = first.numel() == 0  # to run: PyTorch makes what is empty
-    choice = choose("eager" if nothing else backend, call)
+    call = Call(first.device, first.dtype, len(inputs.loc), _beyond(inputs))
+    if first.numel() == 0 or given.numel() == 0:
+        call = call._replace(empty=True)
+    choice = choose(backend, call)
 
     compute = want
     if not sample:  # z is loc: write it once
@@ -181,7 +194,7 @@ def _wanted(outputs: Sequence[str]) -> Want:
 
 
 def _check(inputs: Inputs) -> None:
-    loc, log_scale, given, prior_loc, prior_log_scale, noise, _, common_noise, *_ = inputs
+    loc, log_scale, given, rows, prior_loc, prior_log_scale, noise, _, common_noise, *_ = inputs
     if not loc or len(loc) != len(log_scale):
         raise ValueError(
             "'loc' and 'log_scale' should hold one tensor per expert, at least one, "
@@ -198,11 +211,13 @@ def _check(inputs: Inputs) -> None:
     first = loc[0]
     if not first.is_floating_point():
         raise ValueError(f"'loc' should be floating-point, but has dtype {first.dtype}.")
-    if first.dim() == 0 or first.shape[0] != given.shape[-2]:
+    if rows is None and (first.dim() == 0 or first.shape[0] != given.shape[-2]):
         raise ValueError(
             f"'loc' should hold one row per row of 'given' ({given.shape[-2]}), "
             f"but has shape {tuple(first.shape)}."
         )
+    if rows is not None:
+        _check_rows(rows, given, first)
     if (prior_loc is None) != (prior_log_scale is None):
         raise ValueError("'prior' should be a pair of tensors or None, but holds a None.")
     shape, dtype, device = first.shape, first.dtype, first.device
@@ -225,6 +240,26 @@ def _check(inputs: Inputs) -> None:
             f"'common_noise' should be floating-point, with one number per channel ({channels}), "
             f"but is {_describe(common_noise)}."
         )
+    if inputs.prior_in not in PRIOR_IN:
+        raise ValueError(
+            f"'prior_in' should be one of {', '.join(PRIOR_IN)}, but is {inputs.prior_in!r}."
+        )
+    if common_noise is not None and inputs.prior_in != "always":
+        raise ValueError(
+            "'prior_in' should be \"always\" with 'common_noise', which is relative to the prior, "
+            f"but is {inputs.prior_in!r}."
+        )
+
+
+def _check_rows(rows: Tensor, given: Tensor, first: Tensor) -> None:
+    pairs = tuple(given.shape[:1])
+    if given.dim() != 2 or rows.shape != pairs or rows.dtype != torch.int64:
+        raise ValueError(
+            f"'rows' should be int64, with the sample of each pair of 'given', which has shape "
+            f"{tuple(given.shape)}, but is {_describe(rows)}."
+        )
+    if first.dim() == 0 or rows.device != first.device:
+        raise ValueError(f"'rows' should be on {first.device}, but is {_describe(rows)}.")
 
 
 def _name_mismatch(inputs: Inputs) -> str:

@@ -15,6 +15,7 @@ Counts                                :class:`Poisson`; :class:`NegativeBinomial
                                       more than their mean
 Counts with more zeros than that      :class:`ZeroInflatedPoisson`,
                                       :class:`ZeroInflatedNegativeBinomial`
+Tables with columns of several kinds  :class:`Columns`
 ====================================  ===========================================================
 
 A scale and its like is one number for all elements, or a tensor with one for each, broadcastable
@@ -24,6 +25,7 @@ to the shape of an entry.
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "Columns",
     "Laplace",
     "Likelihood",
     "NegativeBinomial",
@@ -38,7 +40,9 @@ __all__ = [
 
 # names imported as themselves are for the library's other packages, and not public
 from .base import Likelihood
+from .base import MakeLikelihood as MakeLikelihood
 from .base import check_support as check_support
+from .columns import Columns
 from .continuous import Laplace, Normal, OptimalScale, StudentT
 from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
 from .discrete import Bernoulli, Categorical, Ordinal

@@ -14,12 +14,13 @@ __all__ = [
     "Normal",
     "Ordinal",
     "Poisson",
+    "SideBySide",
     "StudentT",
     "ZeroInflated",
 ]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -28,6 +29,8 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid, mse_loss
+
+from mmpoe.distributions import average, moments_of_mixture
 
 HALF_LOG_2PI = math.log(2 * math.pi) / 2
 
@@ -44,16 +47,20 @@ class Normal(dist.Normal):
     def total_log_prob(self, value: Tensor, dims: Sequence[int]) -> Tensor:
         """Returns the sum of the log-density over some dimensions, fast if all share a scale.
 
-        Squares of differences, and of that scale, have to be within the range of their dtype.
+        Squares of differences, and of that scale, have to be within the range of their dtype. A
+        `log_prob` that is not the one above, of a subclass or in its place, is called.
         """
         scale = narrow(self.scale)
-        if scale.numel() != 1:
+        if scale.numel() != 1 or replaced(self, "log_prob", _log_prob):
             return self.log_prob(value).sum(dim=tuple(dims))
         squares = mse_loss(*torch.broadcast_tensors(self.loc, value), reduction="none")
         scale = scale.reshape(())
         count = math.prod([squares.shape[dim] for dim in dims])
         total = squares.sum(dim=tuple(dims))
         return -count * (scale.log() + HALF_LOG_2PI) - total / scale.square() / 2
+
+
+_log_prob = Normal.log_prob
 
 
 class Laplace(dist.Laplace):
@@ -88,7 +95,15 @@ class Bernoulli(dist.Bernoulli):
         return super().log_prob(value.to(self.logits.dtype))
 
 
-class Categorical(dist.Categorical):
+class _Codes(dist.Categorical):
+    """Categorical that compiles: Pyro's compares the identity of objects."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-probability, elementwise."""
+        return torch.distributions.Categorical.log_prob(self, value)
+
+
+class Categorical(_Codes):
     """Categorical whose moments are those of the indicators of the classes, (*, K)."""
 
     @property
@@ -102,7 +117,7 @@ class Categorical(dist.Categorical):
         return self.probs * (1 - self.probs)
 
 
-class Ordinal(dist.Categorical):
+class Ordinal(_Codes):
     """Categorical whose moments are those of the number of the level."""
 
     @property
@@ -133,8 +148,9 @@ class Poisson(dist.Poisson):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log-probability, elementwise."""
-        value = value.to(self.log_rate.dtype)
-        return value * self.log_rate - self.rate - torch.lgamma(value + 1)
+        x, log_rate = exact(value), exact(self.log_rate)
+        log_p = x * log_rate - log_rate.exp() - torch.lgamma(x + 1)
+        return log_p.to(self.log_rate.dtype)
 
 
 class NegativeBinomial(dist.NegativeBinomial):
@@ -171,14 +187,17 @@ class NegativeBinomial(dist.NegativeBinomial):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log-probability, elementwise."""
-        value, log_r = value.to(self.log_mean.dtype), self.log_inverse_dispersion
-        r = log_r.exp()
-        zero = torch.zeros_like(log_r)
-        u = torch.logaddexp(zero, value.log() - log_r)  # log(1 + x / r)
-        v = torch.logaddexp(zero, self.log_mean - log_r)  # log(1 + mean / r)
+        dtype = self.log_mean.dtype
+        x, log_mean = exact(value), exact(self.log_mean)
+        log_r = exact(narrow(self.log_inverse_dispersion))
+        r, zero = log_r.exp(), torch.zeros_like(log_r)
+        u = torch.logaddexp(zero, x.log() - log_r)  # log(1 + x / r)
+        v = torch.logaddexp(zero, log_mean - log_r)  # log(1 + mean / r)
+        large = x * (log_mean - 1) + (r + x) * (u - v) - torch.lgamma(x + 1)
         # log Gamma(r + x) - log Gamma(r) grows with r and cancels: only what is left is computed
-        left = stirling_error(r + value) - stirling_error(r) - u / 2 - value
-        return value * (self.log_mean + u - v) + r * (u - v) + left - torch.lgamma(value + 1)
+        r = r.to(dtype)
+        left = stirling_error(r + value.to(dtype)) - stirling_error(r) - u.to(dtype) / 2
+        return large.to(dtype) + left
 
 
 class ZeroInflated(dist.TorchDistribution):
@@ -225,6 +244,120 @@ class ZeroInflated(dist.TorchDistribution):
         """Returns the log-probability, elementwise."""
         drawn = logsigmoid(-self.gate_logits) + self.counts.log_prob(value)
         return torch.where(value == 0, torch.logaddexp(logsigmoid(self.gate_logits), drawn), drawn)
+
+
+class SideBySide(dist.TorchDistribution):
+    r"""Distributions of several families, each over some columns, the last batch dimension.
+
+    The mean of a column of classes is the code of the most likely class, and its variance that of
+    the indicator of this class, :math:`\pi (1 - \pi)`.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}  # pyright: ignore
+
+    def __init__(
+        self, parts: Sequence[dist.TorchDistribution], names: Sequence[str], dtype: torch.dtype
+    ) -> None:
+        self.parts, self.names, self.dtype = parts, names, dtype
+        self.sizes = [part.batch_shape[-1] for part in parts]
+        super().__init__(Size((*parts[0].batch_shape[:-1], len(names))), validate_args=False)
+
+    def expand(self, batch_shape: Size, _instance: Distribution | None = None) -> SideBySide:
+        """Returns the same distribution with its batch expanded to `batch_shape`."""
+        rows = batch_shape[:-1]
+        parts = [
+            part.expand(Size((*rows, size)))
+            for part, size in zip(self.parts, self.sizes, strict=True)
+        ]
+        return SideBySide(parts, self.names, self.dtype)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The support of each column."""
+        return constraints.cat([part.support for part in self.parts], dim=-1, lengths=self.sizes)
+
+    def column(self, number: int) -> tuple[str, constraints.Constraint]:
+        """Returns the name and the support of a column."""
+        of = [part for part, size in zip(self.parts, self.sizes, strict=True) for _ in range(size)]
+        support = of[number].support
+        assert support is not None  # else nothing was checked
+        return self.names[number], support
+
+    @property
+    def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all families can be reparameterised."""
+        return all(part.has_rsample for part in self.parts)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of each column."""
+        return self._joined([_moments(part) for part in self.parts])[0]
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each column."""
+        return self._joined([_moments(part) for part in self.parts])[1]
+
+    def mixed_moments(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the mean and variance of the mixture over the first batch dimension.
+
+        Arguments:
+            weight: The weights of its components, with shape (K, B); even if None.
+        """
+        return self._joined([_mixed_moments(part, weight) for part in self.parts])
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws samples, classes as their codes."""
+        return self._join([part.sample(Size(sample_shape)) for part in self.parts])
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws samples that have gradients."""
+        return self._join([part.rsample(Size(sample_shape)) for part in self.parts])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log-density or log-probability, elementwise."""
+        values = value.split(self.sizes, dim=-1)
+        pieces = zip(self.parts, values, strict=True)
+        return self._join([part.log_prob(v) for part, v in pieces])
+
+    def _joined(self, moments: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        means, variances = zip(*moments, strict=True)
+        return self._join(means), self._join(variances)
+
+    def _join(self, columns: Sequence[Tensor]) -> Tensor:
+        return torch.cat([column.to(self.dtype) for column in columns], dim=-1)
+
+
+def _moments(p: Distribution) -> tuple[Tensor, Tensor]:
+    """The mean and variance of some columns; of classes, the likeliest code."""
+    return _of_classes(p.probs) if isinstance(p, Categorical) else (p.mean, p.variance)
+
+
+def _mixed_moments(p: Distribution, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The mean and variance of a mixture of some columns over the first dimension."""
+    if isinstance(p, Categorical):
+        return _of_classes(average(p.probs, weight))
+    return moments_of_mixture(p.mean, p.variance, weight)
+
+
+def _of_classes(probs: Tensor) -> tuple[Tensor, Tensor]:
+    share, code = probs.max(dim=-1)
+    return code, share * (1 - share)
+
+
+def replaced(p: Distribution, name: str, original: Callable[..., object]) -> bool:
+    """Returns whether a distribution, or its class, has another method than the original."""
+    return getattr(type(p), name) is not original or name in vars(p)
+
+
+def exact(x: Tensor) -> Tensor:
+    """Converts to float64, for terms that are as large as counts and cancel.
+
+    Where a device has no float64, integers become float32 and others stay as they are.
+    """
+    if x.device.type == "mps":
+        return x if x.is_floating_point() else x.float()
+    return x.double()
 
 
 def narrow(x: Tensor) -> Tensor:

@@ -2,18 +2,21 @@ r"""The log-likelihood of the entries of one modality."""
 
 from __future__ import annotations
 
-__all__ = ["check_scored", "check_valid", "log_likelihood", "prepared"]
+__all__ = ["check_scored", "log_likelihood", "prepared"]
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from mmpoe.gaussian import widen
-from mmpoe.missing import check_finite, fill
+from mmpoe.missing import check_finite, check_valid, fill
 
 from . import _elements
 from .base import check_support
 from .continuous import OptimalScale
+
+_SUM = Independent.log_prob
+"""The sum of the log-density of elements, which may be computed otherwise."""
 
 
 def check_scored(
@@ -111,22 +114,10 @@ def log_likelihood(
     return log_p if weight is None else weight * log_p
 
 
-def check_valid(valid: Tensor, shape: tuple[int, ...], modality: str) -> None:
-    """Raises a ValueError unless `valid` is boolean and broadcasts to the shape of a modality."""
-    if valid.dtype != torch.bool:
-        raise ValueError(f"'valid' should be boolean, but has dtype {valid.dtype}.")
-    try:
-        valid.broadcast_to(shape)
-    except RuntimeError:
-        raise ValueError(
-            f"'valid' should broadcast to the shape of {modality!r}, {shape}, "
-            f"but has shape {tuple(valid.shape)}."
-        ) from None
-
-
 def _log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
     """The log-density of the valid elements of each entry, with the batch shape of `p`."""
-    if not isinstance(p, Independent) and p.event_shape:
+    own = not isinstance(p, Independent) or _elements.replaced(p, "log_prob", _SUM)
+    if own and p.event_shape:
         if valid is None:
             return p.log_prob(x)
         raise ValueError(
@@ -134,7 +125,7 @@ def _log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
             f"but got {type(p).__name__}."
         )
     elements = p.base_dist if isinstance(p, Independent) else p
-    if valid is None and p.event_shape and type(elements) is _elements.Normal:
+    if valid is None and p.event_shape and isinstance(elements, _elements.Normal):
         return elements.total_log_prob(x, range(len(p.batch_shape), len(elements.batch_shape)))
     if valid is None:
         log_p = elements.log_prob(x)

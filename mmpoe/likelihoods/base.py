@@ -2,18 +2,24 @@ r"""The base of all likelihoods: a network, and the check that data are in the s
 
 from __future__ import annotations
 
-__all__ = ["Likelihood"]
+__all__ = ["Likelihood", "MakeLikelihood", "check_support"]
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, constraints
+from torch.nn.functional import pad
 
 from mmpoe.gaussian import widen
 from mmpoe.nn import Recorded
+from mmpoe.nn._asking import asks_for, call
+
+from ._elements import SideBySide
+from ._exposure import broadcasts, log_exposure
 
 
 class Likelihood(Recorded, nn.Module, ABC):
@@ -21,27 +27,39 @@ class Likelihood(Recorded, nn.Module, ABC):
 
     Arguments:
         network: Maps a latent state of shape :math:`(N, *)` to the parameters of the distribution,
-            with shape :math:`(N, *event)`, or :math:`(N, K, *event)` if each element takes K.
+            with shape :math:`(N, *event)`, or :math:`(N, K, *event)` if each element takes K. If
+            its `forward` has a parameter named `context`, it is passed the covariates too.
 
     Attributes:
         outputs: How many numbers K the network returns for each element, stacked along dimension
             1; None if it returns one, without that dimension.
+        exposure: The name of the covariate that multiplies the mean, None without one.
     """
 
     outputs: int | None = None
+    exposure: str | None = None
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self._shapes: dict[str, torch.Size] = {}
 
-    def forward(self, z: Tensor, batch_dims: int = 1) -> dist.TorchDistribution:
+    @property
+    def asks_for_context(self) -> bool:
+        """Whether :meth:`forward` needs covariates, for the network or as an exposure."""
+        return self.exposure is not None or asks_for(self.network, "context")
+
+    def forward(
+        self, z: Tensor, batch_dims: int = 1, context: Mapping[str, Tensor] | None = None
+    ) -> dist.TorchDistribution:
         r"""Returns :math:`p(x_m \mid z)`.
 
         Arguments:
             z: The latent state, with shape :math:`(N, *)`, or :math:`(S, B, *)` for S
                 subsets, with `batch_dims` 2.
             batch_dims: The number of leading dimensions that index samples.
+            context: Covariates by name, each with one row for each row of z whose leading
+                dimensions are flattened; needed if :attr:`asks_for_context`.
 
         Returns:
             A distribution whose batch shape is that of the leading dimensions, in float32 or
@@ -49,19 +67,29 @@ class Likelihood(Recorded, nn.Module, ABC):
 
         Raises:
             ValueError: If the network does not return one row per row of z and the numbers that
-                each element takes, or a parameter of the likelihood does not have the shape of an
-                entry.
+                each element takes, a parameter of the likelihood does not have the shape of an
+                entry, or the exposure is absent, not positive or of another shape.
         """
         rows = z.flatten(0, batch_dims - 1)
-        phi = widen(self.network(rows))  # densities need float32
+        phi = call(self.network, rows, context=context)
         self._check_rows(phi, rows)
+        phi = widen(phi)  # densities need float32
         if self.outputs is not None:
             phi = phi.movedim(1, -1)  # (N, *event, K)
         event = phi.shape[1:] if self.outputs is None else phi.shape[1:-1]
-        self._check_shapes(event)
+        self.check_shapes(event)
+        phi = self.exposed(phi, context or {})
 
         phi = phi.unflatten(0, z.shape[:batch_dims])
         return self.distribution(phi).to_event(len(event))
+
+    def network_shape(self, event: Sequence[int]) -> tuple[int, ...]:
+        """Returns the shape that the network should return for one entry.
+
+        Arguments:
+            event: The shape of an entry.
+        """
+        return tuple(event) if self.outputs is None else (self.outputs, *event)
 
     @abstractmethod
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
@@ -71,6 +99,34 @@ class Likelihood(Recorded, nn.Module, ABC):
             phi: The output, with shape :math:`(*, *event)`, or :math:`(*, *event, K)` if each
                 element takes K numbers.
         """
+
+    def exposed(self, phi: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+        """Returns the parameters with the log exposure added to the log mean, if there is one.
+
+        Arguments:
+            phi: The parameters, as for :meth:`distribution`, with one batch dimension.
+            context: The covariates by name.
+        """
+        if self.exposure is None:
+            return phi
+        shape = phi.shape if self.outputs is None else phi.shape[:-1]
+        more = log_exposure(context, self.exposure, shape, type(self).__name__).to(phi.dtype)
+        if self.outputs is not None:
+            more = pad(more[..., None], (0, self.outputs - 1))  # the log mean comes first
+        return phi + more
+
+    def check_shapes(self, event: Sequence[int]) -> None:
+        """Raises a ValueError unless parameters that are tensors broadcast to an entry.
+
+        Arguments:
+            event: The shape of an entry.
+        """
+        for name, shape in self._shapes.items():
+            if not broadcasts(shape, event):
+                raise ValueError(
+                    f"'{name}' should be a number or broadcast to the shape of an entry, "
+                    f"{tuple(event)}, but has shape {tuple(shape)}."
+                )
 
     def _positive(self, name: str, value: float | Tensor) -> float | Tensor:
         """Checks a positive number for all elements, or a tensor with one for each."""
@@ -87,6 +143,11 @@ class Likelihood(Recorded, nn.Module, ABC):
         return value.detach().to(torch.promote_types(value.dtype, torch.float32))
 
     def _check_rows(self, phi: Tensor, z: Tensor) -> None:
+        if not isinstance(phi, Tensor):
+            raise ValueError(
+                f"The network of {type(self).__name__} should return a tensor, "
+                f"but returns an object of type {type(phi).__name__}."
+            )
         fits = phi.dim() >= 1 and phi.shape[0] == z.shape[0]
         if self.outputs is not None:
             fits = fits and phi.dim() >= 2 and phi.shape[1] == self.outputs
@@ -97,14 +158,9 @@ class Likelihood(Recorded, nn.Module, ABC):
                 f"but returns {tuple(phi.shape)}."
             )
 
-    def _check_shapes(self, event: torch.Size) -> None:
-        for name, shape in self._shapes.items():
-            pairs = zip(reversed(shape), reversed(event), strict=False)
-            if len(shape) > len(event) or any(size not in (1, wanted) for size, wanted in pairs):
-                raise ValueError(
-                    f"'{name}' should be a number or broadcast to the shape of an entry, "
-                    f"{tuple(event)}, but has shape {tuple(shape)}."
-                )
+
+MakeLikelihood = Callable[[nn.Module], Likelihood]
+"""Makes a likelihood of a network, as the classes in :mod:`mmpoe.likelihoods` do."""
 
 
 def fixed(value: float | Tensor) -> float | Tensor:
@@ -145,16 +201,20 @@ def check_support(
         modality: The name of the modality.
         valid: Which elements to check, boolean, broadcastable to :math:`(B, *)`; all if None.
     """
-    support = (p.base_dist if isinstance(p, Independent) else p).support
+    elements = p.base_dist if isinstance(p, Independent) else p
+    support, where = elements.support, ""
     if support is constraints.real or support is None or support.event_dim > 0:
         return
     outside = ~support.check(x) & observed.reshape(-1, *(1,) * (x.dim() - 1))
     if valid is not None:
         outside = outside & valid
     if bool(outside.any()):
-        row = int(outside.nonzero()[0, 0])
+        row, *inner = outside.nonzero()[0].tolist()
+        if isinstance(elements, SideBySide):
+            name, support = elements.column(inner[-1])
+            where = f" in column {name!r}"
         raise ValueError(
-            f"'x' should hold {_describe(support)}, but {modality!r} holds "
+            f"'x' should hold {_describe(support)}{where}, but {modality!r} holds "
             f"{x[outside][0].item():g} in row {row}."
         )
 

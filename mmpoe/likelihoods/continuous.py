@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Laplace", "Normal", "OptimalScale", "StudentT"]
 
+from collections.abc import Mapping
 from typing import Literal
 
 import pyro.distributions as dist
@@ -75,9 +76,11 @@ class _LocationScale(_Scaled):
             return self._scale_of(widen(self.error))
         return current(self._fixed_scale, self.log_scale)  # torch.compile has no super().scale
 
-    def forward(self, z: Tensor, batch_dims: int = 1) -> dist.TorchDistribution:
+    def forward(
+        self, z: Tensor, batch_dims: int = 1, context: Mapping[str, Tensor] | None = None
+    ) -> dist.TorchDistribution:
         """Returns the distribution, as :meth:`Likelihood.forward`."""
-        p = super().forward(z, batch_dims)
+        p = super().forward(z, batch_dims, context)
         if not (self.optimal and self.training):
             return p
         base = p.base_dist if isinstance(p, dist.Independent) else p

@@ -13,19 +13,40 @@ from . import _elements as elements
 from .base import Likelihood, learned
 
 
-class Poisson(Likelihood):
+class _Counts(Likelihood):
+    """Counts whose mean is proportional to an exposure."""
+
+    def __init__(self, network: nn.Module, *, exposure: str | None = None) -> None:
+        super().__init__(network)
+        if not (exposure is None or isinstance(exposure, str)):
+            raise ValueError(
+                f"'exposure' should be the name of a covariate, but is of type "
+                f"{type(exposure).__name__}."
+            )
+        self.exposure = exposure
+
+
+class Poisson(_Counts):
     r"""Poisson likelihood :math:`p(x \mid z) = \prod_i \lambda_i^{x_i} e^{-\lambda_i} / x_i!`.
 
-    Mean and variance are both :math:`\lambda`.
+    Mean and variance are both :math:`\lambda`. With an exposure :math:`e` (observed time, area,
+    size factor or library size), it is :math:`e \lambda`.
 
     Arguments:
         network: Returns the logarithms of the rates, :math:`\log \lambda_i = f_i(z)`, with shape
             :math:`(N, *event)`.
+        exposure: The name of the covariate that multiplies the mean: positive, with shape
+            :math:`(N)`, :math:`(N, 1)` or one that broadcasts to :math:`(N, *event)`. None is an
+            exposure of 1.
 
     Example:
         >>> Poisson(nn.Identity())(torch.zeros(2, 3)).mean
         tensor([[1., 1., 1.],
                 [1., 1., 1.]])
+        >>> likelihood = Poisson(nn.Identity(), exposure="years")
+        >>> likelihood(torch.zeros(2, 3), context={"years": torch.tensor([0.5, 2.0])}).mean
+        tensor([[0.5000, 0.5000, 0.5000],
+                [2.0000, 2.0000, 2.0000]])
     """
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
@@ -33,11 +54,17 @@ class Poisson(Likelihood):
         return elements.Poisson(phi)
 
 
-class _Dispersed(Likelihood):
+class _Dispersed(_Counts):
     """Counts with a learned inverse dispersion."""
 
-    def __init__(self, network: nn.Module, inverse_dispersion: float | Tensor = 1.0) -> None:
-        super().__init__(network)
+    def __init__(
+        self,
+        network: nn.Module,
+        inverse_dispersion: float | Tensor = 1.0,
+        *,
+        exposure: str | None = None,
+    ) -> None:
+        super().__init__(network, exposure=exposure)
         start = self._positive("inverse_dispersion", inverse_dispersion)
         self.log_inverse_dispersion = learned(start)
 
@@ -63,6 +90,7 @@ class NegativeBinomial(_Dispersed):
         inverse_dispersion: Where the inverse dispersion :math:`r` starts, which is learned: a
             number that all elements share, or a tensor with one for each, broadcastable to the
             event shape (``torch.ones(genes)``).
+        exposure: As for :class:`Poisson`.
 
     Raises:
         ValueError: If `inverse_dispersion` is not positive and finite.
@@ -81,7 +109,7 @@ class NegativeBinomial(_Dispersed):
         return elements.NegativeBinomial(phi, widen(self.log_inverse_dispersion))
 
 
-class ZeroInflatedPoisson(Likelihood):
+class ZeroInflatedPoisson(_Counts):
     r"""Poisson likelihood with more zeros: an element is 0 with probability :math:`\pi_i`.
 
     .. math::
@@ -91,6 +119,7 @@ class ZeroInflatedPoisson(Likelihood):
     Arguments:
         network: Returns :math:`\log \lambda_i` and the logit of :math:`\pi_i`, stacked in this
             order, with shape :math:`(N, 2, *event)`.
+        exposure: As for :class:`Poisson`. It does not change :math:`\pi`.
 
     References:
         | Zero-Inflated Poisson Regression, with an Application to Defects in Manufacturing
@@ -121,6 +150,7 @@ class ZeroInflatedNegativeBinomial(_Dispersed):
         network: Returns :math:`\log \mu_i` and the logit of :math:`\pi_i`, stacked in this order,
             with shape :math:`(N, 2, *event)`.
         inverse_dispersion: As for :class:`NegativeBinomial`.
+        exposure: As for :class:`Poisson`. It does not change :math:`\pi`.
 
     Raises:
         ValueError: If `inverse_dispersion` is not positive and finite.

@@ -1,6 +1,7 @@
 r"""Missing modalities: batches, masks, subsets and mechanisms. True always means observed."""
 
 __all__ = [
+    "Batch",
     "as_mask",
     "collate",
     "from_multivae",
@@ -21,6 +22,11 @@ from ._checks import check_modalities as check_modalities
 from ._checks import check_names as check_names
 from ._checks import check_observed as check_observed
 from ._checks import check_within as check_within
+from .batch import Batch
+from .batch import check_valid as check_valid
+from .batch import context_of as context_of
+from .batch import valid_of as valid_of
+from .batch import with_valid as with_valid
 from .collate import collate, from_multivae
 from .masks import as_mask
 from .masks import fill as fill

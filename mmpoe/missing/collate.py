@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 
 from ._checks import check_modalities, check_names
+from .batch import Batch, check_valid
 
 
 def collate(
-    samples: Sequence[Mapping[str, Any]], modalities: Sequence[str] | None = None
+    samples: Sequence[Mapping[str, Any]],
+    modalities: Sequence[str] | None = None,
+    *,
+    pad: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     r"""Makes one batch of samples that each hold whichever modalities they have.
+
+    A sample may hold more than its modalities, by three names: ``"context"``, a mapping of its
+    covariates, which all samples must have; ``"valid"``, a mapping of element masks for some of
+    its modalities; and ``"id"``, its name. The batch is then a :class:`Batch`, which carries them.
 
     Arguments:
         samples: The :math:`B` samples: mappings from modality names to tensors, arrays or numbers.
@@ -25,17 +33,21 @@ def collate(
         modalities: The names of the :math:`M` modalities, in the order of the columns of the mask.
             By default, those that the samples hold, in the order of the sample that holds most.
             Batches without a complete sample can then differ: name the modalities, or use the
-            `collate` method of a model, which does.
+            `collate` of a model, which does.
+        pad: For modalities whose entries differ in length, along their last dimension, the length
+            to pad all of them to. An element mask says what is padding.
 
     Returns:
         The batch, a mapping from modality names to tensors of shape :math:`(B, *)`, and the
         boolean mask of what was observed, with shape :math:`(B, M)`. Missing entries hold NaN
-        (zero, if the modality is not floating-point): nothing reads them, and a call that would is
-        an error instead of a wrong answer. A modality that no sample has is absent.
+        (zero, if the modality is not floating-point), as does padding: nothing reads them, and a
+        call that would is an error instead of a wrong answer. A modality that no sample has is
+        absent.
 
     Raises:
-        ValueError: If a sample holds an unknown modality, or the entries of a modality differ in
-            shape or are not numbers.
+        ValueError: If a sample holds an unknown name, the entries of a modality or the values of a
+            covariate differ in shape or are not numbers, an entry is longer than what it is padded
+            to, an element mask does not fit its entry, or some samples lack a covariate or an id.
 
     Example:
         >>> x, observed = collate([{"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(3)}])
@@ -45,40 +57,123 @@ def collate(
         >>> observed
         tensor([[ True, False],
                 [ True,  True]])
+        >>> x, _ = collate([{"a": torch.ones(2)}, {"a": torch.ones(3)}], pad={"a": 3})
+        >>> x.valid["a"]
+        tensor([[ True,  True, False],
+                [ True,  True,  True]])
     """
-    held = []
+    held, extras = [], []
     for sample in samples:
         if not isinstance(sample, Mapping):
             raise ValueError(
                 "'samples' should hold mappings from modality names to entries, "
                 f"but holds a {type(sample).__name__}."
             )
-        held.append({m: v for m, v in sample.items() if v is not None})
+        extra = {name for name in _EXTRAS if _is_extra(name, sample, modalities)}
+        extras.append({name: sample[name] for name in extra})
+        held.append({m: v for m, v in sample.items() if v is not None and m not in extra})
     by_size = sorted(held, key=len, reverse=True)  # stable: of equals, the first
     names = list(dict.fromkeys(m for sample in by_size for m in sample))
     if modalities is not None:
         check_modalities(modalities)
         check_names(names, modalities, argument="samples")
         names = list(modalities)
+    pad = {} if pad is None else pad
+    check_names(list(pad), names, argument="pad")
 
-    x = {}
+    x, valid = {}, {}
+    masks = [extra.get("valid") or {} for extra in extras]
+    for mask in masks:
+        check_names(list(mask), names, argument="valid")
     for m in names:
         entries = [_entry(sample[m], m) if m in sample else None for sample in held]
-        present = [entry for entry in entries if entry is not None]
-        if not present:
+        if all(entry is None for entry in entries):
             continue
-        shapes = sorted({tuple(entry.shape) for entry in present})
-        if len(shapes) > 1:
-            raise ValueError(
-                f"'samples' should hold entries of one shape per modality, but {m!r} has shapes "
-                f"{', '.join(map(str, shapes))}."
-            )
-        dtype = reduce(torch.promote_types, (entry.dtype for entry in present))
-        blank = torch.full(shapes[0], torch.nan if dtype.is_floating_point else 0, dtype=dtype)
-        x[m] = torch.stack([blank if e is None else e.to(dtype) for e in entries])
+        inside = [_inside(mask.get(m), e, m) for mask, e in zip(masks, entries, strict=True)]
+        if m in pad:
+            inside = [_padded(v, pad[m], m) for v in inside]
+            entries = [_padded(e, pad[m], m) for e in entries]
+        x[m] = _stack(entries, m)
+        if m in pad or any(m in mask for mask in masks):
+            valid[m] = _stack(inside, m)
 
     observed = torch.tensor([[m in sample for m in names] for sample in held], dtype=torch.bool)
-    return x, observed.reshape(len(held), len(names))
+    observed = observed.reshape(len(held), len(names))
+    if not valid and not any(extras):
+        return x, observed
+    context = _covariates([extra.get("context") or {} for extra in extras])
+    return Batch(x, context=context, valid=valid, ids=_ids(extras)), observed
+
+
+_EXTRAS = ("context", "valid", "id")
+
+
+def _is_extra(name: str, sample: Mapping[str, Any], modalities: Sequence[str] | None) -> bool:
+    """Whether a sample holds something under a name that is no modality."""
+    if modalities is not None and name in modalities:
+        return False
+    return sample.get(name) is not None
+
+
+def _stack(entries: Sequence[Tensor | None], modality: str) -> Tensor:
+    """One tensor of the entries of a modality, with NaN (or zeros) where there is none."""
+    present = [entry for entry in entries if entry is not None]
+    shapes = sorted({tuple(entry.shape) for entry in present})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"'samples' should hold entries of one shape per modality, but {modality!r} has "
+            f"shapes {', '.join(map(str, shapes))}. If they differ in length, 'pad' them."
+        )
+    dtype = reduce(torch.promote_types, (entry.dtype for entry in present))
+    blank = torch.full(shapes[0], torch.nan if dtype.is_floating_point else 0, dtype=dtype)
+    return torch.stack([blank if e is None else e.to(dtype) for e in entries])
+
+
+def _inside(mask: Any, entry: Tensor | None, modality: str) -> Tensor | None:  # noqa: ANN401
+    """The element mask of one entry, of its shape, None if there is no entry."""
+    if entry is None:
+        return None
+    if mask is None:
+        return torch.ones(entry.shape, dtype=torch.bool)
+    mask = _entry(mask, modality)
+    check_valid(mask, entry.shape, modality)
+    return mask.broadcast_to(entry.shape)
+
+
+def _padded(entry: Tensor | None, length: int, modality: str) -> Tensor | None:
+    """An entry of some length along its last dimension, with NaN, zero or False at its end."""
+    if entry is None:
+        return None
+    if entry.dim() == 0 or entry.shape[-1] > length:
+        raise ValueError(
+            f"'pad' should be at least the length of each entry along its last dimension, but for "
+            f"{modality!r} it is {length} and an entry has shape {tuple(entry.shape)}."
+        )
+    filler = torch.nan if entry.is_floating_point() else 0
+    return torch.nn.functional.pad(entry, (0, length - entry.shape[-1]), value=filler)
+
+
+def _covariates(contexts: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """The covariates of all samples, with one row for each."""
+    names = list(dict.fromkeys(name for context in contexts for name in context))
+    for row, context in enumerate(contexts):
+        if absent := [name for name in names if context.get(name) is None]:
+            raise ValueError(
+                f"'samples' should all hold the same covariates ({', '.join(names)}), but that in "
+                f"row {row} lacks {', '.join(absent)}."
+            )
+    return {name: _stack([_entry(c[name], name) for c in contexts], name) for name in names}
+
+
+def _ids(extras: Sequence[Mapping[str, Any]]) -> list[Any] | None:
+    """The names of all samples, None if they have none."""
+    named = [row for row, extra in enumerate(extras) if "id" in extra]
+    if not named:
+        return None
+    if len(named) < len(extras):
+        row = next(row for row, extra in enumerate(extras) if "id" not in extra)
+        raise ValueError(f"'samples' should all hold an 'id', but that in row {row} does not.")
+    return [extra["id"] for extra in extras]
 
 
 def from_multivae(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 __all__ = [
     "absent",
+    "advice",
+    "check_context",
     "check_entries",
     "check_noise",
     "check_pairs",
     "check_scored_rows",
     "check_weight",
+    "components_of",
     "draw_component",
     "given_mask",
+    "is_single_row",
     "subset_mask",
 ]
 
@@ -20,7 +24,15 @@ import torch
 from torch import Tensor
 
 from mmpoe.hierarchy import Encodings
-from mmpoe.missing import as_mask, check_finite, check_names, random_subsets
+from mmpoe.missing import (
+    as_mask,
+    check_finite,
+    check_names,
+    check_valid,
+    context_of,
+    random_subsets,
+    subsets,
+)
 
 
 def given_mask(
@@ -201,11 +213,35 @@ def draw_component(given: Tensor, family: str) -> Tensor:
     return given & (keys == keys.amax(dim=-1, keepdim=True))
 
 
+def components_of(given: Tensor, family: str) -> tuple[Tensor, Tensor | None]:
+    """Returns the components of a posterior and their weights.
+
+    Arguments:
+        given: What each row is given, boolean, with shape (B, M).
+        family: The family of subsets, ``"full"``, ``"singletons"`` or ``"powerset"``.
+
+    Returns:
+        The subset of each component, boolean, and its weight: of shapes (S, B, M) and (S, B), or
+        what is given and None for a product, which has one component.
+    """
+    if family == "full":
+        return given, None
+    if given.dim() != 2:
+        raise ValueError(
+            f"'given' should have shape (B, M) for the mean of a mixture, "
+            f"but has shape {tuple(given.shape)}."
+        )
+    subset, weight = subsets(given, family)
+    first = torch.where(given.any(dim=1), weight[0], 1)  # given nothing, the prior
+    return subset, torch.cat([first[None], weight[1:]])
+
+
 def check_entries(
     x: Mapping[str, Tensor],
     modality: str,
     seen: Tensor,
-    dtype: torch.dtype | None,
+    parameter: Tensor | None,
+    valid: Tensor | None = None,
     *,
     finite: bool,
 ) -> None:
@@ -215,25 +251,90 @@ def check_entries(
         x: The batch.
         modality: The modality.
         seen: The rows that will be encoded, boolean, with shape (B).
-        dtype: The dtype that its encoder takes, None if any will do.
+        parameter: A parameter of its encoder, whose dtype and device it should have; None if any
+            will do.
+        valid: The elements that were observed, boolean, broadcastable to all entries; all if None.
         finite: Whether to check for NaN and infinity.
     """
     if modality not in x:
         raise absent(modality, x)
     entries = x[modality]
+    check_dense(entries, modality)
     if entries.shape[0] != seen.shape[0]:
         raise ValueError(
             f"'x' should have one row per row of 'observed' ({len(seen)}), "
             f"but {modality!r} has shape {tuple(entries.shape)}."
         )
-    strict = dtype is not None and not torch.is_autocast_enabled(entries.device.type)
-    if strict and entries.is_floating_point() and entries.dtype != dtype:
+    if parameter is not None and entries.device != parameter.device:
         raise ValueError(
-            f"'x' should have the dtype of the model, {dtype}, "
+            f"'x' should be on the device of the model, {parameter.device}, "
+            f"but {modality!r} is on {entries.device}."
+        )
+    strict = parameter is not None and not torch.is_autocast_enabled(entries.device.type)
+    if strict and entries.is_floating_point() and entries.dtype != parameter.dtype:
+        raise ValueError(
+            f"'x' should have the dtype of the model, {parameter.dtype}, "
             f"but {modality!r} has dtype {entries.dtype}."
         )
+    if valid is not None:
+        check_valid(valid, entries.shape, modality)
     if finite:
-        check_finite(entries, seen, modality)
+        check_finite(entries, seen, modality, valid)
+
+
+def check_dense(entries: Tensor, modality: str) -> None:
+    """Raises a ValueError if the entries of a modality are sparse or nested."""
+    if entries.is_nested or entries.layout != torch.strided:
+        kind = "nested" if entries.is_nested else f"of layout {entries.layout}"
+        raise ValueError(
+            f"'x' should hold dense tensors, but {modality!r} is {kind}. Call 'to_dense()' on "
+            "sparse entries; pad those of different lengths, see 'mmpoe.missing.collate'."
+        )
+
+
+def check_context(
+    context: Mapping[str, Tensor], needed: Tensor, like: Tensor, *, finite: bool
+) -> None:
+    """Raises a ValueError unless covariates fit a batch.
+
+    Arguments:
+        context: The covariates by name.
+        needed: A mask with one row for each sample.
+        like: A tensor with the dtype of the model.
+        finite: Whether to check for NaN and infinity, unless compiled.
+    """
+    for name, v in context.items():
+        if v.shape[0] != needed.shape[0]:
+            raise ValueError(
+                f"'context' should have one row per sample ({needed.shape[0]}), "
+                f"but {name!r} has shape {tuple(v.shape)}."
+            )
+        strict = v.is_floating_point() and not torch.is_autocast_enabled(v.device.type)
+        if strict and v.dtype != like.dtype:
+            raise ValueError(
+                f"'context' should have the dtype of the model, {like.dtype}, or hold integers, "
+                f"but {name!r} has dtype {v.dtype}."
+            )
+        if finite and not torch.compiler.is_compiling() and not bool(v.isfinite().all()):
+            raise ValueError(
+                f"'context' should be finite, but {name!r} holds NaN or infinity: fill in what is "
+                "unknown, or give it a category of its own."
+            )
+
+
+def is_single_row(error: Exception) -> bool:
+    """Returns whether batch normalisation fails for want of a second row."""
+    return "more than 1 value per channel" in str(error)
+
+
+def advice(error: Exception) -> str:
+    """Returns a way out of what an encoder fails for, if there is one."""
+    if not is_single_row(error):
+        return ""
+    return (
+        " Batch normalisation needs two rows that have the modality; use a normalisation of "
+        "single rows, such as torch.nn.GroupNorm, or set its layers to evaluation mode."
+    )
 
 
 def absent(modality: str, x: Mapping[str, Tensor]) -> ValueError:
@@ -268,8 +369,11 @@ def _batch_size(x: Mapping[str, Tensor], modalities: Sequence[str]) -> int | Non
         if not isinstance(v, Tensor) or v.dim() == 0:
             kind = "a scalar" if isinstance(v, Tensor) else f"a {type(v).__name__}"
             raise ValueError(f"'x' should hold tensors of shape (B, *), but {m!r} is {kind}.")
+        check_dense(v, m)
     sizes = {m: v.shape[0] for m, v in x.items()}
     size = next(iter(sizes.values()), None)
+    if size is None:
+        size = next((v.shape[0] for v in context_of(x).values()), None)
     if any(other != size for other in sizes.values()):
         raise ValueError(f"'x' should hold one batch size, but holds {sizes}.")
     return size

@@ -141,4 +141,4 @@ def _pieces(state: State, entries: Tensor) -> Iterator[State]:
     parts = max(1, min(samples, -(-samples * entries.numel() // CACHED)))
     for h in state.h.unflatten(0, state.shape).chunk(parts):
         dims = len(state.shape)
-        yield State(h.flatten(0, dims - 1), h.shape[:dims])
+        yield State(h.flatten(0, dims - 1), h.shape[:dims], state.context)

@@ -7,15 +7,18 @@ __all__ = ["MultimodalVAE", "Output", "UncalibratedWarning"]
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.parameter import UninitializedParameter
 
 from mmpoe.distributions import DiagNormal, Draws
 from mmpoe.hierarchy import (
+    Context,
     Encodings,
     Experts,
     Inference,
@@ -23,21 +26,35 @@ from mmpoe.hierarchy import (
     Latents,
     State,
     Step,
+    run,
 )
 from mmpoe.likelihoods import Likelihood
-from mmpoe.missing import Pairs, check_names, check_observed, collate, fill
+from mmpoe.missing import (
+    Pairs,
+    check_names,
+    check_observed,
+    collate,
+    context_of,
+    fill,
+    valid_of,
+)
 from mmpoe.nn import ModalityDict, Recorded
+from mmpoe.nn._asking import asks_for
 from mmpoe.nn.modes import evaluation
 from mmpoe.posteriors import Draw
 
 from ._inputs import (
+    advice,
+    check_context,
     check_entries,
     check_noise,
     check_pairs,
     check_scored_rows,
     check_weight,
+    components_of,
     draw_component,
     given_mask,
+    is_single_row,
 )
 from ._saving import explain_matched, load, save
 from ._scoring import Cells, score
@@ -78,6 +95,8 @@ class MultimodalVAE(Recorded, nn.Module):
     Arguments:
         encoders: For each modality, a module that maps :math:`(N, *)` to its features: one tensor
             per latent group in a list, coarse to fine, or a single tensor if there is one group.
+            Any network of the model may ask for covariates, and encoders for element masks, see
+            :class:`mmpoe.missing.Batch`.
         groups: The latent groups, coarse to fine.
         decoders: For each modality, a likelihood that maps the last state to :math:`p(x_m \mid
             z)`.
@@ -118,10 +137,10 @@ class MultimodalVAE(Recorded, nn.Module):
             )
         if not groups:
             raise ValueError("'groups' should hold at least one latent group.")
-        if groups[0].prior is not None:
+        if groups[0].prior is not None and not asks_for(groups[0].prior, "context"):
             raise ValueError(
-                "'groups' should start with a group whose 'prior' is None, the standard normal: "
-                "there is no state above it."
+                "'groups' should start with a group whose 'prior' is None, the standard normal, "
+                "or asks for 'context': there is no state above it."
             )
         for level, group in enumerate(groups):
             if isinstance(group.expert, ModalityDict):
@@ -185,7 +204,9 @@ class MultimodalVAE(Recorded, nn.Module):
         r"""Runs each encoder once, only on the rows in which its modality is given.
 
         Arguments:
-            x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`.
+            x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`. A
+                :class:`mmpoe.missing.Batch` also carries covariates, for all networks that ask for
+                them, and element masks.
             given: The entries that some inference will condition on, boolean, with shape
                 :math:`(B, M)`, or :math:`(S, B, M)` for S subsets.
 
@@ -194,8 +215,8 @@ class MultimodalVAE(Recorded, nn.Module):
 
         Raises:
             ValueError: If a given entry is absent, of another dtype than the model, not finite or
-                of a shape that its encoder rejects, or an encoder does not return one tensor per
-                group.
+                of a shape that its encoder rejects, a covariate or an element mask does not fit,
+                or an encoder does not return one tensor per group.
         """
         if not isinstance(given, Tensor) or given.dtype != torch.bool:
             kind = given.dtype if isinstance(given, Tensor) else f"a {type(given).__name__}"
@@ -203,6 +224,9 @@ class MultimodalVAE(Recorded, nn.Module):
         check_names(list(x), self.modalities, argument="x")
         needed = given.any(dim=0) if given.dim() == 3 else given
         check_observed(needed, self.modalities, argument="given")
+        context, valid = Context(context_of(x)), valid_of(x)
+        check_names(list(valid), self.modalities, argument="valid")
+        check_context(context.values, needed, self._like(), finite=self.validate)
         compiling = torch.compiler.is_compiling()
         gather = not compiling if self.gather is None else self.gather
         rows: dict[str, Tensor | None] = {}
@@ -215,18 +239,24 @@ class MultimodalVAE(Recorded, nn.Module):
             if m not in x and (compiling or not bool(seen.any())):
                 continue
             finite = self.validate and not compiling
-            check_entries(x, m, seen, self._dtype(m), finite=finite)
+            inside = valid.get(m)
+            check_entries(x, m, seen, self._parameter(m), inside, finite=finite)
             entries = fill(x[m], seen) if present is None else x[m][present]
-            rows[m], outputs[m] = present, self._encode(m, entries)
+            if inside is not None:
+                inside = inside.broadcast_to(x[m].shape)
+                inside = inside if present is None else inside[present]
+                entries = torch.where(inside, entries, 0)
+            rows[m] = present
+            outputs[m] = self._encode(m, entries, context.take(present), inside)
 
         if not outputs and x and self.groups[0].shape is None:
             m = next(iter(x))  # encode no rows of it, to learn the shape of the latents
             rows[m] = torch.zeros(0, dtype=torch.long, device=needed.device)
-            outputs[m] = self._encode(m, x[m][:0])
+            outputs[m] = self._encode(m, x[m][:0], context.take(rows[m]))
 
-        features = self._features(outputs)
+        features = self._features(outputs, rows, context)
         like = self._like().new_zeros((), device=needed.device)
-        return Encodings(self.modalities, needed, rows, features, like)
+        return Encodings(self.modalities, needed, rows, features, like, context.values)
 
     def infer(
         self,
@@ -292,7 +322,7 @@ class MultimodalVAE(Recorded, nn.Module):
             draw = Draw(None if noise is None else noise[level], temperature)
             latents = z if z is None or callable(z) else z[level]
             step = group(h, level, encodings, pairs, draw, latents, experts)
-            h = group.merge(h, step.z)
+            h = run(group.merge, h, step.z, context=Context(encodings.context, pairs.rows))
             steps.append(step)
         assert h is not None  # there is at least one group
         return Inference(
@@ -300,7 +330,7 @@ class MultimodalVAE(Recorded, nn.Module):
             z=[step.z.unflatten(0, shape) for step in steps],
             posteriors=[_unflatten(step.posterior, shape) for step in steps],
             priors=[_unflatten(step.prior, shape) for step in steps],
-            state=State(h, Size(shape)),
+            state=State(h, Size(shape), Context(encodings.context, rows)),
         )
 
     def decode(
@@ -322,17 +352,9 @@ class MultimodalVAE(Recorded, nn.Module):
         targets = self.modalities if targets is None else targets
         check_names(targets, self.modalities, argument="targets")
         decoded = {}
+        context = state.flatten().context
         for m in targets:
-            decoder, dims = self.decoders[m], len(state.shape)
-            if dims == 1:
-                p = decoder(state.h)
-            elif isinstance(decoder, Likelihood):
-                p = decoder(state.h.unflatten(0, state.shape), batch_dims=dims)
-            else:
-                raise ValueError(
-                    f"The decoder of {m!r} should be a mmpoe.likelihoods.Likelihood to decode "
-                    f"several subsets at once, but is a {type(decoder).__name__}."
-                )
+            p = self._decode(m, state, context)
             if not isinstance(p, Distribution):
                 raise ValueError(
                     f"The decoder of {m!r} should return a distribution, as the modules in "
@@ -366,7 +388,8 @@ class MultimodalVAE(Recorded, nn.Module):
             weight: The weight :math:`w` of each entry, at least 0, broadcastable to the shape of
                 `scored`; 1 if None. An entry of weight 0 is not scored.
             valid: For some modalities, the elements inside an entry to score, boolean,
-                broadcastable to :math:`(B, *)`. Elements outside are never read.
+                broadcastable to :math:`(B, *)`; those of the batch by default. Elements outside
+                are never read.
 
         Returns:
             The log-likelihood, in nats, with the batch shape of the state.
@@ -385,7 +408,8 @@ class MultimodalVAE(Recorded, nn.Module):
                 f"but is of type {type(state).__name__}."
             )
         check_names(list(x), self.modalities, argument="x")
-        check_names([] if valid is None else list(valid), self.modalities, argument="valid")
+        valid = valid_of(x) if valid is None else valid
+        check_names(list(valid), self.modalities, argument="valid")
         check_observed(scored, self.modalities, argument="scored")
         if state.shape[-1] != len(scored):
             raise ValueError(
@@ -397,15 +421,17 @@ class MultimodalVAE(Recorded, nn.Module):
         if weight is not None:
             weight = check_weight(weight, scored).to(state.h.device)
             scored = scored & (weight > 0)
-        return score(self, state, x, Cells(scored, rows, weight), valid or {})
+        return score(self, state, x, Cells(scored, rows, weight), valid)
 
-    def collate(self, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+    @property
+    def collate(self) -> Callable[[Sequence[Mapping[str, Any]]], tuple[dict[str, Tensor], Tensor]]:
         """Makes a batch of incomplete samples, columns in the order of this model's modalities.
 
-        It fits the argument `collate_fn` of a :class:`torch.utils.data.DataLoader`, and is
-        :func:`mmpoe.missing.collate` otherwise.
+        It is :func:`mmpoe.missing.collate` with the names of the modalities, and fits the argument
+        `collate_fn` of a :class:`torch.utils.data.DataLoader`. It does not hold the model, which
+        workers have no use for.
         """
-        return collate(samples, self.modalities)
+        return partial(collate, modalities=list(self.modalities))
 
     @torch.no_grad()
     def predict(
@@ -417,6 +443,7 @@ class MultimodalVAE(Recorded, nn.Module):
         temperature: float = 1.0,
         samples: int = 1,
         experts: Experts | None = None,
+        product: bool = False,
     ) -> dict[str, Distribution | Draws]:
         r"""Predicts modalities from those that are given.
 
@@ -427,13 +454,18 @@ class MultimodalVAE(Recorded, nn.Module):
             given: What to condition on: a boolean mask of shape :math:`(B, M)`, or names of
                 modalities that every row has.
             targets: The modalities to predict; by default, all of them. Only these are decoded.
-            temperature: The temperature of the posterior samples; 0 is the prediction at the mean.
+            temperature: The temperature of the posterior samples; 0 is the prediction at the mean,
+                and no draw takes part in it. That of a mixture is the mixture of the predictions
+                at the means of all its components.
             samples: The number of latent samples K to draw for each row. With more than one, each
                 prediction is a mixture of K likelihoods.
             experts: The experts to infer with, ``"trained"`` or ``"matched"``. By default the
                 matched ones, if the model has any. If not, the spread of several samples is not
                 calibrated, since posteriors trained to reconstruct unseen modalities are too
                 narrow, and a warning says so.
+            product: Whether to condition on the product of all that is given if the posterior is a
+                mixture. With exact experts, more given then never makes the error larger. That of
+                the mixture may be larger, since components that are given less take part.
 
         Returns:
             For each target, a distribution with ``mean`` and ``stddev`` of shape :math:`(B, *)`;
@@ -449,7 +481,9 @@ class MultimodalVAE(Recorded, nn.Module):
             raise ValueError(f"'samples' should be an integer of at least 1, but is {samples!r}.")
         mask = given_mask(x, given, self.modalities, self._like())
         experts = self.best_experts if experts is None else experts
-        if samples > 1:
+        family = "full" if product else self.family_of(experts)
+        whole = temperature == 0 and family != "full"  # all components, and none at random
+        if samples > 1 and not whole:
             if mask.dim() != 2:
                 raise ValueError(
                     f"'given' should have shape (B, M) to draw several samples, "
@@ -465,10 +499,15 @@ class MultimodalVAE(Recorded, nn.Module):
             mask = mask.expand(samples, *mask.shape)
         with evaluation(self.modules()):
             encodings = self.encode(x, mask)
-            component = draw_component(mask, self.family_of(experts))
+            weight = None
+            if whole:
+                component, weight = components_of(mask, family)
+            else:
+                component = draw_component(mask, family)
             q = self.infer(encodings, component, temperature=temperature, experts=experts)
             decoded = self.decode(q.state, targets)
-        return {m: p if samples == 1 else Draws(p) for m, p in decoded.items()}
+        several = samples > 1 or weight is not None
+        return {m: Draws(p, weight) if several else p for m, p in decoded.items()}
 
     @torch.no_grad()
     def fix_shapes(self, x: Mapping[str, Tensor]) -> None:
@@ -578,34 +617,102 @@ class MultimodalVAE(Recorded, nn.Module):
         """
         return "full" if experts == "matched" else self.family
 
-    def _encode(self, modality: str, entries: Tensor) -> Tensor | Sequence[Tensor]:
-        """Runs one encoder, and says whose entries they are if it cannot take them."""
+    def _encode(
+        self, modality: str, entries: Tensor, context: Context, valid: Tensor | None = None
+    ) -> Tensor | Sequence[Tensor]:
+        r"""Runs one encoder, and says whose entries they are if it cannot take them.
+
+        Arguments:
+            modality: The modality.
+            entries: The entries to encode, with shape (n, \*).
+            context: Their covariates.
+            valid: Their elements that were observed, of the same shape; all if None.
+        """
+        encoder, masks = self.encoders[modality], {}
+        if asks_for(encoder, "valid"):
+            masks["valid"] = torch.ones_like(entries).bool() if valid is None else valid
         if torch.compiler.is_compiling():
-            return self.encoders[modality](entries)
+            return run(encoder, entries, context=context, **masks)
         try:
-            return self.encoders[modality](entries)
-        except RuntimeError as error:
-            if type(error) is not RuntimeError:  # out of memory, say
+            return run(encoder, entries, context=context, **masks)
+        except (RuntimeError, ValueError) as error:
+            if type(error) not in (RuntimeError, ValueError):  # out of memory, say
+                raise
+            if isinstance(error, ValueError) and not is_single_row(error):
                 raise
             raise ValueError(
                 f"'x' should hold what the encoders take, but that of {modality!r}, given entries "
-                f"of shape {tuple(entries.shape)} and {entries.dtype}, fails: {error}"
+                f"of shape {tuple(entries.shape)} and {entries.dtype}, fails: "
+                f"{error}{advice(error)}"
+            ) from error
+
+    def _decode(self, modality: str, state: State, context: Context) -> Distribution:
+        """Runs one decoder, and names the modality if it cannot take the state.
+
+        Arguments:
+            modality: The modality.
+            state: The state.
+            context: The covariates of its N rows.
+        """
+        decoder, dims = self.decoders[modality], len(state.shape)
+        if dims > 1 and not isinstance(decoder, Likelihood):
+            raise ValueError(
+                f"The decoder of {modality!r} should be a mmpoe.likelihoods.Likelihood to decode "
+                f"several subsets at once, but is a {type(decoder).__name__}."
+            )
+        if torch.compiler.is_compiling():
+            return _run_decoder(decoder, state, context)
+        try:
+            return _run_decoder(decoder, state, context)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # out of memory, say
+                raise
+            shape = tuple(state.h.shape[1:])
+            raise ValueError(
+                f"The decoder of {modality!r} should take states of shape (N, "
+                f"{', '.join(map(str, shape))}), but fails: {error}. Without a merge, a state is "
+                "the latents of the last group, half as many numbers as its experts return: a "
+                "mean and a log standard deviation for each."
             ) from error
 
     def _like(self) -> Tensor:
         """A tensor with the dtype and device of the model."""
-        return next((p.detach() for p in self.parameters()), torch.zeros(()))
+        parameter = _first_parameter(self)
+        return torch.zeros(()) if parameter is None else parameter.detach()
 
-    def _dtype(self, modality: str) -> torch.dtype | None:
-        """The dtype of what an encoder takes, None if any will do."""
-        parameter = next(self.encoders[modality].parameters(), None)
-        return None if parameter is None else parameter.dtype
+    def _parameter(self, modality: str) -> Tensor | None:
+        """A parameter with the dtype and device of what an encoder takes, None if any will do."""
+        return _first_parameter(self.encoders[modality])
 
-    def _features(self, outputs: dict[str, Tensor | Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """The features of each modality, one tensor per group, from the outputs of encoders."""
+    def _features(
+        self,
+        outputs: dict[str, Tensor | Sequence[Tensor]],
+        rows: Mapping[str, Tensor | None],
+        context: Context,
+    ) -> dict[str, list[Tensor]]:
+        """The features of each modality, one tensor per group, from the outputs of encoders.
+
+        Arguments:
+            outputs: The outputs.
+            rows: The rows of the batch that each was encoded in, None for all.
+            context: The covariates of the batch.
+        """
+        for m, out in outputs.items():
+            levels = out if isinstance(out, (list, tuple)) else [out]
+            if wrong := [type(v).__name__ for v in levels if not isinstance(v, Tensor)]:
+                raise ValueError(
+                    f"The encoder of {m!r} should return a tensor, or a list with one per latent "
+                    f"group, but returns a {type(out).__name__}"
+                    + (f" of {wrong[0]}." if isinstance(out, (list, tuple)) else ".")
+                )
         if self.trunk is not None and outputs:
             parts = cast("list[Tensor]", list(outputs.values()))
-            joined = self.trunk(torch.cat(parts))
+            if context.values:
+                size = next(iter(context.values.values())).shape[0]
+                every = torch.arange(size, device=parts[0].device)
+                index = [every if rows[m] is None else rows[m] for m in outputs]
+                context = context.take(torch.cat(cast("list[Tensor]", index)))
+            joined = run(self.trunk, torch.cat(parts), context=context)
             joined = [joined] if isinstance(joined, Tensor) else list(joined)
             split = [level.split([part.shape[0] for part in parts]) for level in joined]
             outputs = dict(zip(outputs, zip(*split, strict=True), strict=True))
@@ -619,6 +726,21 @@ class MultimodalVAE(Recorded, nn.Module):
                     f"({len(self.groups)}), coarse to fine, but returns {len(features[m])}."
                 )
         return features
+
+
+def _first_parameter(network: nn.Module) -> Tensor | None:
+    """The first parameter that has a shape already: those of lazy modules have none yet."""
+    for p in network.parameters():
+        if not isinstance(p, UninitializedParameter):
+            return p
+    return None
+
+
+def _run_decoder(decoder: nn.Module, state: State, context: Context) -> Distribution:
+    if len(state.shape) == 1:
+        return run(decoder, state.h, context=context)
+    options = {"context": context.gather()} if context.values else {}
+    return decoder(state.h.unflatten(0, state.shape), batch_dims=len(state.shape), **options)
 
 
 def _unflatten(q: DiagNormal, shape: tuple[int, ...]) -> DiagNormal:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["image_mmhvae", "sequence_mmhvae", "vector_mmhvae", "volume_mmhvae"]
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from mmpoe.hierarchy import LatentGroup
-from mmpoe.likelihoods import Laplace, Likelihood, Normal
+from mmpoe.likelihoods import Laplace, Likelihood, MakeLikelihood, Normal
 from mmpoe.missing import check_modalities, check_names
 from mmpoe.nn import (
     MLP,
@@ -32,9 +33,6 @@ from mmpoe.nn import (
 from mmpoe.posteriors import PoE
 
 from .hierarchical import MMHVAE
-
-MakeLikelihood = Callable[[nn.Module], Likelihood]
-"""Makes a likelihood of a network, as the classes in :mod:`mmpoe.likelihoods` do."""
 
 
 def vector_mmhvae(
@@ -64,8 +62,10 @@ def vector_mmhvae(
 
     Arguments:
         modalities: The number of features C of each modality, by name.
-        likelihoods: For some modalities, what makes another likelihood, of a network that returns
-            one number for each feature.
+        likelihoods: For some modalities, what makes another likelihood of a network: a class in
+            :mod:`mmpoe.likelihoods`, or a :func:`~functools.partial` of one. The network returns
+            what the likelihood takes. If it is not made of the network itself, but of one around
+            it, the network returns one number for each feature.
         hidden: The number of features of hidden layers and of the state.
         latents: The number of latents of each group, coarse to fine.
         private: The number of private latents of each modality.
@@ -87,6 +87,11 @@ def vector_mmhvae(
         >>> from mmpoe.likelihoods import Bernoulli
         >>> vae = vector_mmhvae({"rna": 30, "label": 3}, likelihoods={"label": Bernoulli})
         >>> vae({"rna": torch.zeros(5, 30)}).likelihoods["label"].mean.shape
+        torch.Size([5, 3])
+        >>> from mmpoe.likelihoods import Categorical, Columns, NegativeBinomial
+        >>> columns = [Normal, NegativeBinomial, partial(Categorical, classes=4)]
+        >>> vae = vector_mmhvae({"ehr": 3}, likelihoods={"ehr": partial(Columns, columns=columns)})
+        >>> vae({"ehr": torch.zeros(5, 3)}).likelihoods["ehr"].sample().shape
         torch.Size([5, 3])
     """
     if not isinstance(modalities, Mapping):
@@ -117,24 +122,31 @@ def vector_mmhvae(
         )
         for level, latent in enumerate(latents)
     ]
-    networks: dict[str, nn.Module] = {
-        m: MLP(hidden + private, size, hidden=[hidden]) for m, size in modalities.items()
-    }
+    blocks = len(names)
+
+    def network(block: int, outputs: int) -> nn.Module:
+        perceptron = MLP(hidden + private, outputs, hidden=[hidden])
+        return (
+            nn.Sequential(OwnBlock(private, block, blocks), perceptron) if private else perceptron
+        )
+
+    networks = [network(block, size) for block, size in enumerate(modalities.values())]
     if private:
-        experts, blocks = {}, len(names)
-        for block, m in enumerate(names):
-            experts[m] = PrivateExpert(_precise(nn.Linear(hidden, 2 * private)), block, blocks)
-            networks[m] = nn.Sequential(OwnBlock(private, block, blocks), networks[m])
+        experts = {
+            m: PrivateExpert(_precise(nn.Linear(hidden, 2 * private)), block, blocks)
+            for block, m in enumerate(names)
+        }
         groups.append(
             LatentGroup((blocks * private,), experts, Concatenate(), expert_sees_state=False)
         )
 
     normal = partial(Normal, scale=scale, learn_scale=True)
-    return MMHVAE(
-        encoders={m: MLPBottomUp(size, hidden, len(groups)) for m, size in modalities.items()},
-        groups=groups,
-        decoders={m: likelihoods.get(m, normal)(network) for m, network in networks.items()},
-    )
+    encoders = {m: MLPBottomUp(size, hidden, len(groups)) for m, size in modalities.items()}
+    decoders = {
+        m: _decoder(likelihoods.get(m, normal), networks[block], partial(network, block), (size,))
+        for block, (m, size) in enumerate(modalities.items())
+    }
+    return MMHVAE(encoders, groups, decoders)
 
 
 def image_mmhvae(
@@ -163,8 +175,8 @@ def image_mmhvae(
         size: The height and width of the images in pixels, one number for squares. With one or
             three sides, images are sequences or volumes.
         channels: The number of channels of the images, one number or one for each modality.
-        likelihoods: For some modalities, what makes another likelihood, of a network that returns
-            an image of as many channels whose values may be any.
+        likelihoods: For some modalities, what makes another likelihood of a network, as for
+            :func:`vector_mmhvae`; the values of the images that it returns may be any.
         patch: The side of the patches that the stems fold into channels, in pixels.
         widths: The number of channels of each level, coarse to fine; their number is the number of
             latent groups.
@@ -223,11 +235,9 @@ def image_mmhvae(
     encoders = {m: Patchify(channels[m], widths[-1], patch, dims) for m in modalities}
     decoders = {}
     for m in modalities:
-        head = partial(ImageHead, widths[-1], channels[m], patch, dims)
-        if m in likelihoods:
-            decoders[m] = likelihoods[m](head(bounded=False))
-        else:
-            decoders[m] = Laplace(head(), scale=scale, learn_scale=True)
+        head = partial(ImageHead, widths[-1], patch=patch, dims=dims, bounded=m not in likelihoods)
+        make = likelihoods.get(m, partial(Laplace, scale=scale, learn_scale=True))
+        decoders[m] = _decoder(make, head(channels[m]), head, (channels[m], *sides))
     return MMHVAE(encoders, groups, decoders, trunk=BottomUp(widths, dims))
 
 
@@ -329,6 +339,31 @@ def volume_mmhvae(
         scale=scale,
         markov=markov,
     )
+
+
+def _decoder(
+    make: MakeLikelihood,
+    network: nn.Module,
+    wider: Callable[[int], nn.Module],
+    event: tuple[int, ...],
+) -> nn.Module:
+    """Makes a likelihood, whose network is replaced if it takes more numbers than elements.
+
+    Arguments:
+        make: Makes the likelihood of a network.
+        network: The network, which returns entries.
+        wider: Makes a network that returns another number of channels.
+        event: The shape of an entry, channels first.
+    """
+    likelihood = make(network)
+    if not isinstance(likelihood, Likelihood) or likelihood.network is not network:
+        return likelihood  # what is around the network makes its output fit
+    shape = likelihood.network_shape(event)
+    if shape != event:
+        channels = shape[: len(shape) - len(event) + 1]
+        fold = [nn.Unflatten(1, channels)] if len(channels) > 1 else []
+        likelihood.network = nn.Sequential(wider(math.prod(channels)), *fold)
+    return likelihood
 
 
 def _check_grid(

@@ -4,6 +4,7 @@ __all__ = [
     "MLP",
     "BottomUp",
     "Concatenate",
+    "Conditional",
     "ConvDecoder",
     "ConvEncoder",
     "GaussianHead",
@@ -31,6 +32,7 @@ from .cells import InvertedResidualCell, ProjectionCell, SqueezeExcite, Upsample
 from .cells import MarkovStep as MarkovStep
 from .cells import ResidualCell as ResidualCell
 from .cells import ResNetHead as ResNetHead
+from .conditional import Conditional
 from .containers import ModalityDict
 from .convolutional import ConvDecoder, ConvEncoder
 from .discriminators import GlobalDiscriminator, PatchDiscriminator

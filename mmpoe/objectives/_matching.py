@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from mmpoe.missing import (
+    Batch,
     check_names,
     check_observed,
     check_within,
@@ -65,7 +66,7 @@ def match(
     for where, matched_teacher in ((teaching & ~by_matched, None), (by_matched, by)):
         rows = where.nonzero()[:, 0]
         if len(rows):
-            part = {m: v[rows] for m, v in x.items()}
+            part = Batch.of(x).take(rows)
             kl = _divergence(model, matched, part, observed[rows], given[rows], matched_teacher)
             loss = loss.index_add(0, rows, kl.to(dtype))
     return loss

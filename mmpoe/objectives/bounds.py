@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmpoe.likelihoods._scoring import check_scored, log_likelihood
-from mmpoe.missing import check_names, check_observed
+from mmpoe.missing import check_names, check_observed, valid_of
 from mmpoe.models import Output
 from mmpoe.models._inputs import absent, check_weight
 
@@ -52,8 +52,8 @@ def elbo(
             one number for each modality, say, or for each cell. 1 if None. An entry of weight 0 is
             not scored.
         valid: For some modalities, which elements inside an entry to score (a field of view, cells
-            of a table that are not missing), boolean, broadcastable to :math:`(B, *)`. Elements
-            outside are never read.
+            of a table that are not missing), boolean, broadcastable to :math:`(B, *)`; by default,
+            those of the batch, see :class:`mmpoe.missing.Batch`. Elements outside are never read.
         validate: Whether to reject NaN, infinity and values outside the support of a likelihood
             in what is scored. The check waits for the device; set it to False to save that time.
 
@@ -73,9 +73,15 @@ def elbo(
     modalities = list(output.likelihoods)
     check_observed(observed, modalities)
     check_names(list(x), modalities, argument="x")
-    check_names(list(valid or {}), modalities, argument="valid")
+    valid = valid_of(x) if valid is None else valid
+    check_names(list(valid), modalities, argument="valid")
 
     bound = -penalty(output.kl, beta)  # (B) or (S, B)
+    if bound.shape[-1] != observed.shape[0]:
+        raise ValueError(
+            f"'observed' should have one row per row of 'output' ({bound.shape[-1]}), "
+            f"but has shape {tuple(observed.shape)}."
+        )
     scored = observed.to(bound.device)
     if weight is not None:
         weight = check_weight(weight, observed).to(bound.device)
@@ -83,7 +89,7 @@ def elbo(
     for column, (m, p) in enumerate(output.likelihoods.items()):
         seen = scored[:, column]
         if m in x:
-            inside = None if valid is None else valid.get(m)
+            inside = valid.get(m)
             check_scored(p, x[m], seen, m, inside, values=validate)
             factor = None if weight is None else weight[:, column]
             bound = bound + log_likelihood(p, x[m], seen, factor, inside)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mmpoe.evidence._samples import log_ratio, propose
+from mmpoe.evidence._samples import log_ratio, place_draws, propose, whole_rows
 from mmpoe.hierarchy import State
-from mmpoe.missing import check_names, check_observed
+from mmpoe.missing import check_names, check_observed, valid_of, with_valid
 from mmpoe.models import MultimodalVAE
 
 
@@ -55,8 +55,8 @@ def not_miwae(
         samples: The number of samples :math:`K`.
         latents: Whether `missingness` takes the latents as a second argument: a list of tensors of
             shape :math:`(N, *)`, one for each group, coarse to fine.
-        valid: Which elements of each modality to score, see :func:`elbo`. `missingness` sees whole
-            entries.
+        valid: Which elements of each modality were observed, see :func:`elbo`. `missingness` sees
+            draws of the others.
 
     Returns:
         The bound on :math:`\log p(x_r, r)`, in nats, with shape :math:`(B)`.
@@ -71,13 +71,16 @@ def not_miwae(
     """
     check_names(list(x), model.modalities, argument="x")
     check_observed(observed, model.modalities)
+    x = with_valid(x, valid)
     encodings = model.encode(x, observed)
     observed = observed.to(encodings.like.device)
     log_w = []
     for q in propose(model, encodings, observed, x, samples):
         count = len(q.kl[0])
         complete = {
-            m: _complete(model, m, q.state, x.get(m), observed[:, column]).flatten(0, 1)
+            m: _complete(
+                model, m, q.state, x.get(m), observed[:, column], valid_of(x).get(m)
+            ).flatten(0, 1)
             for column, m in enumerate(model.modalities)
         }
         seen = (complete, [z.flatten(0, 1) for z in q.z]) if latents else (complete,)
@@ -92,24 +95,27 @@ def not_miwae(
         log_r = logsigmoid(sign * logits).sum(dim=1).view_as(q.kl[0])
         log_w.append(
             log_ratio(model, encodings, observed, q)
-            + model.log_likelihood(q.state, x, observed, valid=valid)
+            + model.log_likelihood(q.state, x, observed)
             + log_r
         )
     return torch.cat(log_w).logsumexp(dim=0) - math.log(samples)
 
 
 def _complete(
-    model: MultimodalVAE, modality: str, state: State, x: Tensor | None, seen: Tensor
+    model: MultimodalVAE,
+    modality: str,
+    state: State,
+    x: Tensor | None,
+    seen: Tensor,
+    valid: Tensor | None,
 ) -> Tensor:
-    """One modality with draws where it is missing, with shape (K, B, *)."""
-    count, rows = state.shape[0], (~seen).nonzero()[:, 0]  # (n)
+    """One modality with draws of what is missing, with shape (K, B, *)."""
+    inside = None if valid is None or x is None else valid.broadcast_to(x.shape)
+    whole = whole_rows(seen, inside)
+    rows = (~whole).nonzero()[:, 0]  # (n)
     if len(rows) == 0:
         assert x is not None  # it was observed
-        return x.expand(count, *x.shape)
+        return x.expand(state.shape[0], *x.shape)
     p = model.decode(state.take(rows).flatten(), [modality])[modality]
     drawn = p.rsample() if p.has_rsample else p.sample()
-    drawn = drawn.unflatten(0, (count, len(rows)))
-    if x is None:
-        return drawn
-    # a missing slot is replaced, not read
-    return x.to(drawn.dtype).expand(count, *x.shape).index_copy(1, rows, drawn)
+    return place_draws(x, drawn.unflatten(0, (state.shape[0], len(rows))), rows, seen, inside)

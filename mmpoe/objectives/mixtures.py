@@ -22,6 +22,7 @@ from torch import Tensor
 from mmpoe.distributions import log_mixture
 from mmpoe.evidence._samples import log_posterior, sum_log_prob, take
 from mmpoe.hierarchy import Encodings, Inference
+from mmpoe.missing import with_valid
 from mmpoe.models import MultimodalVAE
 from mmpoe.models._inputs import check_weight
 
@@ -108,8 +109,9 @@ def mixture_elbo(
     if weight is not None:
         entry = entry * check_weight(weight, observed).to(rows.device)[rows]
 
+    x = with_valid(x, valid)
     q = model.infer(model.encode(x, pairs.needed(len(observed))), given, rows=rows)
-    log_p = model.log_likelihood(q.state, x, scored, rows=rows, weight=entry, valid=valid)  # (R)
+    log_p = model.log_likelihood(q.state, x, scored, rows=rows, weight=entry)  # (R)
     return pairs.sum(log_p - alpha * penalty(q.kl, beta), len(observed))
 
 
@@ -220,6 +222,7 @@ def mixture_iwae(
     # sample k of pair r is row k R + r of all that is inferred
     given, rows = pairs.given.repeat(samples, 1), pairs.rows.repeat(samples)
     alpha = pairs.weight.repeat(samples)
+    x = with_valid(x, valid)
     encodings = model.encode(x, pairs.needed(len(observed)))
     factor = torch.ones_like(alpha)  # of the gradient of each sample
     z = None
@@ -238,7 +241,7 @@ def mixture_iwae(
         log_q = log_q - (score - score.detach())
     scored = observed.to(rows.device)[rows]
     # a pair counts in an optimal scale by its weight, which its own log-likelihood is without
-    log_p = model.log_likelihood(q.state, x, scored, rows=rows, weight=alpha[:, None], valid=valid)
+    log_p = model.log_likelihood(q.state, x, scored, rows=rows, weight=alpha[:, None])
     log_w = log_p / alpha + beta * (sum_log_prob(q.priors, q.z) - log_q)
     log_w = log_w.unflatten(0, (samples, len(row)))  # (K, R)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from mmpoe.evidence._samples import take
-from mmpoe.missing import check_names, check_observed, subsets
+from mmpoe.missing import check_names, check_observed, subsets, with_valid
 from mmpoe.models import MultimodalVAE
 
 from ._pairs import beside, full_and_singletons, weight_dtype
@@ -271,6 +271,7 @@ def mvtcae(
     size = given.sum(dim=1)  # (R)
     full = (given == observed[rows]).all(dim=1)
     joint, single = full.nonzero()[:, 0], (size == 1).nonzero()[:, 0]  # (N), (n)
+    x = with_valid(x, valid)
     encodings = model.encode(x, pairs.needed(len(observed)))
     q = model.infer(encodings, given[joint], rows=rows[joint])
 
@@ -286,7 +287,7 @@ def mvtcae(
         between = share * kl_divergence(take(q_r, against), q_m)
         cost.append((1 - alpha) * kl + kl.new_zeros(len(kl)).index_add(0, against, between))
 
-    log_p = model.log_likelihood(q.state, x, given[joint], rows=rows[joint], valid=valid)
+    log_p = model.log_likelihood(q.state, x, given[joint], rows=rows[joint])
     bound = (1 - alpha / size[joint].to(log_p)) * log_p - penalty(cost, beta)  # (N)
     return bound.new_zeros(len(observed)).index_add(0, rows[joint], bound)
 

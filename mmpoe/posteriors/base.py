@@ -67,19 +67,22 @@ class Draw(NamedTuple):
     """The factor of the standard deviation; the draw is the mean if it is 0."""
 
     def product(self, factors: Factors, **options: Any) -> kernels.Product:  # noqa: ANN401
-        """Fuses factors of one row a pair by the product of experts, see `gaussian_poe`.
+        """Fuses factors by the product of experts, see `gaussian_poe`.
 
         Arguments:
             factors: The factors.
-            options: Further arguments of :func:`mmpoe.kernels.gaussian_poe`: `power`, `clamp` and
-                `common_noise`.
+            options: Further arguments of :func:`mmpoe.kernels.gaussian_poe`: `power`, `clamp`,
+                `common_noise` and `prior_in`.
         """
-        loc, log_scale, given, prior, _ = factors.at_rows()
+        if factors.prior is not None:  # it belongs to a pair, not to a sample
+            factors = factors.at_rows()
+        loc, log_scale, given, prior, rows = factors
         return kernels.gaussian_poe(
             loc,
             log_scale,
             given,
             prior,
+            rows=rows,
             noise=self.noise,
             sample=self.temperature != 0,
             temperature=self.temperature,

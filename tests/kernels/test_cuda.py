@@ -1,17 +1,21 @@
-"""The kernels of the GPU, grid and shuffles and all, run by simulated threads."""
+"""The kernels of the GPU, grid and shuffles and all, run by simulated threads; and its driver."""
 
+import inspect
 import os
 import struct
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
+from driver_api import OUT_OF_MEMORY, PRIMARY, DriverAPI
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
 from kernel_cases import DTYPES, distance, drawn, exact, make, run
 from simulator import SimulatedLauncher, SimulationError
 
-from mmpoe.kernels import _launch, _philox, jit
+from mmpoe.kernels import _cuda, _launch, _philox, jit
 from mmpoe.kernels._arguments import SIZE
 
 FEW = SimulatedLauncher()
@@ -76,14 +80,15 @@ def test_the_driver_receives_the_arguments_and_a_grid_that_covers_them():
     outputs = _launch.forward(inputs, (True,) * 4, on)
     (blocks, threads, shared, packed) = on.driver.launched[0]
     assert len(packed) == SIZE + 48
-    fields = struct.unpack("=27q4f12q", packed)
+    fields = struct.unpack("=31q4f12q", packed)
     assert fields[8:9] == (inputs.given.data_ptr(),)
-    assert fields[11] == outputs.z.data_ptr()
-    experts, subsets, samples, size, channel_size, chunks, length, aligned = fields[19:27]
+    assert fields[13] == outputs.z.data_ptr()
+    experts, subsets, samples, size, channel_size, chunks, length = fields[21:28]
     assert (experts, subsets, samples, size, channel_size) == (2, 2, 3, 1000, 200)
-    assert aligned == 1
-    assert fields[27:31] == (2.0, 0.5, 3.0, pytest.approx(0.8))
-    assert fields[31:33] == (inputs.loc[0].data_ptr(), inputs.log_scale[0].data_ptr())
+    slots, prior_in, aligned = fields[28:31]
+    assert (slots, prior_in, aligned) == (2, 0, 1)
+    assert fields[31:35] == (2.0, 0.5, 3.0, pytest.approx(0.8))
+    assert fields[35:37] == (inputs.loc[0].data_ptr(), inputs.log_scale[0].data_ptr())
     assert blocks == samples * chunks
     assert length % (threads * 4) == 0
     assert (chunks - 1) * length < size <= chunks * length
@@ -107,6 +112,19 @@ def test_plans_cover_every_element_evenly(size, samples):
     assert chunks * samples <= max(samples, 16 * 2 + samples)
 
 
+@pytest.mark.parametrize("order", ["ascending", "any"])
+@pytest.mark.parametrize("threads", [32, 96])
+def test_more_pairs_of_a_sample_than_shared_memory_holds(order, threads, monkeypatch):
+    inputs = make(experts=3, subsets=40, rows=2, event=(3, 50), order=order, clamp=3.0)
+    plain = run(inputs, FEW)
+    assert distance(inputs, FEW) < 1e-5
+    monkeypatch.setattr(_cuda, "_SLOTS", 7)
+    on = SimulatedLauncher(threads=threads)
+    for a, b in zip(run(inputs, on), plain, strict=True):
+        torch.testing.assert_close(a, b)
+    assert {shared for _, _, shared, _ in on.driver.launched} == {4 * 7 * (1 + threads // 32)}
+
+
 def test_rows_that_are_not_aligned_are_read_one_by_one():
     inputs = make(experts=2, event=(4, 8), rows=4, common=True, clamp=3.0)
     shifted = []
@@ -126,8 +144,8 @@ def broken(change, to):
 
 def test_the_simulation_sees_a_barrier_that_not_all_reach():
     sources = broken(
-        "  if (a.kl) {\n    __syncthreads();",
-        "  if (a.kl) {\n    if (threadIdx.x) __syncthreads();",
+        "if (!a.kl) continue;\n    __syncthreads();",
+        "if (!a.kl) continue;\n    if (threadIdx.x) __syncthreads();",
     )
     with pytest.raises(SimulationError, match="waits for one that does not come"):
         run(make(experts=2), SimulatedLauncher(sources=sources, threads=64))
@@ -141,7 +159,7 @@ def test_the_simulation_sees_a_packet_that_is_not_aligned():
 
 
 def test_the_simulation_sees_writes_beyond_shared_memory():
-    sources = broken("bits[s] = given_bits", "bits[s + 2] = given_bits")
+    sources = broken("bits[k] = given_bits", "bits[k + 2] = given_bits")
     with pytest.raises(SimulationError, match="beyond its end"):
         run(make(experts=2), SimulatedLauncher(sources=sources))
 
@@ -157,3 +175,109 @@ def test_missing_is_never_loaded():
     )
     assert all(torch.equal(a, b) for a, b in zip(run(other, FEW), plain, strict=True))
     assert len(exact(inputs)) == len(plain)
+
+
+# ---- The driver -----------------------------------------------------------------------------
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Puts a driver API in the place of that of CUDA, and says which stream is the current one."""
+
+    def install(api, stream=0):
+        current = SimpleNamespace(cuda_stream=stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+        monkeypatch.setattr(_cuda, "_bindings", lambda: api)
+        return api
+
+    _cuda._primary_context.cache_clear()
+    yield install
+    _cuda._primary_context.cache_clear()
+
+
+def launch(device=GPU):
+    driver = _cuda.Driver()
+    driver.launch(driver.load(b"binary", "name", device), 1, 32, 0, b"arguments", device)
+
+
+def in_a_new_thread(function):
+    """Runs a function where no context is current; returns what it raises."""
+    raised = []
+
+    def run():
+        try:
+            function()
+        except RuntimeError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised
+
+
+def test_a_thread_without_a_context_launches_and_is_left_without_one(install):
+    api, left = install(DriverAPI()), []
+    assert in_a_new_thread(lambda: (launch(), launch(), left.append(list(api.stack)))) == []
+    assert api.launched == [(0, PRIMARY)] * 2
+    assert api.retained == [0]
+    assert left == [[]]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("current", [PRIMARY, PRIMARY + 1, 5])
+def test_the_context_of_the_device_is_current_during_a_launch_alone(install, index, current):
+    api = install(DriverAPI())
+    api.stack.append(current)
+    launch(torch.device("cuda", index))
+    assert api.launched == [(0, PRIMARY + index)]
+    assert api.stack == [current]
+
+
+@pytest.mark.parametrize("context", [PRIMARY, 5])
+def test_a_stream_brings_its_context(install, context):
+    api = install(DriverAPI(streams={1234: context}), stream=1234)
+    assert in_a_new_thread(launch) == []
+    assert api.launched == [(1234, context)]
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_other_names_of_the_default_stream_mean_that_of_the_device(install, stream):
+    api = install(DriverAPI(), stream=stream)
+    assert in_a_new_thread(launch) == []
+    assert api.launched == [(stream, PRIMARY)]
+
+
+def test_a_launch_that_fails_says_so_and_restores_the_context(install):
+    api = install(DriverAPI())
+    api.stack.append(5)
+    api.refusal = OUT_OF_MEMORY
+    with pytest.raises(RuntimeError, match="The CUDA driver says: out of memory"):
+        launch()
+    assert api.stack == [5]
+    assert api.launched == []
+
+
+@pytest.mark.parametrize("name", [name for name in vars(DriverAPI) if name.startswith("cu")])
+def test_the_driver_api_of_the_tests_is_called_as_that_of_cuda(name):
+    real = pytest.importorskip("cuda.bindings.driver")
+    own = [*inspect.signature(getattr(DriverAPI, name)).parameters][1:]
+    assert len(inspect.signature(getattr(real, name)).parameters) == len(own)
+    assert int(real.CUfunction(int(real.CUkernel(77)))) == 77
+
+
+def test_a_kernel_is_loaded_before_a_graph_is_captured(install, monkeypatch):
+    install(DriverAPI())
+    special = jit.Specialisation("forward", torch.float32, 2)
+    monkeypatch.setattr(jit, "cuda_binary", lambda special, architecture: b"binary")
+    monkeypatch.setattr(_cuda.Driver, "architecture", lambda self, device: 90)
+    monkeypatch.setattr(_cuda.Driver, "is_capturing", lambda self: True)
+    launcher = _cuda.Launcher(_cuda.Driver())
+    with pytest.raises(RuntimeError, match="while a CUDA graph is captured"):
+        launcher.function(special, GPU)
+    monkeypatch.setattr(_cuda.Driver, "is_capturing", lambda self: False)
+    loaded = launcher.function(special, GPU)
+    monkeypatch.setattr(_cuda.Driver, "is_capturing", lambda self: True)
+    assert launcher.function(special, GPU) is loaded

@@ -1,11 +1,10 @@
-"""The cache of compiled kernels: shared, checked, and never in the way."""
+"""The compilers: what a build depends on, how it is loaded, and what goes wrong in words."""
 
-import logging
+import hashlib
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import time
 
 import pytest
 import torch
@@ -17,98 +16,6 @@ from mmpoe.kernels import _cpu, jit
 def folder(monkeypatch, tmp_path):
     monkeypatch.setenv("MMPOE_CACHE", str(tmp_path))
     return tmp_path / "kernels"
-
-
-class Compiler:
-    """Counts how often it is called."""
-
-    def __init__(self, content=b"machine code"):
-        self.content, self.calls = content, 0
-
-    def __call__(self):
-        self.calls += 1
-        return self.content
-
-
-def test_it_is_compiled_once(folder, caplog):
-    compiler = Compiler()
-    with caplog.at_level(logging.INFO, logger="mmpoe.kernels"):
-        for _ in range(3):
-            assert jit.cached("k", ".so", "what it depends on", compiler, "g++") == b"machine code"
-    assert compiler.calls == 1
-    (path,) = folder.iterdir()
-    (record,) = caplog.records
-    assert record.getMessage().startswith("compiled k (g++) in ")
-    assert str(path) in record.getMessage()
-    assert folder.stat().st_mode & 0o777 == 0o700
-
-
-def test_anything_it_depends_on_makes_another():
-    first, second = Compiler(b"1"), Compiler(b"2")
-    assert jit.cached("k", ".so", "a", first) == b"1"
-    assert jit.cached("k", ".so", "b", second) == b"2"
-    assert jit.cached("k", ".so", "a", second) == b"1"
-
-
-@pytest.mark.fault(53)
-@pytest.mark.parametrize("damage", [b"", b"machine cod", b"Machine code", b"machine code "])
-def test_what_does_not_hold_what_its_name_says_is_built_again(folder, damage, caplog):
-    compiler = Compiler()
-    jit.cached("k", ".so", "a", compiler)
-    (path,) = folder.iterdir()
-    path.write_bytes(damage)
-    assert jit.cached("k", ".so", "a", compiler) == b"machine code"
-    assert compiler.calls == 2
-    assert "does not hold what its name says" in caplog.text
-    assert path.read_bytes() == b"machine code"
-    jit.cached("k", ".so", "a", compiler)
-    assert compiler.calls == 2
-
-
-@pytest.mark.fault(53)
-def test_a_folder_that_cannot_be_made_is_done_without(monkeypatch, tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MMPOE_CACHE", str(tmp_path / "file"))
-    assert jit.cached("k", ".so", "a", Compiler()) == b"machine code"
-    assert "No cache of compiled kernels" in caplog.text
-
-
-@pytest.mark.fault(53)
-def test_a_folder_that_cannot_be_written_is_done_without(monkeypatch, folder, caplog):
-    def refuse(*arguments, **options):
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(jit.tempfile, "NamedTemporaryFile", refuse)
-    with caplog.at_level(logging.INFO, logger="mmpoe.kernels"):
-        assert jit.cached("k", ".so", "a", Compiler()) == b"machine code"
-    assert f"not kept: cannot write to {folder}" in caplog.text
-    assert list(folder.iterdir()) == []
-
-
-def test_a_folder_that_others_can_write_is_not_trusted(folder, caplog):
-    planted = Compiler(b"planted")
-    jit.cached("k", ".so", "a", planted)
-    folder.chmod(0o777)
-    assert jit.cached("k", ".so", "a", Compiler()) == b"machine code"
-    assert "others may write to" in caplog.text
-
-
-def test_an_interrupted_write_leaves_nothing_under_its_name(monkeypatch, folder):
-    def stop(self, target):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "replace", stop)
-    assert jit.cached("k", ".so", "a", Compiler()) == b"machine code"
-    assert not list(folder.glob("k-*"))
-    assert not list(folder.iterdir())
-
-
-def test_many_at_once(folder):
-    compiler = Compiler()
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: jit.cached("k", ".so", "a", compiler), range(32)))
-    assert set(found) == {b"machine code"}
-    assert len(list(folder.iterdir())) == 1
 
 
 def test_it_depends_on_source_flags_compiler_and_processor(monkeypatch):
@@ -162,7 +69,7 @@ def test_two_processes_at_once_then_a_third_that_finds_it(folder):
     lines = {line for text in (*said, third.stdout) for line in text.splitlines() if "kl" in line}
     assert len({line for line in lines if line.startswith("kl")}) == 1
     for path in folder.iterdir():
-        assert jit._digest(path.read_bytes()) in path.name
+        assert hashlib.sha256(path.read_bytes()).hexdigest()[:32] in path.name
 
 
 def test_a_library_that_cannot_be_loaded_is_said(monkeypatch):
@@ -176,3 +83,55 @@ def test_a_layout_that_differs_does_not_compile(monkeypatch):
     monkeypatch.setattr(jit, "SIZE", jit.SIZE + 8)
     with pytest.raises(jit.BuildError, match=r"mmpoe.kernels._arguments differs"):
         jit.cpu_library(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """Two libraries with a function that returns 1 in one and 2 in the other."""
+    folder, contents = tmp_path_factory.mktemp("libraries"), []
+    for number in (1, 2):
+        (folder / "answer.cpp").write_text(f'extern "C" int answer() {{ return {number}; }}')
+        command = [*jit.compiler(), "-shared", "-fPIC", str(folder / "answer.cpp")]
+        subprocess.run([*command, "-o", str(folder / "answer.so")], check=True)
+        contents.append((folder / "answer.so").read_bytes())
+    return contents
+
+
+def no_temporary_folder(*arguments, **options):
+    raise FileNotFoundError("No usable temporary directory found")
+
+
+def no_file_in_memory(name):
+    raise PermissionError("Operation not permitted")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files in memory")
+def test_a_library_is_loaded_without_a_file(libraries, monkeypatch):
+    monkeypatch.setattr(jit.tempfile, "TemporaryDirectory", no_temporary_folder)
+    assert [jit._load(content).answer() for content in libraries] == [1, 2]
+
+
+def test_else_a_library_is_loaded_from_a_temporary_file(libraries, monkeypatch):
+    monkeypatch.setattr(jit.os, "memfd_create", no_file_in_memory, raising=False)
+    assert [jit._load(content).answer() for content in libraries] == [1, 2]
+    monkeypatch.setattr(jit.tempfile, "TemporaryDirectory", no_temporary_folder)
+    with pytest.raises(jit.BuildError, match="cannot be loaded: No usable temporary directory"):
+        jit._load(libraries[0])
+
+
+def test_what_a_compiler_starts_ends_with_it(tmp_path, monkeypatch):
+    # its own child keeps the pipes open, as the stages of g++ do
+    (tmp_path / "slow").write_text("#!/bin/sh\nsleep 60 &\nwait\n")
+    (tmp_path / "slow").chmod(0o700)
+    monkeypatch.setattr(jit, "_PATIENCE", 0.2)
+    started = time.monotonic()
+    with pytest.raises(jit.BuildError, match=r"slow did not end within 0.2 s \(set CXX\)"):
+        jit._run([str(tmp_path / "slow")])
+    assert time.monotonic() - started < 30
+
+
+def test_messages_in_any_encoding_are_read(tmp_path):
+    (tmp_path / "latin").write_text("#!/bin/sh\nprintf 'error: \\344 in %s' $LC_ALL >&2\nexit 1\n")
+    (tmp_path / "latin").chmod(0o700)
+    with pytest.raises(jit.BuildError, match="latin failed with 1: error: \ufffd in C"):
+        jit._run([str(tmp_path / "latin")])

@@ -5,13 +5,14 @@ CPU runs the same bodies.
 """
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
-from kernel_cases import distance, make, run
+from kernel_cases import distance, exact, make, run
 from simulator import SimulatedLauncher, SimulationError
 
-from mmpoe.kernels import _launch, _philox, jit
+from mmpoe.kernels import _cuda, _launch, _philox, jit
 
 exhaustive = pytest.mark.skipif(
     not os.environ.get("MMPOE_EXHAUSTIVE"), reason="takes minutes: make test-kernels"
@@ -19,10 +20,33 @@ exhaustive = pytest.mark.skipif(
 
 MUTANTS = {
     "no barrier after the bits": (
-        "bits[s] = given_bits<C>(a, s, b);\n  __syncthreads();",
-        "bits[s] = given_bits<C>(a, s, b);",
+        "bits[k] = given_bits<C>(a, pairs[k]);\n  __syncthreads();",
+        "bits[k] = given_bits<C>(a, pairs[k]);",
     ),
-    "no barrier before the last sum": ("  if (a.kl) {\n    __syncthreads();", "  if (a.kl) {"),
+    "no barrier before the last sum": (
+        "if (!a.kl) continue;\n    __syncthreads();",
+        "if (!a.kl) continue;",
+    ),
+    "slots that are filled before they are free": ("if (from) __syncthreads();", ""),
+    "slots that backward fills before they are free": (
+        "if (all.count > a.slots) {\n        __syncthreads();",
+        "if (all.count > a.slots) {",
+    ),
+    "slots that backward does not fill again": ("all.count > a.slots", "false"),
+    "pairs beyond the slots left out": ("from < all.count; from += a.slots", "from < 1; ++from"),
+    "experts of the last slots alone": ("wanted |= bits;\n    }", "wanted = bits;\n    }"),
+    "pairs of the next sample": ("pairs.first = a.offsets[b];", "pairs.first = a.offsets[b + 1];"),
+    "pairs in their own order": ("return order ? order[at] : at;", "return at;"),
+    "the prior in every product": (
+        "|| given == 0 || all ? 1.f : 0.f",
+        "|| true || all ? 1.f : 0.f",
+    ),
+    "the prior in no product of all": ("given == 0 || all ?", "given == 0 ?"),
+    "an expert alone that is not itself": ("if (!q.alone) return;", "return;"),
+    "wide experts as if they were near": (
+        "a.prior_in == ALWAYS ? r[v] : magnitude(r[v])",
+        "r[v]",
+    ),
     "a shuffle that starts late": ("int d = 16; d > 0", "int d = 8; d > 0"),
     "the last warp left out": ("w < sums.warps; ++w", "w < sums.warps - 1; ++w"),
     "sums that are not zero at first": ("sums.sums[k] = 0.f;", "sums.sums[k] += 0.f;"),
@@ -45,10 +69,10 @@ MUTANTS = {
         "GPOE_EXPERTS_IN(m, given | f.far) {\n    log_ratio<C>(a, at, f, m, r[m]);",
     ),
     "linear space however sharp": (
-        "q.far = GPOE_RARELY((given & f.far) != 0);",
-        "q.far = false;",
+        "q.far = GPOE_RARELY(q.alone || (given & f.far) != 0);",
+        "q.far = q.alone;",
     ),
-    "no series for small divergences": ("select(v < 0.25f,", "select(v < -1.f,"),
+    "no series for small divergences": ("select(magnitude(v) < 0.25f,", "select(v < -1.f,"),
     "a divergence of lanes beyond the end": (
         "kl = kl + first_lanes(0.5f * (tangent + distance * distance), at.count - v * LANES);",
         "kl = kl + 0.5f * (tangent + distance * distance);",
@@ -76,9 +100,17 @@ MUTANTS = {
         "(-q.evidence[v] * g.shift[v])",
     ),
     "nine rounds": ("round < 10", "round < 9"),
-    "what was rounded off the sum": ("((1.f - rounded) + odds)", "0.f * (rounded + odds)"),
+    "what was rounded off the sum": ("((q.joins - rounded) + odds)", "0.f * (rounded + odds)"),
 }
 FEW = ["no barrier before the last sum", "a mask bit ignored", "one shift for all subsets"]
+
+
+@contextmanager
+def few_slots():
+    """Lets blocks hold two pairs at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cuda, "_SLOTS", 2)
+        yield
 
 
 def problems(on):
@@ -96,8 +128,16 @@ def problems(on):
         "chunks": {"event": (4, 600), "common": True, "rows": 2},
         "strided": {"layout": "chunks", "clamp": 2.5, "common": True, "power": 1},
         "seed": {"noise": "seed", "subsets": 2, "event": (5, 13)},
+        "pairs": {"order": "any", "subsets": 3, "prior_in": "full"},
+        "pairs in order": {"order": "ascending", "subsets": 3, "power": 1, "prior_in": "never"},
     }.items():
         check(name, distance(make(experts=2, **options), on) < 1e-5)
+
+    # more pairs of a sample than there are slots, the last of them with fewer experts
+    many = make(experts=2, subsets=9, rows=2, event=(70,), order="ascending", clamp=2.5)
+    many.given[-2:] = False
+    with few_slots():
+        check("slots", distance(many, on) < 1e-5)
 
     options = {"experts": 2, "event": (4, 33), "share": 1.0}
     sharp = make(subsets=3, **options)
@@ -113,6 +153,16 @@ def problems(on):
         "beside a sharp one",
         all(torch.equal(a[1:2], b) for a, b in zip(outputs, alone, strict=True)),
     )
+
+    wide = make(subsets=3, prior_in="never", **options)
+    wide.given[:] = torch.tensor([[1, 1], [1, 0], [0, 1]]).bool()[:, None]
+    for log_scale in wide.log_scale:
+        log_scale += 48.0
+    outputs = _launch.forward(wide, (False, True, True, False), on)
+    parts = zip(outputs[1:3], exact(wide)[1:3], strict=True)
+    near = [torch.allclose(a.double(), b, rtol=1e-4) for a, b in parts]
+    check("wide", all(near))
+    check("alone", torch.equal(outputs.log_scale[2], wide.log_scale[1]))
 
     neutral = make(**options)
     neutral.log_scale[1][:], neutral.loc[1][:] = torch.inf, torch.nan

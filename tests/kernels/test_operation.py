@@ -116,6 +116,85 @@ def test_subsets_in_one_call_equal_separate_calls():
             torch.testing.assert_close(a[s], b, rtol=1e-12, atol=1e-12)
 
 
+def draw_pairs(rows=5, experts=4, pairs=17, seed=0):
+    """Pairs of a sample and a subset, in no order, one of them twice, and none of a sample."""
+    generator = torch.Generator().manual_seed(seed)
+    given = torch.rand(pairs, experts, generator=generator) < 0.5
+    samples = torch.randint(1, rows, (pairs,), generator=generator)
+    given[-1], samples[-1] = given[0], samples[0]
+    return given, samples
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("prior_in", ["always", "full", "never"])
+@pytest.mark.parametrize("order", ["ascending", "any"])
+def test_pairs_equal_rows_of_their_own(backend, prior_in, order):
+    loc, log_scale, _, prior, _ = random_case(spread=1.0, dtype=torch.float32)
+    given, rows = draw_pairs()
+    if order == "ascending":
+        rows = rows.sort().values
+    noise = torch.randn(17, 3, 2)
+    options = {"noise": noise, "prior_in": prior_in, "backend": backend}
+    leaves = [v.requires_grad_() for v in (*loc, *log_scale, *prior)]
+    q = gaussian_poe(leaves[:4], leaves[4:8], given, tuple(leaves[8:]), rows=rows, **options)
+    own = [v[rows] for v in leaves]
+    expected = gaussian_poe(own[:4], own[4:8], given, tuple(own[8:]), **options)
+    for a, b in zip(q, expected, strict=True):
+        assert torch.equal(a, b)
+    weights = [torch.randn_like(v) for v in q]
+    found, wanted = (torch.autograd.grad(p, leaves, weights) for p in (q, expected))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    unused = torch.tensor([b for b in range(5) if b not in rows])
+    assert all(not g[unused].any() for g in found)
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([0, 1, 5]), torch.tensor([2, -1, 0])])
+def test_pairs_of_samples_that_are_not_there(rows):
+    loc, log_scale, *_ = random_case(dtype=torch.float32)
+    with pytest.raises(
+        ValueError, match=r"'rows' should hold samples, 0 to 4, but holds .*(5|-1)"
+    ):
+        gaussian_poe(loc, log_scale, torch.ones(3, 4).bool(), rows=rows)
+
+
+def test_the_power_set_of_ten_experts():
+    loc, log_scale, _, _, _ = random_case(experts=10, rows=2, event=(20,), spread=1.0)
+    codes = torch.arange(1024)
+    given = (codes[:, None] >> torch.arange(10) & 1).bool().repeat(2, 1)
+    rows = torch.arange(2).repeat_interleave(1024)
+    q, exact = (
+        gaussian_poe(
+            [v.to(dtype) for v in loc],
+            [v.to(dtype) for v in log_scale],
+            given,
+            rows=rows,
+            sample=False,
+        )
+        for dtype in (torch.float32, torch.float64)
+    )
+    for a, b in zip(q, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("prior_in", ["full", "never"])
+def test_without_the_prior_a_product_is_that_of_its_experts(prior_in):
+    loc, log_scale, given, prior, noise = random_case(dtype=torch.float32)
+    given[0], given[1], given[2] = torch.eye(4).bool()[2], True, False
+    q = gaussian_poe(loc, log_scale, given, prior, noise=noise, prior_in=prior_in)
+    joins = given.all(dim=1) & (prior_in == "full") | ~given.any(dim=1)
+    mask = torch.cat([joins[:, None], given], dim=1).T[..., None, None]
+    mean, scale = gaussian.product_of_experts(
+        torch.stack([prior[0], *loc]).double(), torch.stack([prior[1], *log_scale]).double(), mask
+    )
+    torch.testing.assert_close(q.loc.double(), mean, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(q.log_scale.double(), scale, rtol=2e-6, atol=2e-6)
+    for part, own in ((q.loc, loc), (q.log_scale, log_scale)):
+        assert torch.equal(part[0], own[2][0])  # an expert alone is itself
+    assert torch.equal(q.loc[2], prior[0][2])
+    assert q.kl[2] == 0
+
+
 @pytest.mark.fault(50)
 @pytest.mark.parametrize(("dtype", "spread"), [(torch.float32, 30.0), (torch.bfloat16, 10.0)])
 def test_extreme_scales_are_finite_and_right(dtype, spread):
@@ -195,6 +274,16 @@ def test_temperature_scales_the_noise_alone():
         ),
         ({"prior": (torch.zeros(5, 3, 2), None)}, "'prior' should be a pair of tensors or None"),
         ({"noise": torch.zeros(5, 3)}, "'noise' should have the shape of z"),
+        (
+            {"rows": torch.zeros(4).long()},
+            r"'rows' should be int64, with .*\(5, 4\), but is \(4,\)",
+        ),
+        ({"rows": torch.zeros(5)}, "'rows' should be int64, .* torch.float32"),
+        ({"prior_in": "some"}, "'prior_in' should be one of always, full, never, but is 'some'"),
+        (
+            {"prior_in": "full", "common_noise": torch.zeros(3)},
+            "'prior_in' should be \"always\" with 'common_noise', .* but is 'full'",
+        ),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmpoe.kernels import _launch, _operators, gaussian_poe, last_backend, use_backend
 
 
-@pytest.fixture
-def inputs():
-    return make(experts=3, subsets=2, rows=3, event=(4, 5), common=True)
+@pytest.fixture(params=[None, "any"], ids=["subsets", "pairs"])
+def inputs(request):
+    return make(experts=3, subsets=2, rows=3, event=(4, 5), common=True, order=request.param)
 
 
 def leaves(inputs):
-    tensors = [*inputs.loc, *inputs.log_scale, *inputs[3:5], inputs.common_noise]
-    return [torch.nan_to_num(t).requires_grad_() for t in tensors]
+    tensors = [*inputs.loc, *inputs.log_scale, *inputs[4:6], inputs.common_noise]
+    return [torch.nan_to_num(t).requires_grad_() for t in tensors if t is not None]
 
 
 def fuse(inputs, tensors, backend=None, noise=True):
@@ -28,6 +28,7 @@ def fuse(inputs, tensors, backend=None, noise=True):
         tensors[3:6],
         inputs.given,
         tuple(tensors[6:8]),
+        rows=inputs.rows,
         noise=inputs.noise if noise else None,
         common_noise=tensors[8],
         backend=backend,
@@ -78,7 +79,8 @@ def test_one_tensor_in_two_places_gets_both_gradients(inputs):
     x = torch.randn(3, 4, 5, requires_grad=True)
 
     def run(a, b):
-        return gaussian_poe([a, b], [a, b], inputs.given[..., :2], noise=inputs.noise)
+        given = inputs.given[..., :2]
+        return gaussian_poe([a, b], [a, b], given, rows=inputs.rows, noise=inputs.noise)
 
     same = torch.autograd.grad(total(run(x, x)), x)[0]
     same_again = torch.autograd.grad(total(run(x, x)), x, create_graph=True)[0]
@@ -187,13 +189,18 @@ def test_shapes_without_data(inputs):
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(t) for t in tensors]
         like = inputs._replace(
-            given=mode.from_tensor(inputs.given), noise=mode.from_tensor(inputs.noise)
+            given=mode.from_tensor(inputs.given),
+            rows=None if inputs.rows is None else mode.from_tensor(inputs.rows),
+            noise=mode.from_tensor(inputs.noise),
         )
         q = fuse(like, fake)
-    assert [tuple(t.shape) for t in q] == [(2, 3, 4, 5)] * 3 + [(2, 3)]
+    pairs = tuple(inputs.given.shape[:-1])
+    assert [tuple(t.shape) for t in q] == [(*pairs, 4, 5)] * 3 + [pairs]
     meta = [t.to("meta") for t in tensors]
-    given = inputs.given.to("meta")
-    assert gaussian_poe(meta[:3], meta[3:6], given, tuple(meta[6:8])).z.shape == (2, 3, 4, 5)
+    on_meta = inputs._replace(
+        given=inputs.given.to("meta"), rows=None if inputs.rows is None else inputs.rows.to("meta")
+    )
+    assert fuse(on_meta, meta, noise=False).z.shape == (*pairs, 4, 5)
 
 
 def test_modes_see_the_operator(inputs):
@@ -218,8 +225,8 @@ def test_autocast_leaves_it_alone(inputs):
 
 def operator_arguments(inputs, requires_grad):
     tensors = [t.detach().requires_grad_(requires_grad) for t in leaves(inputs)]
-    others = (inputs.given, tensors[6], tensors[7], inputs.noise, inputs.seed, tensors[8])
-    return (tensors[:3], tensors[3:6], *others, inputs.power, inputs.clamp, inputs.temperature)
+    others = (inputs.noise, inputs.seed, *(tensors[8:] or [None]), *inputs.numbers)
+    return (tensors[:3], tensors[3:6], inputs.given, inputs.rows, tensors[6], tensors[7], *others)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +235,7 @@ def operator_arguments(inputs, requires_grad):
         ({}, [True] * 4),
         ({"noise": None, "seed": torch.tensor(5), "clamp": 3.0}, [True, False, False, True]),
         ({"noise": None, "power": 1}, [False, True, True, True]),
+        ({"prior_in": "never", "common_noise": None}, [True] * 4),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's own checks
@@ -240,7 +248,8 @@ def test_opcheck(inputs, change, want):
     gradients = [g if w else None for g, w in zip(gradients_for(outputs), want, strict=True)]
     arguments = operator_arguments(inputs, requires_grad=False)
     operator = torch.ops.mmpoe.gaussian_poe_backward.default
-    torch.library.opcheck(operator, (*arguments, *gradients, [True] * 5))
+    need = [True] * 4 + [inputs.common_noise is not None]
+    torch.library.opcheck(operator, (*arguments, *gradients, need))
 
 
 def test_the_operator_computes_what_the_function_does(inputs):

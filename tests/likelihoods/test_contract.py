@@ -207,6 +207,82 @@ def test_dispersion_stops_mattering_in_float32():
     torch.testing.assert_close(gradient.double(), expected, rtol=0.01, atol=2e-5)
 
 
+def single(build, log_mean, x, log_r=None):
+    """The log-probability in float32 of one count, and its gradients in the logarithms."""
+    leaves = [torch.tensor([[log_mean]], requires_grad=True)]
+    likelihood = build(nn.Identity())
+    if log_r is not None:
+        leaves.append(torch.tensor(log_r, requires_grad=True))
+        parameters = {"log_inverse_dispersion": leaves[1]}
+        p = torch.func.functional_call(likelihood, parameters, (leaves[0],))
+    else:
+        p = likelihood(leaves[0])
+    log_p = p.log_prob(torch.tensor([[x]]))
+    assert log_p.dtype == torch.float32
+    return log_p.item(), *(g.item() for g in torch.autograd.grad(log_p.sum(), leaves))
+
+
+def in_float32(low, high):
+    low, high = (float(np.float32(v)) for v in (low, high))
+    return st.floats(low, high, width=32)
+
+
+large_counts = st.one_of(st.integers(0, 100), st.integers(0, 10_000_000))
+offsets = st.one_of(in_float32(-0.01, 0.01), in_float32(-3, 3))
+
+
+def mean_near(x, offset):
+    """The float32 logarithm of a mean near a count."""
+    return float(np.float32(math.log(max(x, 1)) + offset))
+
+
+@given(large_counts, offsets, in_float32(math.log(0.1), math.log(1e4)))
+def test_large_counts_have_their_digits_in_float32(x, offset, log_r):
+    log_mean = mean_near(x, offset)
+    mean, r = math.exp(log_mean), math.exp(log_r)
+    log_p = math.lgamma(x + r) - math.lgamma(r) - math.lgamma(x + 1)
+    log_p += x * math.log(mean / (r + mean)) - r * math.log1p(mean / r)
+    by_mean = r * (x - mean) / (r + mean)
+    by_r = scipy.special.digamma(x + r) - scipy.special.digamma(r) - math.log1p(mean / r)
+    by_r = r * (by_r + (mean - x) / (r + mean))
+    actual = single(NegativeBinomial, log_mean, x, log_r)
+    assert actual[0] == pytest.approx(log_p, rel=5e-6, abs=0)
+    assert actual[1] == pytest.approx(by_mean, rel=1e-6, abs=1e-7)
+    assert actual[2] == pytest.approx(by_r, rel=5e-6, abs=1e-5)
+
+
+@given(large_counts, offsets)
+def test_large_counts_of_poisson_have_their_digits_in_float32(x, offset):
+    log_mean = mean_near(x, offset)
+    mean = math.exp(log_mean)
+    log_p, by_mean = x * log_mean - mean - math.lgamma(x + 1), x - mean
+    actual = single(Poisson, log_mean, x)
+    assert actual[0] == pytest.approx(log_p, rel=1e-6, abs=0)
+    assert actual[1] == pytest.approx(by_mean, rel=1e-6, abs=1e-7)
+
+
+def test_large_counts_at_and_near_the_mode():
+    log_p, by_mean, _ = single(NegativeBinomial, math.log(1.1e7), 10_000_000, math.log(5))
+    assert log_p == pytest.approx(-16.27, abs=0.005)
+    assert by_mean == pytest.approx(-0.4545, abs=5e-5)
+    for x, expected in ((10**6, -7.827), (10**7, -8.978)):
+        # a mean in float32 is off by up to 5e-7 of its value, a small part of a deviation
+        assert single(Poisson, math.log(x), x)[0] == pytest.approx(expected, abs=1e-3)
+
+
+@given(large_counts, offsets, in_float32(-10, 10))
+def test_large_counts_with_more_zeros_have_their_digits_too(x, offset, gate):
+    log_mean = mean_near(x, offset)
+    for base, inflated in (
+        (Poisson, ZeroInflatedPoisson),
+        (NegativeBinomial, ZeroInflatedNegativeBinomial),
+    ):
+        drawn = scipy.special.log_expit(-gate) + density(base(nn.Identity()), log_mean, x)
+        expected = np.logaddexp(scipy.special.log_expit(gate), drawn) if x == 0 else drawn
+        p = inflated(nn.Identity())(torch.tensor([[[log_mean], [gate]]]))
+        assert p.log_prob(torch.tensor([[x]])).item() == pytest.approx(expected, rel=1e-5, abs=0)
+
+
 def test_normal_is_the_limit_of_student_t():
     x = torch.linspace(-6, 6, 49)[None]
     for dtype, tolerance in ((torch.float32, 3e-6), (torch.float64, 1e-9)):
@@ -454,6 +530,17 @@ def test_scalar_entries_may_be_masked(name, kind):
     everything, valid = torch.ones(3, dtype=torch.bool), torch.tensor([True, False, True])
     x = torch.tensor([1, -9, 0]).to(kind)
     torch.testing.assert_close(bound(p, x, everything, valid), bound(p, x, valid))
+
+
+@pytest.mark.parametrize("name", ["Normal", "Categorical", "Ordinal", "ZeroInflatedPoisson"])
+def test_compiles(name):
+    torch.compiler.reset()
+    likelihood, z = make(name).eval(), states(4)
+    x = likelihood(z).sample()
+    compiled = torch.compile(
+        lambda z, x: likelihood(z).log_prob(x), fullgraph=True, backend="eager"
+    )
+    torch.testing.assert_close(compiled(z, x), likelihood(z).log_prob(x))
 
 
 @every_likelihood
@@ -718,6 +805,11 @@ def test_wrong_shapes_are_named():
         ZeroInflatedPoisson(nn.Identity())(z)
     with pytest.raises(ValueError, match=r"network of Normal .* \(5, \*\), but returns \(15,\)"):
         Normal(nn.Flatten(0))(z)
+    for output, kind in (({"loc": z}, "dict"), ((z, z), "tuple")):
+        network = nn.Identity()
+        network.forward = lambda z, output=output: output
+        with pytest.raises(ValueError, match=rf"network of Normal .* a tensor, .* of type {kind}"):
+            Normal(network)(z)
     for shape in ((4,), (5, 3), (1, 3)):
         likelihood = Laplace(nn.Identity(), torch.ones(shape), learn_scale=True)
         with pytest.raises(ValueError, match=r"'scale' should be a number or .* entry, \(3,\), "):

@@ -11,9 +11,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import mmpoe
 from mmpoe.imputation import add_matched_experts
 from mmpoe.likelihoods import Normal, StudentT
+from mmpoe.missing import subsets
 from mmpoe.models import Predictor, image_mmhvae, published_mmhvae, vector_mmhvae
 from mmpoe.nn import MLP
 from mmpoe.objectives import mixture_elbo, mmvae
+from mmpoe.oracles import LinearGaussian
+from mmpoe.posteriors import MoE, MoPoE
 
 COMPILED = ["flat", "hierarchical", "powers", "common noise", "published rule"]
 EXPORTED = ["flat", "hierarchical", "free experts"]
@@ -211,8 +214,6 @@ def test_a_predictor_returns_the_means_at_temperature_zero():
 def test_a_predictor_rejects_what_it_cannot_predict():
     with pytest.raises(ValueError, match=r"'targets' should hold modalities .* holds 'mri'"):
         Predictor(make(hierarchical), ["mri"])
-    with pytest.raises(ValueError, match=r"'model' should have a product .* over powerset"):
-        Predictor(make(MODELS["mixture of products"]))
 
 
 @pytest.mark.parametrize("experts", [None, "matched", "trained"])
@@ -236,3 +237,60 @@ def test_importance_weighted_bounds_say_that_they_cannot_be_compiled():
     with torch.no_grad():
         for objective in (mmvae, lambda *args: left_out(*args) * 2):  # with breaks in the graph
             assert torch.compile(objective, backend="eager")(model, x, OBSERVED).isfinite().all()
+
+
+def exact_mixture(kind=MoPoE):
+    """A mixture of the exact posteriors of an oracle, one for each subset."""
+    torch.manual_seed(0)
+    oracle = LinearGaussian.random(["a", "b", "c"], latent_dim=2, data_dim=3)
+    model = oracle.model()
+    model.groups[0].posterior = kind(prior_in="always")
+    model.family = kind.family
+    return oracle, model
+
+
+@pytest.mark.parametrize("kind", [MoE, MoPoE])
+def test_the_mean_of_a_mixture_is_that_of_its_components(kind):
+    oracle, model = exact_mixture(kind)
+    x, _ = oracle.sample(20)
+    given = torch.rand(20, 3) < 0.6
+    given[0] = False
+    p = model.predict(x, given, temperature=0.0)
+    assert torch.equal(p["a"].mean, model.predict(x, given, temperature=0.0)["a"].mean)
+
+    members, weight = subsets(given, kind.family)
+    parts = [
+        model.predict(x, member, temperature=0.0, product=True)["a"].mean for member in members
+    ]
+    expected = (weight[..., None] * torch.stack(parts)).sum(dim=0)
+    prior = model.predict(x, torch.zeros_like(given), temperature=0.0, product=True)["a"].mean
+    expected[~given.any(dim=1)] = prior[~given.any(dim=1)]
+    torch.testing.assert_close(p["a"].mean, expected)
+    torch.testing.assert_close(Predictor(model)(x, given)["a"], expected)
+
+
+@pytest.mark.parametrize("kind", [MoE, MoPoE])
+def test_the_product_of_more_is_never_worse_on_an_oracle(kind):
+    oracle, model = exact_mixture(kind)
+    x, _ = oracle.sample(20_000)
+    errors = []
+    for given in ([], ["b"], ["b", "c"]):
+        mean = model.predict(x, given, temperature=0.0, product=True)["a"].mean
+        errors.append(((mean - x["a"]) ** 2).mean().item())
+        observed = torch.tensor([m in given for m in "abc"]).expand(20_000, 3)
+        torch.testing.assert_close(Predictor(model, product=True)(x, observed)["a"], mean)
+    assert errors[0] > errors[1] > errors[2]
+    torch.testing.assert_close(mean, oracle.conditional(x, observed, ["a"])[0])
+
+
+@pytest.mark.slow
+def test_a_mixture_exports():
+    _, model = exact_mixture()
+    predictor = Predictor(model).eval()
+    x = {m: torch.randn(4, 3, dtype=torch.float64) for m in "abc"}
+    rows = torch.export.Dim("rows")
+    shapes = ({m: {0: rows} for m in x}, {0: rows})
+    program = torch.export.export(predictor, (x, torch.ones(4, 3).bool()), dynamic_shapes=shapes)
+    x = {m: torch.randn(7, 3, dtype=torch.float64) for m in "abc"}
+    given = torch.rand(7, 3) < 0.6
+    torch.testing.assert_close(program.module()(x, given)["b"], predictor(x, given)["b"])

@@ -10,7 +10,17 @@ import torch
 from torch import distributions
 
 import mmpoe
-from mmpoe.likelihoods import Bernoulli, Laplace, Normal
+from mmpoe.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Columns,
+    Laplace,
+    Normal,
+    Ordinal,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+)
 from mmpoe.missing import random_subsets
 from mmpoe.models import image_mmhvae, sequence_mmhvae, vector_mmhvae, volume_mmhvae
 from mmpoe.objectives import mixture_elbo
@@ -290,6 +300,80 @@ def test_experts_start_precise_and_priors_near_standard():
         output = model(batch(name), OBSERVED)
         assert output.posteriors[0].log_scale[OBSERVED.all(dim=1)].mean() < -1.5
         assert output.priors[1].log_scale.abs().mean() < 0.5
+
+
+MANY_OUTPUTS = {
+    "us": partial(ZeroInflatedNegativeBinomial, inverse_dispersion=2.0),
+    "t2.space": partial(Categorical, classes=5),
+    "type": ZeroInflatedPoisson,
+}
+
+
+@pytest.mark.parametrize("name", ["vectors", "private vectors", "sequences", "images"])
+def test_networks_return_what_a_likelihood_takes(name):
+    torch.manual_seed(0)
+    model = {
+        "vectors": vectors,
+        "private vectors": partial(vectors, private=2),
+        "sequences": lambda **options: sequence_mmhvae(
+            NAMES, 12, channels=CHANNELS, **PYRAMID, **options
+        ),
+        "images": lambda **options: image_mmhvae(
+            NAMES, (8, 12), channels=CHANNELS, **PYRAMID, **options
+        ),
+    }[name](likelihoods=MANY_OUTPUTS)
+    x = batch(name)
+    output = model(x, OBSERVED)
+    for m in NAMES:
+        assert output.likelihoods[m].sample().shape == x[m].shape
+    mixture_elbo(model, x, OBSERVED).mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.decoders.parameters())
+
+
+@pytest.mark.slow
+def test_columns_of_several_kinds_are_learned():
+    """The category and the count of a row follow from a number that is seen."""
+    torch.manual_seed(0)
+    kinds = {
+        "size": partial(Normal, scale=0.3, learn_scale=True),
+        "grade": partial(Ordinal, levels=3),
+        "site": partial(Categorical, classes=3),
+        "visits": Poisson,
+    }
+    model = vector_mmhvae(
+        {"exam": 1, "clinical": 4},
+        likelihoods={"clinical": partial(Columns, columns=kinds)},
+        hidden=32,
+        latents=(2, 2),
+    )
+    code = torch.arange(3.0).repeat(20)[:, None]
+    order = torch.tensor([2.0, 0.0, 1.0])[code.long()]
+    x = {"exam": code - 1, "clinical": torch.cat([1 - code, code, order, 4 * code], dim=1)}
+    observed = torch.ones(60, 2, dtype=torch.bool)
+    valid = {"clinical": torch.rand(60, 4) < 0.7}
+    filled = {**x, "clinical": torch.where(valid["clinical"], x["clinical"], 0)}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(80):
+        optimizer.zero_grad()
+        (-mixture_elbo(model, filled, observed, valid=valid).mean()).backward()
+        optimizer.step()
+    p = model.predict({"exam": x["exam"][:3]}, targets=["clinical"], temperature=0.0)["clinical"]
+    assert torch.equal(p.mean[:, 2], order[:3, 0])
+    torch.testing.assert_close(p.mean, x["clinical"][:3], rtol=0.1, atol=0.5)
+
+
+def test_a_network_inside_another_returns_one_number_for_each_feature():
+    def make(network):
+        return Categorical(torch.nn.Sequential(network, torch.nn.Unflatten(1, (3, 2))), 3)
+
+    model = vectors(likelihoods={"type": make})
+    assert model({}, OBSERVED & False).likelihoods["type"].sample().shape == (8, 2)
+
+
+def test_columns_are_as_many_as_features():
+    columns = partial(Columns, columns=[Normal, Normal])
+    with pytest.raises(ValueError, match=r"'columns' .* entries of shape \(4,\), but has 2"):
+        vectors(likelihoods={"t2.space": columns})
 
 
 def test_likelihoods_are_as_asked():

@@ -1,7 +1,5 @@
 """Pairs of a sample and a subset are fused as one row for each would be."""
 
-import copy
-
 import pytest
 import torch
 
@@ -40,9 +38,7 @@ def experts(event=(2,), dtype=torch.float64, spread=1.0):
 
 
 def dense(rule, loc, log_scale, given, rows, prior=None, **options):
-    """The same pairs, each with its own row of every expert, and no sparse matrix."""
-    rule = copy.deepcopy(rule)
-    rule._sparse_product = lambda factors: None
+    """The same pairs, each with its own row of every expert."""
     loc, log_scale = [v[rows] for v in loc], [v[rows] for v in log_scale]
     return rule(loc, log_scale, given, prior, **options)
 

@@ -4,8 +4,11 @@ import doctest
 import importlib
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy
 import pyro
 import pytest
 import torch
@@ -100,6 +103,41 @@ def test_the_code_of_the_objectives_page():
     few = torch.stack(few)
     error = (many.var(dim=0) / 200 + few.var(dim=0) / 200).sqrt()
     assert ((many.mean(dim=0) - few.mean(dim=0)).abs() <= 5 * error).all()
+
+
+LOADED = """
+import sys
+sys.modules["mmpoe"] = sys.modules["pyro"] = None  # as if they were not installed
+import numpy, torch
+arrays = {name: torch.from_numpy(a) for name, a in numpy.load("batch.npz").items()}
+given, expected = arrays.pop("given"), arrays.pop("expected")
+found = torch.export.load("predictor.pt2").module()(arrays, given)
+torch.testing.assert_close(found["protein"], expected)
+"""
+
+
+@pytest.mark.slow
+def test_the_programs_of_the_deployment_page(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    names = run_code(ROOT / "docs" / "deployment.md", {})
+    assert names["protein"].shape == (4, 6)
+
+    # other batch sizes and patterns, and NaN where nothing is given
+    for rows in (7, 1):
+        given = torch.rand(rows, 2) < 0.5
+        x = {"rna": torch.randn(rows, 20), "protein": torch.randn(rows, 6)}
+        for column, value in enumerate(x.values()):
+            value[~given[:, column]] = torch.nan
+        with torch.no_grad():
+            want = names["model"].eval().predict(x, given, targets=["protein"], temperature=0)
+        arrays = {m: v.numpy() for m, v in x.items()} | {"given": given.numpy()}
+        inputs = {f"x_{m}": arrays[m] for m in x} | {"given": arrays["given"]}
+        (found,) = names["session"].run(["protein"], inputs)
+        torch.testing.assert_close(torch.from_numpy(found), want["protein"].mean)
+        if rows > 1:
+            numpy.savez("batch.npz", expected=want["protein"].mean.numpy(), **arrays)
+    subprocess.run([sys.executable, "-c", LOADED], check=True)
 
 
 def test_pictures_exist():

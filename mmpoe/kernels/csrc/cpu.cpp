@@ -16,8 +16,8 @@ static bool is_usual(const General::A& a) {
 }
 
 struct LaneSums {
-  Float* sums;  // (S)
-  GPOE void add(i64 s, Float x) { sums[s] = sums[s] + x; }
+  Float* sums;  // one for each pair
+  GPOE void add(i64 k, Float x) { sums[k] = sums[k] + x; }
 };
 
 // Asks for large pages for what will be written, before its first touch.
@@ -31,31 +31,44 @@ static void prefer_large_pages(void* p, i64 elements) {
 #endif
 }
 
-// Calls work(site, bits, union, sums) for the pieces of every chunk of every sample. A thread takes
-// whole chunks, so that sums do not depend on their number; a piece is what one call computes,
-// WIDTH vectors of LANES elements. `bits` has the experts of each subset, (S), `sums` a vector of
-// partial divergences for each, (S, LANES).
+// The pairs of a sample, the experts of each as bits, and their union.
+struct Given {
+  Pairs pairs;
+  const u32* bits;
+  u32 wanted;
+};
+
+// Calls begin(given, sums), work(site, given, sums) for its pieces and end(given, chunk, sums) for
+// every chunk of every sample. A thread takes whole chunks, so that sums do not depend on their
+// number; a piece is what one call computes, WIDTH vectors of LANES elements. `sums` has a vector of
+// partial divergences for each pair.
 template <class C, class Begin, class Work, class End>
 static void for_each_chunk(
-    const typename C::A& a, int threads, Begin begin, Work work, End finish) {
+    const typename C::A& a, int threads, Begin begin, Work work, End end) {
   const i64 piece = C::ELEMENTS;
+  i64 most = 0;
+  for (i64 b = 0; b < a.samples; ++b) {
+    const i64 count = pairs_of<C>(a, b).count;
+    if (count > most) most = count;
+  }
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    std::vector<u32> bits(a.subsets);
-    std::vector<float> memory((a.subsets + 1) * LANES);
+    std::vector<u32> bits(most);
+    std::vector<float> memory((most + 1) * LANES);
     Float* sums = (Float*)(((u64)memory.data() + 63) & ~(u64)63);
 #pragma omp for schedule(static)
     for (i64 k = 0; k < a.samples * a.chunks; ++k) {
       const i64 b = k / a.chunks, chunk = k % a.chunks;
-      u32 wanted = 0;
-      for (i64 s = 0; s < a.subsets; ++s) wanted |= bits[s] = given_bits<C>(a, s, b);
-      const i64 end = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
-      begin(sums);
-      for (i64 i = chunk * a.length; i < end; i += piece) {
-        const Site at = {b, i, end - i < piece ? end - i : piece, a.aligned != 0};
-        work(at, bits.data(), wanted, sums);
+      Given given = {pairs_of<C>(a, b), bits.data(), 0};
+      for (i64 p = 0; p < given.pairs.count; ++p)
+        given.wanted |= bits[p] = given_bits<C>(a, given.pairs[p]);
+      const i64 stop = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
+      begin(given, sums);
+      for (i64 i = chunk * a.length; i < stop; i += piece) {
+        const Site at = {b, i, stop - i < piece ? stop - i : piece, a.aligned != 0};
+        work(at, given, sums);
       }
-      finish(b, chunk, sums);
+      end(given, chunk, sums);
     }
 #if defined(__AVX512F__)
     asm volatile("sfence" ::: "memory");  // what was streamed is written before others read it
@@ -66,23 +79,23 @@ static void for_each_chunk(
 template <class C>
 static void forward_as(const void* arguments, int threads) {
   const typename C::A& a = *(const typename C::A*)arguments;
-  const i64 elements = a.subsets * a.samples * a.size;
-  prefer_large_pages(a.z, elements);
-  prefer_large_pages(a.fused_loc, elements);
-  prefer_large_pages(a.fused_log_scale, elements);
+  const i64 rows = a.offsets ? a.offsets[a.samples] : a.subsets * a.samples;
+  prefer_large_pages(a.z, rows * a.size);
+  prefer_large_pages(a.fused_loc, rows * a.size);
+  prefer_large_pages(a.fused_log_scale, rows * a.size);
   for_each_chunk<C>(
       a, threads,
-      [&](Float* sums) {
-        for (i64 s = 0; s < a.subsets; ++s) sums[s] = splat(0.f);
+      [&](const Given& given, Float* sums) {
+        for (i64 k = 0; k < given.pairs.count; ++k) sums[k] = splat(0.f);
       },
-      [&](const Site& at, const u32* bits, u32 wanted, Float* lanes) {
+      [&](const Site& at, const Given& given, Float* lanes) {
         LaneSums sums = {lanes};
-        forward<C>(a, at, bits, wanted, sums);
+        forward<C>(a, at, given.pairs, given.bits, given.wanted, sums);
       },
-      [&](i64 b, i64 chunk, const Float* sums) {
+      [&](const Given& given, i64 chunk, const Float* sums) {
         if (!a.kl) return;
-        for (i64 s = 0; s < a.subsets; ++s)
-          a.kl[(s * a.samples + b) * a.chunks + chunk] = sum(sums[s]);
+        for (i64 k = 0; k < given.pairs.count; ++k)
+          a.kl[given.pairs[k] * a.chunks + chunk] = sum(sums[k]);
       });
 }
 
@@ -97,11 +110,14 @@ static void backward_as(const void* arguments, int threads) {
   prefer_large_pages(a.grad_prior_loc, elements);
   prefer_large_pages(a.grad_prior_log_scale, elements);
   for_each_chunk<C>(
-      a, threads, [](Float*) {},
-      [&](const Site& at, const u32* bits, u32 wanted, Float*) {
-        backward<C>(a, at, bits, wanted);
+      a, threads, [](const Given&, Float*) {},
+      [&](const Site& at, const Given& given, Float*) {
+        Accumulated<C> sums;
+        clear<C>(a, sums);
+        backward<C>(a, at, given.pairs, given.bits, given.wanted, sums);
+        finish<C>(a, at, given.wanted, sums);
       },
-      [](i64, i64, const Float*) {});
+      [](const Given&, i64, const Float*) {});
 }
 
 extern "C" void forward(const General::A* a, int threads) {

@@ -1,5 +1,5 @@
 // A Gaussian prior times the experts given, a sample and the divergence from the prior, and the
-// gradients of all that, for S subsets of the experts in one pass that reads every expert once.
+// gradients of all that, for many subsets of the experts in one pass that reads every expert once.
 //
 // With x = -power * log_scale, everything is relative to the prior: r_m = x_m - x_p.
 //
@@ -11,6 +11,9 @@
 // so that nothing given is the prior to the bit with a divergence of 0. What is not given is never
 // loaded. The sums are in linear space as long as no e^r_m exceeds e^60; a subset with a sharper
 // expert ("far") is shifted by its largest r_m, lane by lane.
+//
+// Where the prior is no factor of the product, w_m = e^r_m / R and delta = log R: as above with 0
+// for the 1 in the sum that the prior is. Experts below e^-60 are far then, too.
 #pragma once
 #include "lanes.cuh"
 
@@ -18,9 +21,11 @@ const float FAR = 60.f;
 
 // The arguments of one call, as `mmpoe.kernels._arguments` lays them out: 8 bytes a field. A null
 // pointer means: not asked for, or a standard normal prior. Strides count elements from one sample
-// to the next; what has no stride is dense. S subsets, B samples, N elements each. A row is a pair
-// of subset and sample, number s * B + b: what comes out has one for each pair, noise and gradients
-// of what comes out too; experts and prior have one for each sample, read once for all its pairs.
+// to the next; what has no stride is dense. R pairs of a sample and a subset, B samples, N elements
+// each: what comes out has a row for each pair, noise and gradients of what comes out too; experts
+// and prior have one for each sample, read once for all its pairs. Sample b has the pairs number
+// offsets[b] to offsets[b + 1] of `order`, which is 0, 1, 2, ... if null; without offsets it has
+// pairs b, B + b, 2 B + b, ..., one in each of S subsets.
 struct Expert {
   const void *loc, *log_scale;
   i64 loc_stride, log_scale_stride;
@@ -34,19 +39,24 @@ struct Arguments {
   void *grad_prior_loc, *grad_prior_log_scale;
   const float* common_noise;  // gamma, (channels)
   float* grad_common_noise;   // (B, N), summed by the caller
-  const u8* given;            // (S, B, experts)
-  const void* noise;          // (S, B, N), or else
+  const u8* given;            // (R, experts)
+  const i64 *offsets, *order;  // (B + 1), (R)
+  const void* noise;          // (R, N), or else
   const u64* seed;            // one number, or else z is loc
-  void *z, *fused_loc, *fused_log_scale;                       // (S, B, N)
-  float* kl;                                                   // (S, B, chunks)
-  const void *grad_z, *grad_fused_loc, *grad_fused_log_scale;  // (S, B, N)
-  const float* grad_kl;                                        // (S, B)
+  void *z, *fused_loc, *fused_log_scale;                       // (R, N)
+  float* kl;                                                   // (R, chunks)
+  const void *grad_z, *grad_fused_loc, *grad_fused_log_scale;  // (R, N)
+  const float* grad_kl;                                        // (R)
   i64 experts, subsets, samples, size, channel_size;
   i64 chunks, length;  // of each sample, and the elements of a chunk
+  i64 slots;     // on a GPU: the pairs that shared memory has room for at once
+  i64 prior_in;  // the products that the prior is a factor of: ALWAYS, FULL (and of nothing), NEVER
   i64 aligned;  // all addresses are multiples of a packet; on a CPU: worth writing past the caches
   float power, inverse_power, clamp, temperature;  // a clamp of 0 is none
   Expert expert[EXPERTS];
 };
+
+const i64 ALWAYS = 0, FULL = 1;
 
 static_assert(sizeof(Arguments<1>) == GPOE_ARGUMENTS_SIZE, "mmpoe.kernels._arguments differs");
 
@@ -76,10 +86,35 @@ struct Site {
   bool aligned;
 };
 
-// Bit m says if expert m is given in subset s of sample b.
+// Some pairs of one sample: pairs[k] is the row of the k-th of them.
+struct Pairs {
+  i64 first, step, count;
+  const i64* order;
+  GPOE i64 operator[](i64 k) const {
+    const i64 at = first + k * step;
+    return order ? order[at] : at;
+  }
+  GPOE Pairs part(i64 from, i64 most) const {
+    const Pairs some = {first + from * step, step, count - from < most ? count - from : most, order};
+    return some;
+  }
+};
+
 template <class C>
-GPOE u32 given_bits(const typename C::A& a, i64 s, i64 b) {
-  const u8* row = a.given + (s * a.samples + b) * a.experts;
+GPOE Pairs pairs_of(const typename C::A& a, i64 b) {
+  Pairs pairs = {b, a.samples, a.subsets, a.order};
+  if (a.offsets) {
+    pairs.first = a.offsets[b];
+    pairs.count = a.offsets[b + 1] - pairs.first;
+    pairs.step = 1;
+  }
+  return pairs;
+}
+
+// Bit m says if expert m is given in a pair.
+template <class C>
+GPOE u32 given_bits(const typename C::A& a, i64 pair) {
+  const u8* row = a.given + pair * a.experts;
   u32 bits = 0;
   for (i64 m = 0; m < a.experts; ++m) bits |= row[m] ? 1u << m : 0u;
   return bits;
@@ -126,7 +161,8 @@ struct Factors {
   Float prior_loc[C::WIDTH], prior_log_scale[C::WIDTH], prior_scale[C::WIDTH];
   Float sharpness[C::WIDTH];  // 1 / scale_p
   Float gamma[C::WIDTH];
-  u32 far;  // the experts that are somewhere sharper than the prior by e^60
+  u32 far;  // the experts that are somewhere sharper than the prior by e^60, or that much wider
+            // where that matters
 };
 
 // r_m of the expert; -infinity without information, where log_scale is infinite
@@ -146,7 +182,7 @@ GPOE void find_far(const typename C::A& a, const Site& at, u32 wanted, Factors<C
     Float r[C::WIDTH];
     log_ratio<C>(a, at, f, m, r);
     GPOE_LANES(v) {
-      if (any(r[v] > FAR)) f.far |= 1u << m;
+      if (any((a.prior_in == ALWAYS ? r[v] : magnitude(r[v])) > FAR)) f.far |= 1u << m;
       f.offset[m][v] = select(r[v] < -3.4028235e38f, splat(0.f), f.offset[m][v]);
     }
   }
@@ -209,12 +245,14 @@ template <class C>
 struct Fused {
   Float shift[C::WIDTH];         // loc - loc_p
   Float delta[C::WIDTH];         // power * (log_scale_p - log_scale)
-  Float prior_weight[C::WIDTH];  // e^-delta: 1 minus the sum of the weights
+  Float prior_weight[C::WIDTH];  // e^-delta: 1 minus the sum of the weights, if the prior joins
   Float evidence[C::WIDTH];      // the sum of the weights
-  Float inverse[C::WIDTH];       // 1 / (D + R)
+  Float inverse[C::WIDTH];       // 1 / (D + R), 1 / R without the prior
   Float discount[C::WIDTH];      // D
   Float exponent[C::WIDTH];      // if far: what R and D were divided by, as a logarithm, or 0
+  float joins;                   // 1 if the prior is a factor, else 0: there is no common noise
   bool far;
+  bool alone;  // the product is one expert by itself
 };
 
 template <class C>
@@ -234,13 +272,13 @@ GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fuse
       q.discount[v] = 1.f + f.gamma[v] * total[v];
       odds = divide(total[v], q.discount[v]);
     }
-    q.inverse[v] = reciprocal(q.discount[v] + total[v]);
+    q.inverse[v] = reciprocal(q.joins * q.discount[v] + total[v]);
     q.prior_weight[v] = q.discount[v] * q.inverse[v];
     q.evidence[v] = total[v] * q.inverse[v];
     q.shift[v] = moment[v] * q.inverse[v];
     // log(1 + odds), with what was rounded off the sum
-    const Float rounded = 1.f + odds;
-    q.delta[v] = logarithm(rounded) + ((1.f - rounded) + odds) * q.prior_weight[v];
+    const Float rounded = q.joins + odds;
+    q.delta[v] = logarithm(rounded) + ((q.joins - rounded) + odds) * q.prior_weight[v];
   }
 }
 
@@ -250,13 +288,13 @@ template <class C>
 GPOE void fuse_far(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
   Float total[C::WIDTH], moment[C::WIDTH], r[C::EXPERTS][C::WIDTH];
-  GPOE_LANES(v) q.exponent[v] = splat(FAR);
+  GPOE_LANES(v) q.exponent[v] = splat(q.joins > 0.f ? FAR : -3.4028235e38f);
   GPOE_EXPERTS_IN(m, given) {
     log_ratio<C>(a, at, f, m, r[m]);
     GPOE_LANES(v) q.exponent[v] = maximum(r[m][v], q.exponent[v]);
   }
   GPOE_LANES(v) {
-    q.exponent[v] = select(q.exponent[v] > FAR, q.exponent[v], splat(0.f));
+    q.exponent[v] = select(magnitude(q.exponent[v]) > FAR, q.exponent[v], splat(0.f));
     total[v] = moment[v] = splat(0.f);
   }
   GPOE_EXPERTS_IN(m, given) {
@@ -267,20 +305,22 @@ GPOE void fuse_far(
     }
   }
   GPOE_LANES(v) {
-    const Mask far = q.exponent[v] > 0.f;
-    const Float prior = exponential(-q.exponent[v]);
+    const Mask far = q.exponent[v] != 0.f;
+    const Float prior = q.joins > 0.f ? exponential(-q.exponent[v]) : splat(0.f);
     const Float common = f.gamma[v] * total[v];
     q.discount[v] = prior + common;
-    q.inverse[v] = reciprocal(q.discount[v] + total[v]);
+    const Float whole = q.discount[v] + total[v];
+    const Mask nothing = whole == 0.f;  // no prior, and experts without information
+    q.inverse[v] = reciprocal(select(nothing, splat(1.f), whole));
     q.evidence[v] = total[v] * q.inverse[v];
     q.shift[v] = moment[v] * q.inverse[v];
 
     Float odds = total[v];
     if (C::COMMON_NOISE && a.common_noise) odds = divide(total[v], q.discount[v]);
-    const Float rounded = 1.f + odds;
-    const Float near_weight = q.discount[v] * q.inverse[v];
+    const Float rounded = q.joins + odds;
+    const Float near_weight = (q.joins > 0.f ? q.discount[v] : splat(1.f)) * q.inverse[v];
     const Float near =
-        logarithm(select(far, splat(1.f), rounded)) + ((1.f - rounded) + odds) * near_weight;
+        logarithm(select(far, splat(1.f), rounded)) + ((q.joins - rounded) + odds) * near_weight;
 
     // log D = log(e^-exponent + gamma R), where both may underflow
     const Float log_common =
@@ -289,18 +329,40 @@ GPOE void fuse_far(
     const Float gap = select(common > 0.f, log_common + q.exponent[v], splat(-104.f));
     const Float log_discount =
         maximum(gap, splat(0.f)) + logarithm(1.f + exponential(-magnitude(gap))) - q.exponent[v];
-    const Float beyond =
-        logarithm(select(far, q.discount[v] + total[v], splat(1.f))) - log_discount;
+    const Float beyond = logarithm(select(far, whole, splat(1.f))) - log_discount;
     q.delta[v] = select(far, beyond + 0.f * total[v], near);
-    q.prior_weight[v] = select(far, exponential(-q.delta[v]), near_weight);
+    q.delta[v] = select(nothing, -infinity(), q.delta[v]);
+    q.prior_weight[v] = select(far, exponential_or_infinite(-q.delta[v]), near_weight);
+  }
+}
+
+// The same of one expert without the prior, divided by its own e^r_m however far it is.
+template <class C>
+GPOE void fuse_alone(
+    const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
+  GPOE_EXPERTS_IN(m, given) {
+    log_ratio<C>(a, at, f, m, q.delta);
+    GPOE_LANES(v) {
+      const Mask nothing = q.delta[v] < -3.4028235e38f;
+      q.exponent[v] = select(nothing, splat(0.f), q.delta[v]);
+      q.shift[v] = f.offset[m][v];
+      q.evidence[v] = select(nothing, splat(0.f), splat(1.f));
+      q.prior_weight[v] = exponential_or_infinite(-q.delta[v]);
+      q.inverse[v] = q.discount[v] = splat(1.f);
+    }
   }
 }
 
 template <class C>
 GPOE void fuse(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
-  q.far = GPOE_RARELY((given & f.far) != 0);
-  if (q.far)
+  const bool all = a.prior_in == FULL && given == ~0u >> (32 - (int)a.experts);
+  q.joins = a.prior_in == ALWAYS || given == 0 || all ? 1.f : 0.f;
+  q.alone = GPOE_RARELY(q.joins == 0.f && (given & (given - 1)) == 0);
+  q.far = GPOE_RARELY(q.alone || (given & f.far) != 0);
+  if (q.alone)
+    fuse_alone<C>(a, at, f, given, q);
+  else if (q.far)
     fuse_far<C>(a, at, f, given, q);
   else
     fuse_near<C>(a, f, given, q);
@@ -308,7 +370,27 @@ GPOE void fuse(
 
 // ---- Forward --------------------------------------------------------------------------------
 
-// temperature * scale * noise of row s of the sample
+// The mean and log standard deviation; those of an expert alone as they are, to the bit.
+template <class C>
+GPOE void parameters(
+    const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, const Fused<C>& q,
+    Float* loc, Float* log_scale) {
+  GPOE_LANES(v) {
+    loc[v] = f.prior_loc[v] + q.shift[v];
+    log_scale[v] = f.prior_log_scale[v] - a.inverse_power * q.delta[v];
+  }
+  if (!q.alone) return;
+  Float mean[C::WIDTH];
+  GPOE_EXPERTS_IN(m, given) {
+    load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, mean);
+    load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, log_scale);
+    soft_clamp<C>(a, mean);
+    soft_clamp<C>(a, log_scale);
+    GPOE_LANES(v) loc[v] = select(log_scale[v] > 3.4028235e38f, splat(0.f), mean[v]);
+  }
+}
+
+// temperature * scale * noise of a pair
 template <class C>
 GPOE void scaled_noise(
     const typename C::A& a, const Site& at, i64 row, const Factors<C>& f, const Fused<C>& q,
@@ -324,7 +406,7 @@ GPOE void scaled_noise(
     Float scale = (a.power == 2.f ? square_root(w) : w) * f.prior_scale[v];
     if (q.far) {
       const Float exact = exponential(f.prior_log_scale[v] - q.delta[v] * a.inverse_power);
-      scale = select(q.exponent[v] > 0.f, exact, scale);
+      scale = select(q.exponent[v] != 0.f, exact, scale);
     }
     x[v] = a.temperature * scale * x[v];
   }
@@ -338,25 +420,25 @@ GPOE Float standardise(Float shift, Float sharpness) {
 // 1 - e^-v with v = 2 delta / power
 template <class C>
 GPOE Float growth(const typename C::A& a, const Fused<C>& q, int v) {
-  return a.power == 2.f ? q.evidence[v] : q.evidence[v] * (1.f + q.prior_weight[v]);
+  const Float of_delta = q.joins > 0.f ? q.evidence[v] : 1.f - q.prior_weight[v];
+  return a.power == 2.f ? of_delta : of_delta * (1.f + q.prior_weight[v]);
 }
 
+// `given` has the experts of each pair as bits, `wanted` their union; `sum` takes the divergences.
 template <class C, class Sum>
-GPOE void forward(const typename C::A& a, const Site& at, const u32* given, u32 wanted, Sum& sum) {
+GPOE void forward(
+    const typename C::A& a, const Site& at, const Pairs& pairs, const u32* given, u32 wanted,
+    Sum& sum) {
   Factors<C> f;
   load_factors<C>(a, at, wanted, f);
-  for (i64 s = 0; s < a.subsets; ++s) {
-    const i64 row = s * a.samples + at.b, offset = row * a.size;
+  for (i64 k = 0; k < pairs.count; ++k) {
+    const i64 row = pairs[k], offset = row * a.size;
     Fused<C> q;
-    fuse<C>(a, at, f, given[s], q);
-    Float loc[C::WIDTH];
-    GPOE_LANES(v) loc[v] = f.prior_loc[v] + q.shift[v];
+    fuse<C>(a, at, f, given[k], q);
+    Float loc[C::WIDTH], log_scale[C::WIDTH];
+    parameters<C>(a, at, f, given[k], q, loc, log_scale);
     if (a.fused_loc) store<C>(a.fused_loc, offset, at, loc);
-    if (a.fused_log_scale) {
-      Float log_scale[C::WIDTH];
-      GPOE_LANES(v) log_scale[v] = f.prior_log_scale[v] - a.inverse_power * q.delta[v];
-      store<C>(a.fused_log_scale, offset, at, log_scale);
-    }
+    if (a.fused_log_scale) store<C>(a.fused_log_scale, offset, at, log_scale);
     if (a.z) {
       Float z[C::WIDTH];
       scaled_noise<C>(a, at, row, f, q, z);
@@ -371,21 +453,21 @@ GPOE void forward(const typename C::A& a, const Site& at, const u32* given, u32 
         const Float tangent = exp_minus_tangent(exponent, growth<C>(a, q, v));
         kl = kl + first_lanes(0.5f * (tangent + distance * distance), at.count - v * LANES);
       }
-      sum.add(s, kl);
+      sum.add(k, kl);
     }
   }
 }
 
 // ---- Backward -------------------------------------------------------------------------------
 
-// The gradients of one subset with respect to shift, delta, loc_p and log_scale_p.
+// The gradients of one pair with respect to shift, delta, loc_p and log_scale_p.
 template <class C>
 struct Gradients {
   Float shift[C::WIDTH], delta[C::WIDTH], loc[C::WIDTH], log_scale[C::WIDTH];
 };
 
 template <class C>
-GPOE void gradients_of_subset(
+GPOE void gradients_of_pair(
     const typename C::A& a, const Site& at, i64 row, const Factors<C>& f, const Fused<C>& q,
     Gradients<C>& g) {
   const i64 offset = row * a.size;
@@ -404,11 +486,16 @@ GPOE void gradients_of_subset(
     load<C>(a.grad_fused_log_scale, offset, at, x);
     GPOE_LANES(v) g.log_scale[v] = g.log_scale[v] + x[v];
   }
+  GPOE_LANES(v) {
+    g.shift[v] = g.loc[v];
+    g.delta[v] = -a.inverse_power * g.log_scale[v];
+  }
   const float kl = a.grad_kl ? a.grad_kl[row] : 0.f;
+  if (kl == 0.f) return;  // a divergence may be infinite
   GPOE_LANES(v) {
     const Float distance = standardise(q.shift[v], f.sharpness[v]);
-    g.shift[v] = g.loc[v] + kl * standardise(distance, f.sharpness[v]);
-    g.delta[v] = a.inverse_power * (kl * growth<C>(a, q, v) - g.log_scale[v]);
+    g.shift[v] = g.shift[v] + kl * standardise(distance, f.sharpness[v]);
+    g.delta[v] = g.delta[v] + a.inverse_power * (kl * growth<C>(a, q, v));
     g.log_scale[v] = g.log_scale[v] - kl * distance * distance;
   }
 }
@@ -426,8 +513,8 @@ GPOE void add_gradients(
   // common noise lowers every r_m by log D: what all of them feel
   Float felt[C::WIDTH];
   GPOE_LANES(v) {
-    const Float all =
-        q.evidence[v] * g.delta[v] + g.shift[v] * q.shift[v] * q.prior_weight[v];
+    const Float rest = q.joins > 0.f ? q.prior_weight[v] : splat(0.f);  // 1 minus the weights
+    const Float all = q.evidence[v] * g.delta[v] + g.shift[v] * q.shift[v] * rest;
     Float kept = all;
     felt[v] = splat(0.f);
     if (C::COMMON_NOISE && a.common_noise) {
@@ -460,23 +547,33 @@ GPOE void add_gradients(
 }
 
 template <class C>
-GPOE void backward(const typename C::A& a, const Site& at, const u32* given, u32 wanted) {
-  Factors<C> f;
-  Accumulated<C> sums;
-  load_factors<C>(a, at, wanted, f);
+GPOE void clear(const typename C::A& a, Accumulated<C>& sums) {
   const u32 all = ~0u >> (32 - (int)a.experts);
   GPOE_EXPERTS_IN(m, all)
     GPOE_LANES(v) sums.loc[m][v] = sums.log_scale[m][v] = splat(0.f);
   GPOE_LANES(v) sums.prior_loc[v] = sums.prior_log_scale[v] = sums.gamma[v] = splat(0.f);
+}
 
-  for (i64 s = 0; s < a.subsets; ++s) {
+// Adds the gradients of some pairs.
+template <class C>
+GPOE void backward(
+    const typename C::A& a, const Site& at, const Pairs& pairs, const u32* given, u32 wanted,
+    Accumulated<C>& sums) {
+  Factors<C> f;
+  load_factors<C>(a, at, wanted, f);
+  for (i64 k = 0; k < pairs.count; ++k) {
     Fused<C> q;
     Gradients<C> g;
-    fuse<C>(a, at, f, given[s], q);
-    gradients_of_subset<C>(a, at, s * a.samples + at.b, f, q, g);
-    add_gradients<C>(a, at, f, given[s], q, g, sums);
+    fuse<C>(a, at, f, given[k], q);
+    gradients_of_pair<C>(a, at, pairs[k], f, q, g);
+    add_gradients<C>(a, at, f, given[k], q, g, sums);
   }
+}
 
+// Writes the gradients of a sample, of whose experts some pair was given the `wanted`.
+template <class C>
+GPOE void finish(const typename C::A& a, const Site& at, u32 wanted, Accumulated<C>& sums) {
+  const u32 all = ~0u >> (32 - (int)a.experts);
   const i64 dense = at.b * a.size;
   GPOE_EXPERTS_IN(m, all) {
     const bool loaded = (wanted >> m) & 1u;
@@ -508,21 +605,22 @@ GPOE void backward(const typename C::A& a, const Site& at, const u32* given, u32
 
 // ---- The grid of a GPU ----------------------------------------------------------------------
 //
-// Block b * chunks + c works on chunk c of sample b, in all subsets: threads stride over its
+// Block b * chunks + c works on chunk c of sample b, in all its pairs: threads stride over its
 // elements, WIDTH neighbours at a time, all of them equally often, so that every warp is whole at
-// every shuffle. Shared memory holds the subsets of the sample as bits, (S), and one partial
-// divergence for each subset and warp, (S, warps). No block reads what another wrote: the chunks of
-// a divergence are summed by the caller, and nothing is atomic.
+// every shuffle. Shared memory has room for some pairs at once, as many as there are slots: for the
+// experts of each as bits, (slots), and one partial divergence for each pair and warp, (slots,
+// warps). No block reads what another wrote: the chunks of a divergence are summed by the caller,
+// and nothing is atomic.
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
 
 struct WarpSums {
-  float* sums;  // (S, warps)
+  float* sums;  // (slots, warps)
   int warps;
-  GPOE void add(i64 s, Float x) {
+  GPOE void add(i64 k, Float x) {
     GPOE_UNROLL
     for (int d = 16; d > 0; d /= 2) x += __shfl_down_sync(0xffffffffu, x, d);
-    if ((threadIdx.x & 31u) == 0) sums[s * warps + (threadIdx.x >> 5)] += x;
+    if ((threadIdx.x & 31u) == 0) sums[k * warps + (threadIdx.x >> 5)] += x;
   }
 };
 
@@ -543,43 +641,61 @@ GPOE void for_each_site(const typename C::A& a, Work work) {
   }
 }
 
-// Fills the bits of all subsets of the sample of this block; returns their union.
+// Fills the bits of some pairs; returns their union.
 template <class C>
-GPOE u32 gather_bits(const typename C::A& a, u32* bits) {
-  const i64 b = blockIdx.x / (u32)a.chunks;
-  for (i64 s = threadIdx.x; s < a.subsets; s += blockDim.x) bits[s] = given_bits<C>(a, s, b);
+GPOE u32 gather_bits(const typename C::A& a, const Pairs& pairs, u32* bits) {
+  for (i64 k = threadIdx.x; k < pairs.count; k += blockDim.x) bits[k] = given_bits<C>(a, pairs[k]);
   __syncthreads();
   u32 wanted = 0;
-  for (i64 s = 0; s < a.subsets; ++s) wanted |= bits[s];
+  for (i64 k = 0; k < pairs.count; ++k) wanted |= bits[k];
   return wanted;
 }
 
 template <class C>
 GPOE void forward_kernel(const typename C::A& a, u32* shared) {
   WarpSums sums;
-  sums.sums = (float*)(shared + a.subsets);
+  sums.sums = (float*)(shared + a.slots);
   sums.warps = (int)(blockDim.x / 32);
-  for (i64 k = threadIdx.x; k < a.subsets * sums.warps; k += blockDim.x) sums.sums[k] = 0.f;
-  const u32 wanted = gather_bits<C>(a, shared);
+  const i64 chunk = blockIdx.x % (u32)a.chunks;
+  const Pairs all = pairs_of<C>(a, blockIdx.x / (u32)a.chunks);
+  for (i64 from = 0; from < all.count; from += a.slots) {
+    const Pairs pairs = all.part(from, a.slots);
+    if (from) __syncthreads();  // the slots are free again
+    for (i64 k = threadIdx.x; k < pairs.count * sums.warps; k += blockDim.x) sums.sums[k] = 0.f;
+    const u32 wanted = gather_bits<C>(a, pairs, shared);
 
-  for_each_site<C>(
-      a, [&](const Site& at) { forward<C>(a, at, shared, wanted, sums); });
+    for_each_site<C>(
+        a, [&](const Site& at) { forward<C>(a, at, pairs, shared, wanted, sums); });
 
-  if (a.kl) {
+    if (!a.kl) continue;
     __syncthreads();
-    const i64 b = blockIdx.x / (u32)a.chunks, chunk = blockIdx.x % (u32)a.chunks;
-    for (i64 s = threadIdx.x; s < a.subsets; s += blockDim.x) {
+    for (i64 k = threadIdx.x; k < pairs.count; k += blockDim.x) {
       float total = 0.f;
-      for (int w = 0; w < sums.warps; ++w) total += sums.sums[s * sums.warps + w];
-      a.kl[(s * a.samples + b) * a.chunks + chunk] = total;
+      for (int w = 0; w < sums.warps; ++w) total += sums.sums[k * sums.warps + w];
+      a.kl[pairs[k] * a.chunks + chunk] = total;
     }
   }
 }
 
 template <class C>
 GPOE void backward_kernel(const typename C::A& a, u32* shared) {
-  const u32 wanted = gather_bits<C>(a, shared);
-  for_each_site<C>(a, [&](const Site& at) { backward<C>(a, at, shared, wanted); });
+  const Pairs all = pairs_of<C>(a, blockIdx.x / (u32)a.chunks);
+  u32 bits = gather_bits<C>(a, all.part(0, a.slots), shared);
+  for_each_site<C>(a, [&](const Site& at) {
+    Accumulated<C> sums;
+    u32 wanted = 0;
+    clear<C>(a, sums);
+    for (i64 from = 0; from < all.count; from += a.slots) {
+      const Pairs pairs = all.part(from, a.slots);
+      if (all.count > a.slots) {
+        __syncthreads();  // the slots are free again
+        bits = gather_bits<C>(a, pairs, shared);
+      }
+      backward<C>(a, at, pairs, shared, bits, sums);
+      wanted |= bits;
+    }
+    finish<C>(a, at, wanted, sums);
+  });
 }
 
 #endif

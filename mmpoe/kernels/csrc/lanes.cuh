@@ -217,7 +217,10 @@ GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2,
 }
 #endif
 
-// e^-v - 1 + v for v >= 0, given 1 - e^-v, without the cancellation near 0
+GPOE Float infinity() { return as_float(as_word(splat(0.f)) | 0x7f800000u); }
+GPOE Float exponential_or_infinite(Float x) { return select(x > 88.f, infinity(), exponential(x)); }
+
+// e^-v - 1 + v, given 1 - e^-v, without the cancellation near 0
 GPOE Float exp_minus_tangent(Float v, Float growth) {
   Float p = splat(-1.f / 2520.f);
   p = p * v + 1.f / 360.f;
@@ -225,7 +228,7 @@ GPOE Float exp_minus_tangent(Float v, Float growth) {
   p = p * v + 1.f / 12.f;
   p = p * v - 1.f / 3.f;
   p = p * v + 1.f;
-  return select(v < 0.25f, 0.5f * v * v * p, v - growth);
+  return select(magnitude(v) < 0.25f, 0.5f * v * v * p, v - growth);
 }
 
 // ---- Normal noise ---------------------------------------------------------------------------

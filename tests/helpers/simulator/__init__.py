@@ -39,7 +39,10 @@ class SimulatedDriver(_cuda.Driver):
     def processors(self, device):
         return 2
 
-    def load(self, binary, name):
+    def is_capturing(self):
+        return False
+
+    def load(self, binary, name, device):
         raise AssertionError("a simulation loads no binary")
 
     def launch(self, function, blocks, threads, shared, arguments, device):

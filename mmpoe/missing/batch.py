@@ -1,0 +1,180 @@
+r"""A batch that carries covariates, element masks and names of its samples."""
+
+from __future__ import annotations
+
+__all__ = ["Batch"]
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Batch(dict[str, Tensor]):
+    r"""The entries of a batch by modality, and what else is known of its samples.
+
+    It is a dictionary, and goes wherever a batch `x` goes: into models, objectives, evidence,
+    imputation, calibration and Pyro programs.
+
+    Covariates are known of every sample (a site, an age, a label, the depth of sequencing). A
+    network whose ``forward`` has a parameter `context` is called with them, as a dictionary of
+    tensors of shape :math:`(N, *)`, one row for each row of its input; other networks are called
+    without. So are encoders with a parameter `valid`, the element mask of their input, boolean, of
+    the same shape.
+
+    Element masks say which elements inside an entry were observed. What is outside is never read:
+    encoders see 0 there, likelihoods do not score it, and imputation fills it.
+
+    Arguments:
+        entries: The entries of each modality, with shape :math:`(B, *)`.
+        context: The covariates by name, each with shape :math:`(B, *)`.
+        valid: For some modalities, which elements were observed, boolean, broadcastable to
+            :math:`(B, *)`; all of them by default.
+        ids: The names of the samples, for the user alone.
+
+    Raises:
+        ValueError: If a covariate is no tensor or has another number of rows than the entries,
+            a mask is not boolean or does not broadcast, or `ids` has another length.
+
+    Example:
+        >>> x = Batch({"rna": torch.zeros(3, 5)}, context={"site": torch.tensor([0, 1, 1])})
+        >>> x.take(torch.tensor([2, 0])).context["site"]
+        tensor([1, 0])
+    """
+
+    context: dict[str, Tensor]
+    valid: dict[str, Tensor]
+    ids: list[Hashable] | None
+
+    def __init__(
+        self,
+        entries: Mapping[str, Tensor],
+        *,
+        context: Mapping[str, Tensor] | None = None,
+        valid: Mapping[str, Tensor] | None = None,
+        ids: Sequence[Hashable] | None = None,
+    ) -> None:
+        super().__init__(entries)
+        self.context = dict(context or {})
+        self.valid = dict(valid or {})
+        self.ids = None if ids is None else list(ids)
+        self._check()
+
+    @classmethod
+    def of(cls, x: Mapping[str, Tensor]) -> Batch:
+        """Returns a batch as it is, or makes one of a mapping."""
+        return x if isinstance(x, Batch) else cls(x)
+
+    def take(self, rows: Tensor) -> Batch:
+        """Returns some samples of the batch.
+
+        Arguments:
+            rows: Their positions, with shape :math:`(n)`.
+        """
+        valid = {m: v.broadcast_to(self[m].shape) for m, v in self.valid.items() if m in self}
+        taken = _like(self, {m: v[rows.to(v.device)] for m, v in self.items()})
+        taken.context = {name: v[rows.to(v.device)] for name, v in self.context.items()}
+        taken.valid = {m: v[rows.to(v.device)] for m, v in valid.items()}
+        taken.ids = None if self.ids is None else [self.ids[row] for row in rows.tolist()]
+        return taken
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Returns the batch on a device.
+
+        Arguments:
+            device: The device.
+            non_blocking: Whether the copy may go on while the caller does.
+        """
+
+        def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v.to(device, non_blocking=non_blocking) for k, v in tensors.items()}
+
+        copy = _like(self, moved(self))
+        copy.context, copy.valid = moved(self.context), moved(self.valid)
+        return copy
+
+    def copy(self) -> Batch:
+        """Returns a batch with the same tensors."""
+        return _like(self, self)
+
+    def __repr__(self) -> str:
+        parts = {"context": self.context, "valid": self.valid, "ids": self.ids}
+        carried = "".join(f", {name}={part!r}" for name, part in parts.items() if part)
+        return f"Batch({super().__repr__()}{carried})"
+
+    def _check(self) -> None:
+        for name, v in self.context.items():
+            if not isinstance(v, Tensor) or v.dim() == 0:
+                kind = "a scalar" if isinstance(v, Tensor) else f"a {type(v).__name__}"
+                raise ValueError(
+                    f"'context' should hold tensors of shape (B, *), but {name!r} is {kind}."
+                )
+        held = [v for v in self.values() if isinstance(v, Tensor) and v.dim()]
+        size = next((v.shape[0] for v in (*held, *self.context.values())), None)
+        for name, v in self.context.items():
+            if v.shape[0] != size:
+                raise ValueError(
+                    f"'context' should have one row per sample ({size}), "
+                    f"but {name!r} has shape {tuple(v.shape)}."
+                )
+        for m, inside in self.valid.items():
+            check_valid(inside, self[m].shape if m in self else None, m)
+        if self.ids is not None and size is not None and len(self.ids) != size:
+            raise ValueError(
+                f"'ids' should hold one name per sample ({size}), but holds {len(self.ids)}."
+            )
+
+
+def context_of(x: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns the covariates that a batch carries, none if it is a plain mapping."""
+    return x.context if isinstance(x, Batch) else {}
+
+
+def valid_of(x: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns the element masks that a batch carries, none if it is a plain mapping."""
+    return x.valid if isinstance(x, Batch) else {}
+
+
+def with_valid(
+    x: Mapping[str, Tensor], valid: Mapping[str, Tensor] | None
+) -> Mapping[str, Tensor]:
+    """Returns a batch that carries element masks.
+
+    Arguments:
+        x: The batch.
+        valid: The masks, in place of those that the batch carries; None leaves it as it is.
+    """
+    if valid is None:
+        return x
+    return Batch(x, context=context_of(x), valid=valid, ids=getattr(x, "ids", None))
+
+
+def check_valid(valid: Any, shape: Sequence[int] | None, modality: str) -> None:  # noqa: ANN401
+    r"""Raises a ValueError unless an element mask is boolean and broadcasts to its modality.
+
+    Arguments:
+        valid: The mask.
+        shape: The shape of all entries, (B, \*); any if None.
+        modality: The name of the modality.
+    """
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+        kind = f"dtype {valid.dtype}" if isinstance(valid, Tensor) else f"type {type(valid)}"
+        raise ValueError(f"'valid' should be boolean, but {modality!r} has {kind}.")
+    if shape is None:
+        return
+    try:
+        valid.broadcast_to(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"'valid' should broadcast to the shape of {modality!r}, {tuple(shape)}, "
+            f"but has shape {tuple(valid.shape)}."
+        ) from None
+
+
+def _like(batch: Batch, entries: Mapping[str, Tensor]) -> Batch:
+    """A batch of other entries that carries the same, without checks."""
+    copy = Batch.__new__(Batch)
+    dict.update(copy, entries)
+    copy.context, copy.valid, copy.ids = dict(batch.context), dict(batch.valid), batch.ids
+    return copy
