@@ -16,7 +16,6 @@ __all__ = [
 ]
 
 # names imported as themselves are for the library's other packages, and not public
-from ._checks import check_dense as check_dense
 from ._checks import check_finite as check_finite
 from ._checks import check_modalities as check_modalities
 from ._checks import check_names as check_names

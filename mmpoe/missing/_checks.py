@@ -3,7 +3,6 @@ r"""Checks of names and masks, in terms of the caller's arguments."""
 from __future__ import annotations
 
 __all__ = [
-    "check_dense",
     "check_finite",
     "check_modalities",
     "check_names",
@@ -50,19 +49,6 @@ def _check_string(name: object, argument: str) -> None:
             f"'{argument}' should name modalities by strings, but has {name!r} of type "
             f"{type(name).__name__}."
         )
-
-
-def check_dense(x: Tensor, modality: str, argument: str = "x") -> None:
-    """Raises a ValueError unless the entries of a modality are a dense tensor of rows."""
-    if not isinstance(x, Tensor):
-        kind = f"a {type(x).__name__}"
-    elif x.is_nested:
-        kind = "a nested tensor, whose rows differ in shape: pad them"
-    elif x.layout != torch.strided:
-        kind = f"a tensor of layout {str(x.layout)[6:]}: call its 'to_dense'"
-    else:
-        return
-    raise ValueError(f"'{argument}' should hold dense tensors, but {modality!r} is {kind}.")
 
 
 def check_observed(
@@ -114,7 +100,6 @@ def check_within(
 
 def check_finite(x: Tensor, observed: Tensor, modality: str, valid: Tensor | None = None) -> None:
     """Raises a ValueError that names the rows in which an observed entry is not finite."""
-    check_dense(x, modality)
     if not x.is_floating_point():
         return
     # a sum is finite only if all its terms are, and takes a fraction of the time

@@ -1,41 +1,15 @@
-"""Names and tensors that are none of those that are asked for."""
+"""Names that are none of those that are asked for."""
 
 import pytest
 import torch
 
 import mmpoe
 from mmpoe.likelihoods import Normal
-from mmpoe.missing import check_dense, check_modalities, check_names
+from mmpoe.missing import check_modalities, check_names
 
 
 def build(name="a"):
     return mmpoe.MVAE({name: torch.nn.Linear(3, 4)}, {name: Normal(torch.nn.Linear(2, 3))})
-
-
-def nested():
-    rows = [torch.ones(3), torch.ones(2)]
-    return torch.nested.nested_tensor(rows, layout=torch.jagged)
-
-
-@pytest.mark.parametrize(
-    ("x", "shown"),
-    [
-        (lambda: torch.ones(2, 3).to_sparse(), "layout sparse_coo: call its 'to_dense'"),
-        (lambda: torch.ones(2, 3).to_sparse_csr(), "layout sparse_csr: call its 'to_dense'"),
-        (nested, "a nested tensor, whose rows differ in shape: pad them"),
-        (lambda: [[1.0]], "a list"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
-def test_tensors_that_are_not_dense_are_told(x, shown):
-    with pytest.raises(ValueError, match=f"'x' should hold dense tensors, but 'a' is .*{shown}"):
-        check_dense(x(), "a")
-    check_dense(torch.ones(2, 3), "a")
-
-
-def test_a_model_tells_a_sparse_batch():
-    with pytest.raises(ValueError, match="'a' is a tensor of layout sparse_coo"):
-        build()({"a": torch.ones(2, 3).to_sparse()})
 
 
 def test_names_that_are_no_strings_are_told():
