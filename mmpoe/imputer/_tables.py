@@ -106,6 +106,11 @@ def read(X: Any) -> list[Source]:  # noqa: ANN401
                     f"'X' should hold arrays of one or two dimensions, but {name!r} has shape "
                     f"{array.shape}."
                 )
+            if 0 in array.shape:
+                raise ValueError(
+                    "'X' should hold arrays of at least one row and one column, but "
+                    f"{name!r} has shape {array.shape}."
+                )
             if array.ndim == 1:
                 sources.append(_source(str(name), name, array))
             else:
@@ -135,8 +140,10 @@ def read(X: Any) -> list[Source]:  # noqa: ANN401
             )
         sources = [_source(f"x{j}", j, part) for j, part in enumerate(array.T)]
     if not sources or len(sources[0].values) == 0:
-        shape = (len(sources[0].values) if sources else 0, len(sources))
-        raise ValueError(f"'X' should have at least one row and one column, but has {shape}.")
+        shape = (0, 0) if isinstance(X, Mapping) else tuple(np.shape(X))
+        raise ValueError(
+            f"'X' should have at least one row and one column, but has shape {shape}."
+        )
     return sources
 
 

@@ -78,6 +78,10 @@ def ssim(
     pixels (11 pixels wide) and population covariances, averaged over the pixels that count. What
     lies outside the mask still enters windows at its border.
 
+    Without a mask, all pixels count. The means of scikit-image and piq leave out the 5 pixels next
+    to each side of the image, whose windows reach beyond it (where the image is reflected); a mask
+    that is False there gives their mean.
+
     Arguments:
         prediction: The images, with shape :math:`(*, H, W)`, at least 11 pixels wide and high.
         target: The true images, with the same shape.

@@ -144,7 +144,9 @@ def per_case(scores: ArrayLike, cases: Sequence[Any] | ArrayLike) -> Tensor:
     r"""Averages the scores of each case, for instance of the slices of each patient.
 
     Arguments:
-        scores: The scores, with shape :math:`(N)`; NaN is not scored.
+        scores: The scores, with shape :math:`(N)`, or :math:`(N, C)` or more, as those of images
+            with C channels, whose mean over all but the first dimension is the score; NaN is not
+            scored.
         cases: The case of each score: :math:`N` numbers or names.
 
     Returns:
@@ -162,11 +164,12 @@ def per_case(scores: ArrayLike, cases: Sequence[Any] | ArrayLike) -> Tensor:
 
     values = _tensor(scores)
     names = cases.cpu().numpy() if isinstance(cases, Tensor) else np.asarray(cases)
-    if values.dim() != 1 or names.shape != values.shape:
+    if values.dim() == 0 or names.shape != values.shape[:1]:
         raise ValueError(
-            "'scores' and 'cases' should have the same shape (N), "
+            "'scores' should have shape (N) or (N, *), and 'cases' shape (N), "
             f"but have shapes {tuple(values.shape)} and {names.shape}."
         )
+    values = values.flatten(1).nanmean(dim=1) if values.dim() > 1 else values
     found, case = np.unique(names, return_inverse=True)
     scored = ~values.isnan()
     case, values = torch.from_numpy(case)[scored], values[scored]

@@ -22,8 +22,9 @@ def check_names(names: Sequence[str], modalities: Sequence[str], argument: str) 
     if isinstance(names, str):
         raise ValueError(f"'{argument}' should be a list of names, but is the string {names!r}.")
     for name in names:
+        _check_string(name, argument)
         if name not in modalities:
-            close = difflib.get_close_matches(str(name), modalities, n=1)
+            close = difflib.get_close_matches(name, modalities, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise ValueError(
                 f"'{argument}' should hold modalities among {', '.join(modalities)}, "
@@ -37,6 +38,16 @@ def check_modalities(modalities: Sequence[str]) -> None:
         raise ValueError(
             "'modalities' should be a list of distinct names, at least one, "
             f"but is {modalities!r}."
+        )
+    for name in modalities:
+        _check_string(name, "modalities")
+
+
+def _check_string(name: object, argument: str) -> None:
+    if not isinstance(name, str):
+        raise ValueError(
+            f"'{argument}' should name modalities by strings, but has {name!r} of type "
+            f"{type(name).__name__}."
         )
 
 

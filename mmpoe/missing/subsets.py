@@ -14,7 +14,7 @@ from ._checks import check_observed
 
 FAMILIES = ("full", "singletons", "powerset", "groups")
 MAX_ENUMERATED = 12
-"""The largest number of modalities whose 2^M - 1 subsets are enumerated."""
+"""The largest number of modalities of a row whose 2^m - 1 subsets are enumerated."""
 
 
 def subsets(
@@ -51,8 +51,8 @@ def subsets(
 
     Raises:
         ValueError: If the family is unknown, `observed` is not a boolean matrix, `special` is not
-            a column, there are too many subsets to enumerate, or the family has no subset for a
-            row that observed something.
+            a column, a row observed more than 12 modalities, whose subsets are too many to
+            enumerate, or the family has no subset for a row that observed something.
 
     References:
         | Unified Cross-Modal Medical Image Synthesis with Hierarchical Mixture of
@@ -79,11 +79,11 @@ def subsets(
     count = torch.ones(1, dtype=torch.long)
     if isinstance(family, Tensor):
         members, count = distinct(family)
+        given, inside = within(members, observed)
     elif family == "singletons":
-        members = torch.eye(modalities, dtype=torch.bool)
+        given, inside = within(torch.eye(modalities, dtype=torch.bool), observed)
     else:
-        members = _powerset(modalities)
-    given, inside = within(members, observed)
+        given, inside = _powerset(observed)
     check_covered(inside.any(dim=0), observed)
     times = inside * count.to(inside.device)[:, None]  # (S, B)
     return given, times.to(dtype) / times.sum(dim=0).clamp(min=1)
@@ -232,11 +232,13 @@ def check_covered(covered: Tensor, observed: Tensor) -> None:
 
 
 def _groups(observed: Tensor, special: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    modalities = observed.shape[1]
-    alone = torch.arange(modalities)[None] == special
-    others = _powerset(modalities)
-    members = torch.cat([alone, others[~others[:, special]]])
-    given, inside = within(members, observed)  # (S, B, M), (S, B)
+    alone = torch.arange(observed.shape[1]) == special
+    of_one, has_it = within(alone[None], observed)
+    others, of_others = _powerset(observed & ~alone.to(observed.device), but=special)
+    given, inside = (
+        torch.cat([of_one, others]),
+        torch.cat([has_it, of_others]),
+    )  # (S, B, M), (S, B)
 
     # uniform over the groups that a row can use, and uniform inside each of them
     whole, first, rest = observed.any(dim=1), inside[0], inside[1:]
@@ -245,7 +247,7 @@ def _groups(observed: Tensor, special: int, dtype: torch.dtype) -> tuple[Tensor,
     weight = torch.cat([first.to(dtype)[None], even]) / usable
 
     # all that a row observed may be a member of another group too, which then takes its weight
-    same = inside & (members.sum(dim=1).to(observed.device)[:, None] == observed.sum(dim=1))
+    same = inside & (given.sum(dim=2) == observed.sum(dim=1))
     apart = whole & ~same.any(dim=0)
     weight = torch.cat([apart.to(dtype)[None] / usable, weight + same / usable.to(dtype)])
     return torch.cat([observed[None], given]), weight
@@ -269,13 +271,34 @@ def _codes(rows: Tensor, given: Tensor) -> Tensor:
     return (rows << modalities) + (given.long() << bits).sum(dim=1)
 
 
-def _powerset(modalities: int) -> Tensor:
-    """All non-empty subsets, (2^M - 1, M), in the order of their codes."""
-    if modalities > MAX_ENUMERATED:
+def _powerset(observed: Tensor, but: int | None = None) -> tuple[Tensor, Tensor]:
+    """All non-empty subsets of what each row observed, and nothing where a row has no more.
+
+    They are patterns that all rows share, in the order of their codes, if there are few
+    modalities. If not, the k-th subset of a row has the modalities, among those that it observed,
+    whose bits are set in k.
+
+    Arguments:
+        observed: What was observed, boolean, with shape (B, M).
+        but: A column that no row observed, which patterns can leave out.
+
+    Returns:
+        The subsets, with shape (S, B, M), and which of them are some, with shape (S, B).
+    """
+    modalities = observed.shape[1]
+    if modalities <= MAX_ENUMERATED:
+        codes = torch.arange(1, 2**modalities)
+        members = (codes[:, None] >> torch.arange(modalities) & 1).bool()
+        return within(members if but is None else members[~members[:, but]], observed)
+    size = observed.sum(dim=1)  # (B)
+    most = int(size.max()) if len(size) else 0
+    if most > MAX_ENUMERATED:
         raise ValueError(
-            f"'observed' should have at most {MAX_ENUMERATED} columns for its "
-            f"{2**modalities - 1} subsets to be enumerated; draw subsets with 'sample_subsets', "
-            "or choose some as patterns."
+            f"'observed' should have at most {MAX_ENUMERATED} modalities in each row for its "
+            f"subsets to be enumerated, but a row has {most}. Choose some patterns, or draw "
+            "subsets: objectives take sample_subsets(observed, samples=K) as their 'family'."
         )
-    codes = torch.arange(1, 2**modalities)
-    return (codes[:, None] >> torch.arange(modalities) & 1).bool()
+    codes = torch.arange(1, 2**most, device=observed.device)[:, None]  # (S, 1)
+    inside = codes < 2**size  # (S, B)
+    bits = codes[..., None] >> (observed.cumsum(dim=1) - 1).clamp(min=0) & 1  # (S, B, M)
+    return bits.bool() & observed & inside[..., None], inside

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -362,11 +363,19 @@ def _encode(value: Any, path: str, known: dict[nn.Module, int]) -> Any:  # noqa:
     if isinstance(value, nn.Module):
         return _describe(value, path, known)
     if isinstance(value, Mapping):
-        return {"dict": [[k, _encode(v, _join(path, k), known)] for k, v in value.items()]}
+        pairs = [
+            [_encode(k, path, known), _encode(v, _join(path, k), known)] for k, v in value.items()
+        ]
+        return {"dict": pairs}
     if isinstance(value, Tensor):
         return {"tensor": value.tolist(), "dtype": str(value.dtype)[6:]}
     if isinstance(value, type) and issubclass(value, nn.Module):
         return {"name": _name(value, path)}
+    if isinstance(value, partial):
+        keywords = {k: _encode(v, _join(path, k), known) for k, v in value.keywords.items()}
+        arguments = [_encode(v, path, known) for v in value.args]
+        made = _encode(value.func, path, known)
+        return {"partial": made, "args": arguments, "keywords": keywords}
     raise _UnknownError(f"{path!r} holds a {type(value).__name__}, which cannot be written.")
 
 
@@ -379,9 +388,13 @@ def _decode(value: Any, finder: _Finder) -> Any:  # noqa: ANN401
     if "tuple" in value:
         return tuple(_decode(v, finder) for v in value["tuple"])
     if "dict" in value:
-        return {k: _decode(v, finder) for k, v in value["dict"]}
+        return {_decode(k, finder): _decode(v, finder) for k, v in value["dict"]}
     if "tensor" in value:
         return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+    if "partial" in value:
+        keywords = {k: _decode(v, finder) for k, v in value["keywords"].items()}
+        arguments = [_decode(v, finder) for v in value["args"]]
+        return partial(_decode(value["partial"], finder), *arguments, **keywords)
     if "name" in value:
         return finder.module_class(value["name"])
     if "shared" in value:

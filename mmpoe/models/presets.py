@@ -103,6 +103,7 @@ def vector_mmhvae(
     check_modalities(names)
     _check_positive("modalities", *modalities.values())
     _check_positive("hidden", hidden)
+    _check_list("latents", latents)
     _check_positive("latents", *latents)
     if not latents:
         raise ValueError("'latents' should have an entry for each group, but is empty.")
@@ -370,6 +371,8 @@ def _check_grid(
     size: int | Sequence[int], patch: int, widths: Sequence[int], latents: Sequence[int]
 ) -> tuple[list[int], int]:
     """Returns the sides of images, and how many pixels one of the coarsest level spans."""
+    _check_list("widths", widths)
+    _check_list("latents", latents)
     if len(widths) != len(latents) or not widths:
         raise ValueError(
             "'widths' and 'latents' should have one entry per latent group, "
@@ -403,6 +406,14 @@ def _precise(expert: nn.Linear) -> nn.Linear:
     with torch.no_grad():
         expert.bias[expert.out_features // 2 :] = -2.0
     return expert
+
+
+def _check_list(argument: str, numbers: object) -> None:
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str):
+        raise ValueError(
+            f"'{argument}' should be a list with a number for each latent group, coarse to fine, "
+            f"but is {numbers!r}."
+        )
 
 
 def _check_positive(argument: str, *numbers: int) -> None:

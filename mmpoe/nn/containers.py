@@ -35,6 +35,11 @@ class ModalityDict(nn.ModuleDict):
         return super().__getitem__(_escape(key))
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
+        if not isinstance(key, str):
+            raise ValueError(
+                f"Modalities should be named by strings, but one is named {key!r}, of type "
+                f"{type(key).__name__}."
+            )
         super().__setitem__(_escape(key), module)
 
     def __delitem__(self, key: str) -> None:

@@ -78,4 +78,6 @@ class CommonNoisePoE(Posterior):
 
     def fuse(self, factors: Factors, draw: Draw) -> kernels.Product:
         """Fuses factors, see :meth:`Posterior.fuse`."""
-        return draw.product(factors, clamp=self.clamp, common_noise=self.gamma)
+        dtype = torch.promote_types(self.log_gamma.dtype, factors.loc[0].dtype)
+        gamma = self.log_gamma[0].to(dtype).exp()
+        return draw.product(factors, clamp=self.clamp, common_noise=gamma)

@@ -97,9 +97,10 @@ class GPoE(Posterior):
             )
         # a Gaussian to the power of alpha has a variance that is 1 / alpha times as large
         given, like = factors.given, factors.loc[0]
-        present = torch.where(given, self.log_powers, -torch.inf)  # (R, M)
+        log_powers = self.log_powers.to(torch.promote_types(self.log_powers.dtype, like.dtype))
+        present = torch.where(given, log_powers, -torch.inf)  # (R, M)
         total = torch.logsumexp(torch.where(given.any(dim=1, keepdim=True), present, 0), dim=1)
-        log_alpha = torch.where(given, self.log_powers - total[:, None], 0)
+        log_alpha = torch.where(given, log_powers - total[:, None], 0)
         widening = [-spread(log_alpha[:, m], like) / 2 for m in range(len(factors.loc))]
         wide = [(v + w).to(v.dtype) for v, w in zip(factors.log_scale, widening, strict=True)]
         return draw.product(factors._replace(log_scale=wide))

@@ -9,6 +9,7 @@ __all__ = [
     "DeviceMemoryError",
     "History",
     "NonFiniteError",
+    "ObjectiveWarning",
     "Optimizer",
     "Run",
     "WorkerError",
@@ -34,7 +35,7 @@ from .checkpoint import (
 )
 from .files import lock, write_file
 from .folder import Checkpoints
-from .log import CollapseWarning
+from .log import CollapseWarning, ObjectiveWarning
 from .loop import fit
 from .processes import DeviceMemoryError, WorkerError
 from .run import Adversary, Cosine, History, Optimizer, Run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CollapseWarning"]
+__all__ = ["CollapseWarning", "ObjectiveWarning"]
 
 import csv
 import io
@@ -30,6 +30,10 @@ from .files import write_file
 
 class CollapseWarning(UserWarning):
     """Posterior collapse: the divergence of a latent group is near zero."""
+
+
+class ObjectiveWarning(UserWarning):
+    """An objective rises with the divergence of the latents, as a loss does."""
 
 
 class Log:
@@ -169,6 +173,51 @@ class Watch:
         names = [f"kl_{i + 1}" for i in range(len(values))]
         self.kl = dict(zip(names, values, strict=True))
         self.collapsed = [n for n, flag in zip(names, flags, strict=True) if flag]
+
+
+class Sign:
+    r"""Tells bounds from losses: a bound falls with each divergence that it contains.
+
+    .. math:: \partial \, \mathrm{bound} / \partial \, \mathrm{KL}_{lb} = -\beta / B \le 0
+
+    for the divergence of group :math:`l` and sample :math:`b`. An objective without divergences
+    tells nothing.
+    """
+
+    def __init__(self) -> None:
+        self.gradients: list[Tensor] = []  # of the loss, the negative of the objective
+
+    @contextmanager
+    def over(self, model: nn.Module, *, active: bool = True) -> Iterator[None]:
+        """Looks at the gradients of a step in a ``with`` block, if `active`."""
+        if not active or hasattr(model, "_orig_mod"):
+            yield
+            return
+        groups = [module for module in model.modules() if isinstance(module, LatentGroup)]
+        handles = [group.register_forward_hook(self._look) for group in groups]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def warn(self) -> None:
+        """Warns if the objective rewards divergence, and nowhere holds it down."""
+        values = torch.cat(self.gradients) if self.gradients else torch.zeros(1)
+        if bool((values <= 0).all() & (values < 0).any()):
+            warnings.warn(
+                "'objective' rises with the divergence of the latents, which a bound should hold "
+                "down: 'fit' maximises. If it is a loss, return its negative.",
+                ObjectiveWarning,
+                stacklevel=3,
+            )
+
+    def _look(self, group: nn.Module, inputs: object, step: Step) -> None:
+        if step.kl.requires_grad:
+            step.kl.register_hook(self._note)
+
+    def _note(self, gradient: Tensor) -> None:
+        self.gradients.append(gradient.detach().flatten().float().cpu())
 
 
 def recent(values: Sequence[float], number: int) -> float:

@@ -17,7 +17,7 @@ from mmpoe.extras import needs
 
 from ._keeper import Keeper
 from .batches import Stream, split
-from .log import Watch, recent
+from .log import Sign, Watch, recent
 from .processes import SIGNALS, Precision, deferred_signals, explained, make_fabric, mean
 from .run import Adversary, Cosine, History, Optimizer, Run, check, check_integer
 from .steps import Learner, Report, Steps
@@ -54,7 +54,10 @@ def fit(
             at the end, in evaluation mode, on the device that it was trained on.
         batches: The batches, iterated again and again: any structure of tensors.
         objective: Called with the model, a batch and the share of the run done so far (0 to 1);
-            returns one bound per sample, whose mean is maximised.
+            returns one bound per sample, whose mean is maximised. Return the negative of a loss,
+            such as :func:`~mmpoe.objectives.posterior_matching`. An objective that rewards
+            divergence in the first step, as the negative of a bound does, is told with an
+            :class:`ObjectiveWarning`, unless the model is compiled.
         steps: The number of steps.
         minutes: The longest time that the run may take, if there is a limit; the share of the run
             done is that of steps or of time, whichever is larger.
@@ -71,9 +74,10 @@ def fit(
 
     Raises:
         TypeError: If `optimizer` is not an :class:`Optimizer`.
-        ValueError: If a number is outside its range, `batches` has no batch or can be iterated
-            only once (and is too short for all steps), or the folder of the run holds checkpoints
-            and it is not to resume, or is in use.
+        ValueError: If `objective` or the loss of `adversary` returns something else than numbers
+            with a gradient, a number is outside its range, `batches` has no batch or can be
+            iterated only once (and is too short for all steps), or the folder of the run holds
+            checkpoints and it is not to resume, or is in use.
         CheckpointError: If the checkpoint to resume from is damaged, or that of another model or
             kind of optimiser.
         NonFiniteError: If too many steps in a row were skipped; the message says where the batches
@@ -91,9 +95,11 @@ def fit(
     check_integer("steps", steps, 1)
     check("minutes", minutes, "positive or None", minutes is None or minutes > 0)
     if not isinstance(optimizer, Optimizer):
+        made = isinstance(optimizer, torch.optim.Optimizer)
+        shown = f"an instance of {type(optimizer).__name__}" if made else repr(optimizer)
         raise TypeError(
-            "'optimizer' should be options, such as Optimizer(lr=1e-3, make=torch.optim.Adamax), "
-            f"but is {optimizer!r}."
+            "'optimizer' should be options, from which 'fit' makes an optimiser, such as "
+            f"Optimizer(lr=1e-3, make=torch.optim.Adamax), but is {shown}."
         )
 
     fabric = make_fabric(precision, accelerator)
@@ -111,10 +117,12 @@ def fit(
         )
         start = time.monotonic() - history.seconds
         while history.signal is None and (done := _done(history, steps, minutes)) < 1:
-            number, watch = len(history.bounds) + 1, Watch()
+            number, watch, sign = len(history.bounds) + 1, Watch(), Sign()
             lr = schedule(optimizer.lr, number - 1, done)
-            with watch.over(model, active=keeper is not None and keeper.logs(number)):
+            active = keeper is not None and keeper.logs(number)
+            with watch.over(model, active=active), sign.over(model, active=number == 1):
                 report = stepper.take(stream, done, lr)
+            sign.warn()
             history.bounds.append(-report.losses[0])
             history.skipped = stepper.skipped
             history.seconds, history.signal = _agree(fabric, time.monotonic() - start, heard)
@@ -141,18 +149,38 @@ def _learners(
     """The model, and its adversary if there is one."""
 
     def loss(batch: object, done: float) -> Tensor:
-        return -objective(model, batch, done)
+        bound = objective(model, batch, done)
+        _check_result("objective", bound)
+        return -bound
 
     learners = [Learner(fabric, _unwrapped(model), loss, optimizer.build)]
     if adversary is not None:
         network, against = adversary.network.train(), adversary.loss
 
         def loss_of_adversary(batch: object, done: float) -> Tensor:
-            return against(network, batch, done)
+            result = against(network, batch, done)
+            _check_result("adversary.loss", result)
+            return result
 
         own = _unwrapped(network)
         learners.append(Learner(fabric, own, loss_of_adversary, adversary.build, adversary.start))
     return learners
+
+
+def _check_result(argument: str, result: object) -> None:
+    """Raises a ValueError unless a function returned numbers with a gradient."""
+    shown = None
+    if not isinstance(result, Tensor):
+        shown = f"a {type(result).__name__}"
+    elif not result.is_floating_point() or result.dim() > 2 or result.numel() == 0:
+        shown = f"dtype {result.dtype} and shape {tuple(result.shape)}"
+    elif not result.requires_grad:
+        shown = "a tensor without a gradient: was it detached, or computed under no_grad?"
+    if shown is not None:
+        raise ValueError(
+            f"'{argument}' should return a tensor with one number per sample, of shape (B) or "
+            f"(S, B), or their mean, with a gradient, but returns {shown}."
+        )
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -332,8 +332,10 @@ def test_it_works_in_a_pipeline():
     ("X", "match"),
     [
         (np.array([[1.0, np.nan], [2, np.nan]]), r"an observed cell in each column, but 1 has no"),
-        (np.empty((0, 2)), r"'X' should have at least one row and one column, but has \(0, 2\)"),
-        (np.empty((2, 0)), r"'X' should have at least one row and one column, but has \(0, 0\)"),
+        (np.empty((0, 2)), r"at least one row and one column, but has shape \(0, 2\)"),
+        (np.empty((2, 0)), r"at least one row and one column, but has shape \(2, 0\)"),
+        (pd.DataFrame(index=range(4)), r"one row and one column, but has shape \(4, 0\)"),
+        ({"a": np.empty((4, 0)), "b": np.ones((4, 1))}, r"but 'a' has shape \(4, 0\)"),
         (np.array([[1.0], [np.inf]]), r"finite numbers, NaN where they are missing, but 0 .* inf"),
         (np.zeros(3), r"'X' should have two dimensions, .* shape \(3,\)\. Reshape"),
         (np.zeros((3, 2), dtype=complex), r"Complex data not supported"),

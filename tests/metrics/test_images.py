@@ -82,3 +82,15 @@ def test_images_smaller_than_the_window_are_named():
     with pytest.raises(ValueError, match=r"'prediction' and 'target' .* 11 .* \(24, 10\)"):
         ssim(IMAGE[0, :, :10], TRUTH[0, :, :10])
     assert ssim(IMAGE[0, :11, :11], TRUTH[0, :11, :11]).shape == ()
+
+
+def test_without_its_border_ssim_is_the_mean_of_scikit_image():
+    rng = np.random.default_rng(0)
+    truth = rng.random((32, 40))
+    image = np.clip(truth + 0.2 * rng.standard_normal(truth.shape), 0, 1)
+    inner = np.zeros(truth.shape, dtype=bool)
+    inner[5:-5, 5:-5] = True
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    wanted = structural_similarity(truth, image, data_range=1.0, **options)
+    assert ssim(image, truth, mask=inner) == pytest.approx(wanted, abs=1e-12)
+    assert abs(ssim(image, truth) - wanted) > 1e-4

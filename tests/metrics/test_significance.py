@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mmpoe.metrics import mean_with_error, paired_table, per_case
+from mmpoe.metrics import mean_with_error, paired_table, per_case, psnr
 
 RNG = np.random.default_rng(0)
 BASE = RNG.standard_normal(30)
@@ -257,7 +257,20 @@ def test_cases_are_averaged_in_sorted_order():
     shuffled = per_case(scores[order], [names[i] for i in order])
     torch.testing.assert_close(shuffled, expected, equal_nan=True)
     assert per_case([], []).shape == (0,)
-    with pytest.raises(ValueError, match=r"'scores' and 'cases' .* \(6,\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"'scores' .* 'cases' .* \(6,\) and \(2,\)"):
         per_case(scores, names[:2])
-    with pytest.raises(ValueError, match=r"'scores' and 'cases' .* \(2, 3\) and \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"'scores' .* 'cases' .* \(2, 3\) and \(2, 3\)"):
         per_case(scores.reshape(2, 3), np.zeros((2, 3)))
+
+
+def test_channels_of_a_case_are_averaged():
+    images, truth = torch.rand(4, 1, 16, 16), torch.rand(4, 1, 16, 16)
+    patients = ["p2", "p1", "p2", "p1"]
+    scores = psnr(images, truth)
+    assert scores.shape == (4, 1)
+    wanted = per_case(scores[:, 0], patients)
+    torch.testing.assert_close(per_case(scores, patients), wanted)
+    nan = math.nan
+    several = torch.tensor([[1.0, 3.0], [nan, 5.0], [nan, nan]])
+    found = per_case(several, [0, 0, 1])
+    torch.testing.assert_close(found, torch.tensor([3.5, nan]).double(), equal_nan=True)

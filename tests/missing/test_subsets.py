@@ -78,7 +78,7 @@ def test_subsets_name_what_is_wrong():
         subsets(observed, "groups", special=3)
     with pytest.raises(ValueError, match="'observed' should be boolean"):
         subsets(observed.float())
-    with pytest.raises(ValueError, match="'observed' should have at most 12 columns"):
+    with pytest.raises(ValueError, match=r"at most 12 modalities in each row .* has 13"):
         subsets(torch.ones(1, 13, dtype=torch.bool))
 
 
@@ -225,3 +225,20 @@ def test_pack_names_what_is_wrong():
             ValueError, match="'weight' should hold one weight per subset, at least"
         ):
             pack(given_, torch.full((2, 3), wrong))
+
+
+@pytest.mark.parametrize("special", [0, 3])
+@pytest.mark.parametrize("family", ["powerset", "groups"])
+def test_many_modalities_of_which_rows_have_few_are_enumerated(family, special):
+    few = (torch.arange(32)[:, None] >> torch.arange(5) & 1).bool()  # every pattern
+    columns = [2, 4, 9, 16, 19]
+    many = torch.zeros(32, 20, dtype=torch.bool)
+    many[:, columns] = few
+
+    assert len(subsets(many, family, special=columns[special])[0]) <= 2**5 + 2
+    found = mixture(many.tolist(), family, special=columns[special])
+    wanted = mixture(few.tolist(), family, special=special)
+    for b in range(32):
+        same = {tuple(s[c] for c in columns): w for s, w in found[b].items()}
+        assert same == pytest.approx(wanted[b])
+        assert all(sum(s) == sum(s[c] for c in columns) for s in found[b])

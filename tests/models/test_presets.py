@@ -431,6 +431,8 @@ def test_only_heads_of_images_are_bounded():
         (lambda: vectors(scale=0.0), r"'scale' should be positive"),
         (lambda: vectors(likelihoods={"t2": Normal}), r"'likelihoods' should hold .* 't2'"),
         (lambda: vector_mmhvae({"a": 1}, latents=()), r"'latents' should have an entry for each"),
+        (lambda: vector_mmhvae({"a": 1}, latents=8), r"'latents' should be a list .* but is 8"),
+        (lambda: image_mmhvae(["a"], 8, widths=8), r"'widths' should be a list .* but is 8"),
         (lambda: vector_mmhvae({"a": 1}, latents=(2, 0)), r"'latents' should be at least 1"),
         (lambda: vector_mmhvae({"a": 1}, hidden=0), r"'hidden' should be at least 1, but is 0"),
         (lambda: sequence_mmhvae("us", 16), r"'modalities' should be a list of distinct names"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from torch import nn
 import mmpoe
 from mmpoe.hierarchy import LatentGroup
 from mmpoe.imputation import add_matched_experts
-from mmpoe.likelihoods import Normal, StudentT
+from mmpoe.likelihoods import Columns, NegativeBinomial, Normal, Ordinal, StudentT
 from mmpoe.models import (
     MultimodalVAE,
     image_mmhvae,
@@ -23,7 +24,7 @@ from mmpoe.models import (
     vector_mmhvae,
     volume_mmhvae,
 )
-from mmpoe.nn import MLP, ConvDecoder, ConvEncoder, ModalityDict, Recorded
+from mmpoe.nn import MLP, Conditional, ConvDecoder, ConvEncoder, ModalityDict, Recorded
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 TRUST = ["example_models", __name__]
@@ -58,7 +59,17 @@ def test_a_model_comes_back_to_the_bit(build, tmp_path):
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors", ".md"}
 
 
+COLUMNS = {
+    ("age", "weight"): partial(Normal, scale=torch.ones(2), learn_scale=True),
+    "visits": NegativeBinomial,
+    "stage": partial(Ordinal, levels=4),
+}
 PRESETS = {
+    "columns": lambda: mmpoe.MVAE({"a": MLP(4, 4)}, {"a": Columns(MLP(2, 6), COLUMNS)}),
+    "covariates": lambda: mmpoe.MVAE(
+        {"a": Conditional(MLP(4, 4), ["age"])},
+        {"a": Normal(Conditional(MLP(5, 3), {"age": None, "site": 2}))},
+    ),
     "vector": lambda: vector_mmhvae({"a": 5, "b.c": 4}, private=2, markov=True),
     "sequence": lambda: sequence_mmhvae(["a", "b"], 16, widths=[8, 4], latents=[3, 2]),
     "image": lambda: image_mmhvae(["a", "b"], 16, widths=[8, 4], latents=[3, 2]),

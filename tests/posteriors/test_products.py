@@ -184,3 +184,31 @@ def test_an_expert_of_infinite_scale_is_neutral(prior_in):
     assert q.log_scale[1].item() == (0.0 if prior_in == "always" else torch.inf)
     (gradient,) = torch.autograd.grad(q.loc.sum() + q.log_scale[[0, 2]].sum(), log_scale[0])
     assert gradient.isfinite().all()
+
+
+def exact_product(loc, log_scale, given, powers, gamma=0.0):
+    """The mean and variance of the product with a standard normal prior, in float64."""
+    precision = powers[..., None] * (-2 * torch.stack(log_scale, dim=1)).exp() * given[..., None]
+    total = precision.sum(dim=1)
+    shrink = 1 / (1 + gamma * total)
+    variance = 1 / (1 + shrink * total)
+    return variance * shrink * (precision * torch.stack(loc, dim=1)).sum(dim=1), variance
+
+
+def test_float64_experts_are_fused_in_float64_whatever_the_rule_is_kept_in():
+    torch.manual_seed(0)
+    loc, log_scale = (list(torch.randn(3, 20, 4).double()) for _ in range(2))
+    given = torch.rand(20, 3) > 0.3
+    rule = GPoE(3)
+    with torch.no_grad():
+        rule.log_powers.copy_(torch.tensor([0.1, 0.5, -0.3]))
+    powers = rule.log_powers.double().exp() * given
+    powers = powers / powers.sum(dim=1, keepdim=True).clamp(min=1e-300)
+    noise = CommonNoisePoE(4, gamma=0.3)
+    gamma = noise.log_gamma[0].double().exp()
+    cases = [(rule, powers, 0.0), (noise, given.double(), gamma)]
+    for found, weights, common in cases:
+        q = found(loc, log_scale, given)
+        mean, variance = exact_product(loc, log_scale, given, weights, common)
+        torch.testing.assert_close(q.loc, mean, rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close((2 * q.log_scale).exp(), variance, rtol=1e-13, atol=1e-14)

@@ -6,15 +6,18 @@ import signal
 
 import pytest
 import torch
-from example_models import OBSERVED, SIZES, batch, flat, make
+from example_models import OBSERVED, SIZES, batch, flat, hierarchical, make
 from example_training import Weight, objective, recorded_steps, train
 from safetensors.torch import load_file
 from torch import nn
 
+import mmpoe
+from mmpoe.objectives import mixture_elbo
 from mmpoe.training import (
     Adversary,
     Checkpoints,
     Cosine,
+    ObjectiveWarning,
     Optimizer,
     Run,
     fit,
@@ -157,6 +160,9 @@ def test_bad_arguments_are_named(name, value, wanted):
 def test_an_optimiser_that_is_none_of_ours_is_named():
     with pytest.raises(TypeError, match=r"'optimizer' should be .*Optimizer\(lr=.*Adamax'>"):
         train(make(flat), optimizer=torch.optim.Adamax)
+    model = make(flat)
+    with pytest.raises(TypeError, match=r"'fit' makes an optimiser.* instance of Adamax"):
+        train(model, optimizer=torch.optim.Adamax(model.parameters()))
 
 
 def test_batches_that_run_out_are_named():
@@ -196,3 +202,55 @@ def test_compiled_networks_are_kept_under_their_own_names(tmp_path):
     assert plain_names == compiled_names
     for name, value in plain.items():
         torch.testing.assert_close(value, compiled[name])
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        (lambda bound: bound.mean().item(), "returns a float"),
+        (lambda bound: (bound, 1), "returns a tuple"),
+        (lambda bound: bound.detach(), r"without a gradient: was it detached"),
+        (lambda bound: bound > 0, r"dtype torch\.bool and shape \(8,\)"),
+        (lambda bound: bound[:, None, None], r"shape \(8, 1, 1\)"),
+        (lambda bound: bound[:0], r"shape \(0,\)"),
+    ],
+)
+def test_an_objective_that_returns_something_else_is_told(result, shown):
+    def odd(model, data, progress):
+        return result(objective(model, data, progress))
+
+    with pytest.raises(ValueError, match=f"'objective' should return .*{shown}"):
+        train(make(flat), objective=odd, steps=1)
+
+
+def test_an_adversary_that_returns_something_else_is_told():
+    adversary = Adversary(nn.Linear(1, 1), lambda network, data, done: 0.0)
+    with pytest.raises(ValueError, match=r"'adversary\.loss' should return .* a float"):
+        train(make(flat), adversary=adversary, steps=1)
+
+
+LOSSES = {
+    "negative bound": lambda model, data, done: -objective(model, data, done),
+    "negative mean": lambda model, data, done: -objective(model, data, done).mean(),
+    "over subsets": lambda model, data, done: -mixture_elbo(model, *data),
+}
+
+
+@pytest.mark.parametrize("build", [flat, hierarchical])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_a_loss_that_is_maximised_is_told(loss, build):
+    with pytest.warns(ObjectiveWarning, match="If it is a loss, return its negative"):
+        train(make(build), objective=loss, steps=1)
+    train(make(build), objective=lambda *given: -loss(*given), steps=1)  # without a warning
+
+
+def test_objectives_that_free_bits_or_lack_divergences_are_not_taken_for_losses():
+    def free(model, data, done):
+        output = model(data[0], data[1])
+        return mmpoe.elbo(output._replace(kl=[q.clamp(min=9.0) for q in output.kl]), *data)
+
+    def likelihood(model, data, done):
+        return mmpoe.elbo(model(data[0], data[1]), *data, beta=0.0)
+
+    train(make(flat), objective=free, steps=1)
+    train(make(flat), objective=likelihood, steps=1)
