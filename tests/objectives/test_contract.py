@@ -30,6 +30,10 @@ OBJECTIVES = {
     "mvae": lambda *args: objectives.mvae(*args, samples=2),
     "mmvae": objectives.mmvae,
     "mmvae_plus": objectives.mmvae_plus,
+    "mmvm": objectives.mmvm,
+    "learned weights": lambda model, x, observed: mixture_elbo(
+        model, x, observed, family=objectives.SubsetWeights(len(NAMES))(observed)
+    ),
     "mopoe": objectives.mopoe,
     "mvtcae": objectives.mvtcae,
     "mhvae": objectives.mhvae,

@@ -14,7 +14,7 @@ from example_models import (
     hierarchical,
     make,
 )
-from oracle import GOLDEN, data, golden
+from oracle import GOLDEN, PSI, B, W, X, data, golden
 from quadrature import BOTH, expect, layer, one_row
 from quadrature import flat as one_dimensional
 from quadrature import hierarchy as two_levels
@@ -35,13 +35,14 @@ from mmpoe.objectives import (
     mmhvae,
     mmvae,
     mmvae_plus,
+    mmvm,
     mopoe,
     mvae,
     mvtcae,
 )
 from mmpoe.posteriors import MoE, PoE
 
-PRESETS = [mvae, mmvae, mopoe, mvtcae, mhvae, mmhvae]
+PRESETS = [mvae, mmvae, mmvm, mopoe, mvtcae, mhvae, mmhvae]
 every_preset = pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.__name__)
 
 
@@ -193,6 +194,72 @@ def model_latents(model, x):
     """The latents that both modalities together have, from the first noise of a seed."""
     torch.manual_seed(0)
     return conditioned(model, x, BOTH).z
+
+
+# ------------------------------------------------------------ a prior that depends on the data
+
+
+def test_golden_mmvm():
+    # by integration over the densities of the golden posteriors of a and b
+    z = torch.linspace(-9, 9, 20001, dtype=torch.float64)
+    single = [v[:2] for s, v in GOLDEN.items() if len(s) == 1]
+    mean, variance, w, bias, psi, value = torch.tensor(
+        [*zip(*single, strict=True), W, B, PSI, X], dtype=torch.float64
+    )[..., None]
+    log_q = Gaussian(mean, variance.sqrt()).log_prob(z)  # (2, N)
+    log_h = log_q.logsumexp(dim=0) - math.log(2)
+    apart = torch.trapezoid(log_q.exp() * (log_q - log_h), z).sum().item()
+    scores = Gaussian(w * z + bias, psi.sqrt()).log_prob(value)
+    log_p = torch.trapezoid(log_q.exp() * scores, z).sum().item()
+    assert (log_p, apart) == pytest.approx((-2.223942365, 0.394544511), abs=1e-9)
+    model, x = golden().model(), data()
+    for beta in (0.0, 0.3, 1.0):
+        found = expect(mmvm, model, x, BOTH, beta, nodes=200).item()
+        assert found == pytest.approx(log_p - beta * apart, abs=1e-9)
+
+
+def test_one_modality_reconstructs_itself_at_no_cost_of_mmvm():
+    model, x, alone = one_dimensional(), one_row(), torch.tensor([[True, False]])
+    free = expect(elbo_given_all, model, x, alone, nodes=20).item()
+    for beta in (0.0, 1.0, 50.0):
+        found = expect(mmvm, model, x, alone, beta, nodes=20).item()
+        assert found == pytest.approx(free, abs=1e-10)
+
+
+def elbo_given_all(model, x, observed):
+    return mixture_elbo(model, x, observed, 0.0, family="full")
+
+
+def test_modalities_that_agree_cost_nothing_and_the_cost_of_others_is_bounded():
+    model = one_dimensional(mmpoe.MMVAE)
+    model.encoders["b"].load_state_dict(model.encoders["a"].state_dict())
+    x = {m: torch.full((1, 1), 0.7, dtype=torch.float64) for m in "ab"}
+    assert seeded(mmvm, model, x, BOTH, 9.0).item() == pytest.approx(
+        seeded(mmvm, model, x, BOTH, 0.0).item(), abs=1e-12
+    )
+    with torch.no_grad():  # posteriors that do not overlap
+        model.encoders["b"].bias[0] += 1000
+    cost = seeded(mmvm, model, x, BOTH, 0.0) - seeded(mmvm, model, x, BOTH, 1.0)
+    assert cost.item() == pytest.approx(2 * math.log(2), rel=1e-6)
+
+
+def test_mmvm_of_a_hierarchy_takes_the_densities_of_all_groups():
+    model, x = two_levels(), one_row()
+    found = seeded(mmvm, model, x, BOTH, 0.7)
+    torch.manual_seed(0)
+    single = torch.tensor([[True, False], [False, True]])
+    drawn = conditioned(model, x, single, rows=torch.zeros(2, dtype=torch.long))
+    expected = torch.zeros(1, dtype=torch.float64)
+    for row, m in enumerate("ab"):
+        z = [v[row : row + 1] for v in drawn.z]
+        log_q = {}
+        for n in "ab":
+            q = conditioned(model, x, [n], z=z).posteriors
+            log_q[n] = sum(p.log_prob(v) for p, v in zip(q, z, strict=True))
+        log_h = torch.stack(list(log_q.values())).logsumexp(dim=0) - math.log(2)
+        log_p = drawn.likelihoods[m].log_prob(x[m].expand(2, 1))[row]
+        expected = expected + log_p - 0.7 * (log_q[m] - log_h)
+    torch.testing.assert_close(found, expected)
 
 
 # ------------------------------------------------------------------------------ private latents
