@@ -31,6 +31,7 @@ OBJECTIVES = {
     "mmvae": objectives.mmvae,
     "mmvae_plus": objectives.mmvae_plus,
     "mmvm": objectives.mmvm,
+    "mmvm, mixture": lambda *args: objectives.mmvm(*args, density="mixture"),
     "learned weights": lambda model, x, observed: mixture_elbo(
         model, x, observed, family=objectives.SubsetWeights(len(NAMES))(observed)
     ),
