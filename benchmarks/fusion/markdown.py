@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["interval", "markdown"]
+__all__ = ["best", "interval", "markdown"]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
+
+from .rules import LEARNED
 
 
 class Column(NamedTuple):
@@ -29,15 +31,17 @@ ORACLES = [
     Column("mean", "error of mean, all", abs),
     Column("scale", "scale, all", lambda v: abs(math.log(v))),
 ]
-DIGITS = [
+LIKELY = [
     Column("bound", "bound", lambda v: -v, 1),
     Column("evidence", "evidence", lambda v: -v, 1),
-    Column("likelihood one", "view given 1", lambda v: -v),
-    Column("likelihood five", "view given 5", lambda v: -v),
-    Column("coherence one", "coherence, 1", lambda v: -v),
-    Column("coherence five", "coherence, 5", lambda v: -v),
-    Column("coverage one", "coverage, 1", lambda v: abs(v - 0.9)),
-    Column("coverage five", "coverage, 5", lambda v: abs(v - 0.9)),
+    Column("likelihood one", "view from 1", lambda v: -v),
+    Column("likelihood five", "view from 5", lambda v: -v),
+]
+PREDICTED = [
+    Column("coherence one", "coherence, from 1", lambda v: -v),
+    Column("coherence five", "from 5", lambda v: -v),
+    Column("coverage one", "coverage, from 1", lambda v: abs(v - 0.9)),
+    Column("coverage five", "from 5", lambda v: abs(v - 0.9)),
     Column("milliseconds", "ms a step", None, 1),
 ]
 
@@ -48,30 +52,35 @@ def markdown(content: Mapping[str, Any]) -> str:
     Arguments:
         content: The results, with what `benchmarks._results.facts` says first.
     """
-    machine, seeds, steps = content["machine"], len(content["seeds"]), content["steps"]
-    weights = content["oracles"]["independent"]["Learned weights"]["weight of all"]
+    machine, steps, truths = content["machine"], content["steps"], content["oracles"]
+    weights = truths["independent"][LEARNED]["weight of all"]
+    seeds = len(next(iter(content["digits"].values()))["bound"])
     return "\n\n".join(
         [
             "# Measured",
             f"`{content['command']}`, commit {content['commit']}, {content['date']}; "
-            f"{machine['cpu']}, one thread, PyTorch {machine['torch']}. Mean over {seeds} seeds, "
-            "plus or minus half of the 95 % interval (Student's t); the best mean is bold.",
+            f"{machine['cpu']}, one thread, PyTorch {machine['torch']}. Means over seeds, plus or "
+            "minus half of their 95 % interval (Student's t). Bold are the best mean, and those "
+            "whose difference from it, seed by seed, has an interval that holds 0.",
             "## Modalities that are independent given z",
-            f"Three modalities, two latents, {steps['oracles']} steps. Gaps are "
-            "$\\mathrm{KL}(q \\,\\|\\, p(z \\mid x_s))$ in nats, given one modality, all three, and "
-            "two, which training never saw. The error of the mean is in exact standard "
+            f"Three modalities, two latents, {len(weights)} seeds, {steps['oracles']} steps. Gaps "
+            "are the divergences from the exact posteriors, in nats, given one modality, all "
+            "three, and two, which training never saw. The error of the mean is in exact standard "
             "deviations, and scales are relative to the exact ones.",
-            _table(content["oracles"]["independent"], ORACLES),
+            _table(truths["independent"], ORACLES),
             f"Learned weights put {interval(weights, 2)} on the subset of all three.",
             "## Modalities that share noise",
             "The same, where all modalities see z through one noise.",
-            _table(content["oracles"]["shared noise"], ORACLES),
-            "## Six views of digits",
-            f"{steps['digits']} steps of 64 digits. Bound and evidence are of complete digits, in "
-            "nats; a view that is predicted has its log-density in nats per feature. Coherence is "
-            "the share of predictions that a classifier of real views tells the right digit of, "
-            "and coverage that of 90 % intervals.",
-            _table(content["digits"], DIGITS),
+            _table(truths["shared noise"], ORACLES),
+            "## Six views of digits: how likely",
+            f"{seeds} seeds, {steps['digits']} steps of 64 digits. Bound and evidence are of "
+            "complete digits, in nats; views that are predicted from one view or from five have "
+            "their log-density in nats per feature.",
+            _table(content["digits"], LIKELY),
+            "## Six views of digits: predictions",
+            "Coherence is the share of predicted views that a classifier of real ones tells the "
+            "right digit of; coverage is that of 90 % intervals.",
+            _table(content["digits"], PREDICTED),
         ]
     )
 
@@ -83,12 +92,22 @@ def interval(values: Sequence[float], digits: int) -> str:
         values: One value for each seed.
         digits: The number of decimal places.
     """
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{np.mean(values):.{digits}f} ± {half_width(values):.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
-def best(scores: Mapping[str, Mapping[str, Sequence[Any]]], column: Column) -> str | None:
-    """Returns the rule with the best mean, None if there is no best.
+def half_width(values: Sequence[float]) -> float:
+    """Returns half of the 95 % interval of a mean, by Student's t.
+
+    Arguments:
+        values: One value for each seed.
+    """
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(stats.t.ppf(0.975, len(values) - 1) * error)
+
+
+def best(scores: Mapping[str, Mapping[str, Sequence[Any]]], column: Column) -> list[str]:
+    """Returns the rule with the best mean, then those that are not significantly worse.
 
     Arguments:
         scores: For each rule and score, one value for each seed.
@@ -96,9 +115,15 @@ def best(scores: Mapping[str, Mapping[str, Sequence[Any]]], column: Column) -> s
     """
     badness = column.badness
     if badness is None:
-        return None
-    means = {r: v[column.key] for r, v in scores.items() if None not in v[column.key]}
-    return min(means, key=lambda rule: badness(float(np.mean(means[rule]))))
+        return []
+    bad = {
+        rule: np.array([badness(value) for value in found[column.key]])
+        for rule, found in scores.items()
+        if None not in found[column.key]
+    }
+    ranked = sorted(bad, key=lambda rule: float(bad[rule].mean()))
+    differences = {rule: bad[rule] - bad[ranked[0]] for rule in ranked}
+    return [rule for rule, d in differences.items() if d.mean() <= half_width(list(d))]
 
 
 def _table(scores: Mapping[str, Mapping[str, Sequence[Any]]], columns: Sequence[Column]) -> str:
@@ -112,6 +137,6 @@ def _table(scores: Mapping[str, Mapping[str, Sequence[Any]]], columns: Sequence[
         for column in columns:
             found = values[column.key]
             text = "–" if None in found else interval(found, column.digits)
-            cells.append(f"**{text}**" if bold[column.key] == rule else text)
+            cells.append(f"**{text}**" if rule in bold[column.key] else text)
         lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

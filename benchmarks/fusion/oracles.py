@@ -117,13 +117,16 @@ def fit(rule: str, truth: str, seed: int, steps: int) -> dict[str, float]:
     optimizer = torch.optim.Adam(trained, 0.03)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     learned = weights if rule == LEARNED else None
-    for _ in range(steps):
-        x = oracle.sample(BATCH)
+    data = oracle.sample(steps * BATCH)  # each sample is seen once
+    exact = oracle.posterior(data, PATTERNS)
+    for step in range(steps):
+        rows = slice(step * BATCH, (step + 1) * BATCH)
+        x = {m: v[rows] for m, v in data.items()}
         if rule == "MMVM":
             loss = -mmvm(model, x, torch.ones(BATCH, len(NAMES), dtype=torch.bool)).mean()
         else:
-            gaps = gap(mixture(model, x, learned), *oracle.posterior(x, PATTERNS))
-            loss = gaps[NUMBER != 2].mean()
+            mean, scale = (v[:, rows] for v in exact)
+            loss = gap(mixture(model, x, learned), mean, scale)[NUMBER != 2].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
