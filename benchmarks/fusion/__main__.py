@@ -42,7 +42,7 @@ class Profile(NamedTuple):
 
 PROFILES = {
     "smoke": Profile(2, 2, 2, digits.Size(steps=2, checks=1, samples=3, rows=40)),
-    "full": Profile(5, 600, 3, digits.Size(steps=600, checks=3, samples=40, rows=700)),
+    "full": Profile(3, 600, 3, digits.Size(steps=600, checks=3, samples=40, rows=700)),
 }
 
 
