@@ -7,7 +7,7 @@ one view and from five; the other 700 are looked at once, with what was chosen.
 
 from __future__ import annotations
 
-__all__ = ["DIGITS", "HIERARCHY", "Size", "fit"]
+__all__ = ["DIGITS", "HIERARCHY", "Size", "fit", "noise"]
 
 import copy
 import math
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -34,9 +35,12 @@ from mmpoe.objectives import SubsetWeights
 
 from .rules import RULES, Rule, one_part
 
+SIZES = dict(zip(VIEWS, (76, 216, 64, 240, 47, 6), strict=True))
 LATENTS, HIDDEN, BATCH, LEVEL = 24, 128, 64, 0.9
-HELD = slice(0, 300), slice(300, 1000)
-"""The digits for validation and test, of those that do not train."""
+CHOOSES = 0.3
+"""The share of the digits that do not train which chooses; the rest tests."""
+Loaded = tuple[Views, Views, np.ndarray, np.ndarray]
+"""What `examples.digit_views.load` returns."""
 HIERARCHY = "PoE, two groups"
 """The name of a hierarchy that fuses by products, which is on digits alone."""
 DIGITS = [*RULES, HIERARCHY]
@@ -54,8 +58,8 @@ class Size:
     """The number of times that validation looks at it."""
     samples: int
     """The number of samples that scores of the test are of."""
-    rows: int
-    """The number of digits of the test."""
+    load: Callable[[int], Loaded] = load
+    """Returns the data of a seed."""
 
 
 class Trained(NamedTuple):
@@ -85,23 +89,41 @@ class Data(NamedTuple):
     """Classifiers of digits, one for each view, fitted to the views that were observed."""
 
 
-@lru_cache(maxsize=1)
-def split(seed: int) -> Data:
-    """Returns the data of a seed.
+def noise(seed: int) -> Loaded:
+    """Returns noise in place of digits, of which there is nothing to download.
 
     Arguments:
         seed: The seed.
     """
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        {v: torch.randn(60, size, generator=generator) for v, size in SIZES.items()}
+        for _ in range(2)
+    ]
+    return parts[0], parts[1], np.arange(120) % 10, np.zeros((2, 1))
+
+
+@lru_cache(maxsize=1)
+def split(seed: int, load: Callable[[int], Loaded]) -> Data:
+    """Returns the data of a seed, some of it missing.
+
+    Arguments:
+        seed: The seed.
+        load: Returns the data, complete.
+    """
     x, others, digits, _ = load(seed)
     labels = torch.as_tensor(digits)
+    size = len(x[VIEWS[0]])
+    chooses = round(CHOOSES * (len(labels) - size))
     torch.manual_seed(seed)
-    observed = mcar(1000, [0.4] * len(VIEWS))
+    observed = mcar(size, [0.4] * len(VIEWS))
     classifiers = {
-        v: LogisticRegression(max_iter=300).fit(x[v][seen], labels[:1000][seen])
+        v: LogisticRegression(max_iter=300).fit(x[v][seen], labels[:size][seen])
         for v, seen in zip(VIEWS, observed.T, strict=True)
     }
-    parts = [{v: values[rows] for v, values in others.items()} for rows in (HELD[0], HELD[1])]
-    return Data(x, observed, *parts, labels[1000:][HELD[1]], classifiers)
+    validation = {v: values[:chooses] for v, values in others.items()}
+    test = {v: values[chooses:] for v, values in others.items()}
+    return Data(x, observed, validation, test, labels[size + chooses :], classifiers)
 
 
 def fit(name: str, seed: int, size: Size) -> dict[str, float | None]:
@@ -112,7 +134,7 @@ def fit(name: str, seed: int, size: Size) -> dict[str, float | None]:
         seed: The seed, of the split as well.
         size: How large the run is.
     """
-    data = split(seed)
+    data = split(seed, size.load)
     rule = RULES.get(name) or Rule(RULES["PoE"].build, one_part)
     runs = [_train(name, rule, setting, data, seed, size) for setting in rule.settings]
     best = max(runs, key=lambda run: run.score)
@@ -134,14 +156,13 @@ def build(name: str) -> MultimodalVAE:
     Arguments:
         name: The name of the rule.
     """
-    sizes = dict(zip(VIEWS, (76, 216, 64, 240, 47, 6), strict=True))
     if name == HIERARCHY:
-        return vector_mmhvae(sizes, hidden=HIDDEN, latents=(8, LATENTS))
+        return vector_mmhvae(SIZES, hidden=HIDDEN, latents=(8, LATENTS))
     return MVAE(
-        {v: MLP(size, 2 * LATENTS, hidden=[HIDDEN]) for v, size in sizes.items()},
+        {v: MLP(size, 2 * LATENTS, hidden=[HIDDEN]) for v, size in SIZES.items()},
         {
             v: Normal(MLP(LATENTS, size, hidden=[HIDDEN]), scale=0.3, learn_scale=True)
-            for v, size in sizes.items()
+            for v, size in SIZES.items()
         },
         LATENTS,
         posterior=RULES[name].build(len(VIEWS), LATENTS),
@@ -217,8 +238,7 @@ def over_patterns(
 
 def _score(model: MultimodalVAE, data: Data, size: Size) -> dict[str, float | None]:
     """The scores on test data."""
-    x = {v: values[: size.rows] for v, values in data.test.items()}
-    labels = data.labels[: size.rows]
+    x, labels = data.test, data.labels
 
     def score(target: str, p: Draws, truth: Tensor) -> dict[str, float]:
         shown = {target: torch.as_tensor(data.classifiers[target].predict(p.mean))}

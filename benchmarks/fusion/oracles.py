@@ -106,9 +106,10 @@ def fit(rule: str, truth: str, seed: int, steps: int) -> dict[str, float]:
     torch.manual_seed(seed)
     oracle = TRUTHS[truth](torch.Generator().manual_seed(seed))
     build = (lambda: nn.Linear(FEATURES, 2 * LATENTS)) if rule == "SumPooling" else Expert
+    exact_model = oracle.alone.model()
     model = MVAE(
         {m: build() for m in NAMES},
-        oracle.alone.model().decoders.requires_grad_(False),
+        {m: exact_model.decoders[m].requires_grad_(False) for m in NAMES},
         posterior=RULES[rule].build(len(NAMES), LATENTS),
     ).double()
     weights = SubsetWeights(len(NAMES)).double()
