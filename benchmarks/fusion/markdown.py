@@ -60,8 +60,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             "# Measured",
             f"`{content['command']}`, commit {content['commit']}, {content['date']}; "
             f"{machine['cpu']}, one thread, PyTorch {machine['torch']}. Means over seeds, plus or "
-            "minus half of their 95 % interval (Student's t). Bold are the best mean, and those "
-            "whose difference from it, seed by seed, has an interval that holds 0.",
+            "minus half of their 95 % interval (Student's t); the best mean is bold.",
             "## Modalities that are independent given z",
             f"Three modalities, two latents, {len(weights)} seeds, {steps['oracles']} steps. Gaps "
             "are the divergences from the exact posteriors, in nats, given one modality, all "
@@ -86,28 +85,18 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 def interval(values: Sequence[float], digits: int) -> str:
-    """Returns a mean, plus or minus half of its 95 % interval.
+    """Returns a mean, plus or minus half of its 95 % interval, by Student's t.
 
     Arguments:
         values: One value for each seed.
         digits: The number of decimal places.
     """
-    text = f"{np.mean(values):.{digits}f} ± {half_width(values):.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Returns half of the 95 % interval of a mean, by Student's t.
-
-    Arguments:
-        values: One value for each seed.
-    """
-    error = np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(stats.t.ppf(0.975, len(values) - 1) * error)
-
-
-def best(scores: Mapping[str, Mapping[str, Sequence[Any]]], column: Column) -> list[str]:
-    """Returns the rule with the best mean, then those that are not significantly worse.
+def best(scores: Mapping[str, Mapping[str, Sequence[Any]]], column: Column) -> str | None:
+    """Returns the rule with the best mean, None if there is no best.
 
     Arguments:
         scores: For each rule and score, one value for each seed.
@@ -115,15 +104,9 @@ def best(scores: Mapping[str, Mapping[str, Sequence[Any]]], column: Column) -> l
     """
     badness = column.badness
     if badness is None:
-        return []
-    bad = {
-        rule: np.array([badness(value) for value in found[column.key]])
-        for rule, found in scores.items()
-        if None not in found[column.key]
-    }
-    ranked = sorted(bad, key=lambda rule: float(bad[rule].mean()))
-    differences = {rule: bad[rule] - bad[ranked[0]] for rule in ranked}
-    return [rule for rule, d in differences.items() if d.mean() <= half_width(list(d))]
+        return None
+    means = {r: np.mean(v[column.key]) for r, v in scores.items() if None not in v[column.key]}
+    return min(means, key=lambda rule: badness(float(means[rule])))
 
 
 def _table(scores: Mapping[str, Mapping[str, Sequence[Any]]], columns: Sequence[Column]) -> str:
@@ -137,6 +120,6 @@ def _table(scores: Mapping[str, Mapping[str, Sequence[Any]]], columns: Sequence[
         for column in columns:
             found = values[column.key]
             text = "–" if None in found else interval(found, column.digits)
-            cells.append(f"**{text}**" if rule in bold[column.key] else text)
+            cells.append(f"**{text}**" if bold[column.key] == rule else text)
         lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

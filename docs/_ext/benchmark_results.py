@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+PAGES = ["benchmarks", "fusion"]
 LINE = re.compile(r"^\{results\} (\S+): `(.+)`$", re.MULTILINE)
 """The name of the results, and the command that writes them."""
 
@@ -21,13 +22,13 @@ def show(name, command, results=RESULTS):
 
 
 def fill(app, docname, source):
-    if docname == "benchmarks":
+    if docname in PAGES:
         source[0] = LINE.sub(lambda found: show(found[1], found[2]), source[0])
 
 
 def always_read(app, env, added, changed, removed):
     """Results may have been written since."""
-    return ["benchmarks"]
+    return PAGES
 
 
 def setup(app):
