@@ -664,9 +664,11 @@ class MultimodalVAE(Recorded, nn.Module):
             return _run_decoder(decoder, state, context)
         try:
             return _run_decoder(decoder, state, context)
-        except RuntimeError as error:
-            if type(error) is not RuntimeError:  # out of memory, say
+        except (RuntimeError, ValueError) as error:
+            if type(error) not in (RuntimeError, ValueError):  # out of memory, say
                 raise
+            if isinstance(error, ValueError):
+                raise ValueError(f"The decoder of {modality!r} fails: {error}") from error
             shape = tuple(state.h.shape[1:])
             raise ValueError(
                 f"The decoder of {modality!r} should take states of shape (N, "

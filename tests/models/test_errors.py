@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import mmpoe
-from mmpoe.likelihoods import Normal
+from mmpoe.likelihoods import Categorical, Normal
 
 X = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
 OBSERVED = torch.ones(4, 2, dtype=torch.bool)
@@ -46,6 +46,13 @@ def test_what_an_encoder_returns(value, message):
 def test_a_decoder_of_another_width():
     with pytest.raises(ValueError, match=r"decoder of 'a' should take states of shape \(N, 2\)"):
         model(decoder=nn.Linear(5, 3))(X)
+
+
+def test_a_decoder_that_returns_too_few_numbers():
+    vae = model()
+    vae.decoders["a"] = Categorical(nn.Linear(2, 4), classes=3)
+    with pytest.raises(ValueError, match=r"decoder of 'a' fails: The network of Categorical"):
+        vae(X)
 
 
 def test_encoders_that_forget_the_deviation():

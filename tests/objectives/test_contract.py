@@ -91,8 +91,8 @@ def test_so_do_estimates_and_predictions(estimate):
 
 
 @every_objective
-@pytest.mark.parametrize("build", MODELS)
-def test_every_latent_group_is_fused_by_the_operation(name, build, monkeypatch):
+@pytest.mark.parametrize("build", [b for b in MODELS if "barycent" not in b and "sum" not in b])
+def test_every_product_is_one_of_the_operation(name, build, monkeypatch):
     model, calls, operation = make(MODELS[build]), [], kernels.gaussian_poe
     if name == "mmvae_plus" and len(model.groups) == 1:
         pytest.skip("private latents need a group of their own")
