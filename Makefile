@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs bench-smoke \
-	bench-ablations bench-downstream bench-downstream-full bench-mmhvae bench-multivae bench-poe bench-recipe \
-	bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate gpu reliability \
+	bench-ablations bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-poe \
+	bench-recipe bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate gpu reliability \
 	test-kernels format clean
 
 help:  ## List the targets
@@ -82,11 +82,15 @@ bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_recipe --smoke
 	$(BIN)/python -m benchmarks.synthesis.costs --smoke
 	rm -rf runs/bench-smoke
+	$(BIN)/python -m benchmarks.fusion --profile smoke --out runs/bench-smoke/fusion
 	$(BIN)/python -m benchmarks.synthesis.run --profile smoke --systems unet mhvae --out runs/bench-smoke
 	$(BIN)/python -m benchmarks.synthesis.ablations --profile smoke --workers 1 --factors adversary \
 		--out runs/bench-smoke/ablations
 	$(BIN)/python -m benchmarks.synthesis.uncertainty --profile smoke --workers 1 \
 		--out runs/bench-smoke/uncertainty --models runs/bench-smoke
+
+bench-fusion: $(READY)  ## Compare fusion rules with exact posteriors and on digits, under 25 minutes; write the tables
+	$(BIN)/python -m benchmarks.fusion --profile full --write
 
 bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae | tee benchmarks/results/mmhvae.txt"

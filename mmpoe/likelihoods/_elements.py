@@ -28,7 +28,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
-from torch.nn.functional import logsigmoid, mse_loss
+from torch.nn.functional import logsigmoid, mse_loss, softplus
 
 from mmpoe.distributions import average, moments_of_mixture
 
@@ -190,14 +190,13 @@ class NegativeBinomial(dist.NegativeBinomial):
         dtype = self.log_mean.dtype
         x, log_mean = exact(value), exact(self.log_mean)
         log_r = exact(narrow(self.log_inverse_dispersion))
-        r, zero = log_r.exp(), torch.zeros_like(log_r)
-        u = torch.logaddexp(zero, x.log() - log_r)  # log(1 + x / r)
-        v = torch.logaddexp(zero, log_mean - log_r)  # log(1 + mean / r)
-        large = x * (log_mean - 1) + (r + x) * (u - v) - torch.lgamma(x + 1)
+        r = log_r.exp()
+        u = softplus(x.log() - log_r, threshold=40)  # log(1 + x / r)
+        v = softplus(log_mean - log_r, threshold=40)  # log(1 + mean / r)
+        large = x * (log_mean - 1) + (r + x) * (u - v) - u / 2 - torch.lgamma(x + 1)
         # log Gamma(r + x) - log Gamma(r) grows with r and cancels: only what is left is computed
         r = r.to(dtype)
-        left = stirling_error(r + value.to(dtype)) - stirling_error(r) - u.to(dtype) / 2
-        return large.to(dtype) + left
+        return large.to(dtype) + (stirling_error(r + value.to(dtype)) - stirling_error(r))
 
 
 class ZeroInflated(dist.TorchDistribution):

@@ -2,7 +2,7 @@ r"""The base of all likelihoods: a network, and the check that data are in the s
 
 from __future__ import annotations
 
-__all__ = ["Likelihood", "MakeLikelihood", "check_support"]
+__all__ = ["Likelihood"]
 
 import math
 from abc import ABC, abstractmethod

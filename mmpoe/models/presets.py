@@ -90,8 +90,9 @@ def vector_mmhvae(
         torch.Size([5, 3])
         >>> from mmpoe.likelihoods import Categorical, Columns, NegativeBinomial
         >>> columns = [Normal, NegativeBinomial, partial(Categorical, classes=4)]
-        >>> vae = vector_mmhvae({"ehr": 3}, likelihoods={"ehr": partial(Columns, columns=columns)})
-        >>> vae({"ehr": torch.zeros(5, 3)}).likelihoods["ehr"].sample().shape
+        >>> make = partial(Columns, columns=columns)
+        >>> vae = vector_mmhvae({"exam": 3}, likelihoods={"exam": make})
+        >>> vae({"exam": torch.zeros(5, 3)}).likelihoods["exam"].sample().shape
         torch.Size([5, 3])
     """
     if not isinstance(modalities, Mapping):

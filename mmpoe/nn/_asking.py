@@ -10,7 +10,6 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -61,12 +60,15 @@ def call(
     return module(*inputs, **options)
 
 
-@torch.compiler.assume_constant_result
 def _has_keyword(function: object, name: str) -> bool:
     """Whether a function takes a keyword, a constant for the compiler."""
     # only plain functions are kept, so that no module is
     keywords = _kept if isinstance(function, FunctionType) else _keywords
     return name in keywords(function)
+
+
+# what torch.compiler.assume_constant_result sets, which would import the compiler
+_has_keyword._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _keywords(function: object) -> frozenset[str]:

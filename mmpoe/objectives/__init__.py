@@ -8,6 +8,7 @@ batch, :func:`free_bits` and :func:`balanced`.
 """
 
 __all__ = [
+    "SubsetWeights",
     "balanced",
     "collapsed",
     "elbo",
@@ -20,6 +21,7 @@ __all__ = [
     "mmhvae",
     "mmvae",
     "mmvae_plus",
+    "mmvm",
     "mopoe",
     "mvae",
     "mvtcae",
@@ -35,4 +37,5 @@ from .bounds import elbo
 from .matching import posterior_matching
 from .missingness import not_miwae
 from .mixtures import mixture_elbo, mixture_iwae
-from .presets import mhvae, mmhvae, mmvae, mmvae_plus, mopoe, mvae, mvtcae
+from .presets import mhvae, mmhvae, mmvae, mmvae_plus, mmvm, mopoe, mvae, mvtcae
+from .weights import SubsetWeights

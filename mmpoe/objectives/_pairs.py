@@ -2,7 +2,15 @@ r"""Pairs of a sample and a subset of what it observed, one after the other."""
 
 from __future__ import annotations
 
-__all__ = ["Family", "Packed", "choose", "choose_family", "full_and_singletons", "places"]
+__all__ = [
+    "Family",
+    "Packed",
+    "choose",
+    "choose_family",
+    "full_and_singletons",
+    "of_same_rows",
+    "places",
+]
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -124,6 +132,22 @@ def places(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     samples, row, counts = rows.unique_consecutive(return_inverse=True, return_counts=True)
     start = counts.cumsum(dim=0) - counts
     return samples, row, torch.arange(len(rows), device=rows.device) - start[row]
+
+
+def of_same_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns all couples of pairs of the same sample, a pair and itself among them.
+
+    Arguments:
+        rows: The sample of each pair, ascending, with shape (R).
+
+    Returns:
+        The first and the second pair of each couple, both with shape (N).
+    """
+    _, row, counts = rows.unique_consecutive(return_inverse=True, return_counts=True)
+    width = counts[row]  # (R), the number of couples that each pair is the first of
+    first = torch.arange(len(rows), device=rows.device).repeat_interleave(width)
+    place = torch.arange(len(first), device=rows.device) - (width.cumsum(dim=0) - width)[first]
+    return first, (counts.cumsum(dim=0) - counts)[row][first] + place
 
 
 def choose(pairs: Packed, point: Tensor | None = None) -> Tensor:

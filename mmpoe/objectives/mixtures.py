@@ -193,11 +193,7 @@ def mixture_iwae(
           2019)
         | https://arxiv.org/abs/1810.04152
     """
-    if torch.compiler.is_compiling():
-        raise RuntimeError(
-            "mixture_iwae cannot be compiled: the shapes inside depend on data. Call "
-            "torch.compiler.disable(mixture_iwae), or of the objective that uses it."
-        )
+    check_not_compiling("mixture_iwae")
     check_choice("density", density, ["mixture", "component"])
     check_choice("gradient", gradient, ["pathwise", "stl", "dreg"])
     if not isinstance(samples, int) or samples < 1:
@@ -294,6 +290,14 @@ def _scale_gradient(z: Tensor, factor: Tensor) -> Tensor:
     if z.requires_grad:
         z.register_hook(lambda g: g * factor.reshape(-1, *(1,) * (g.dim() - 1)))
     return z
+
+
+def check_not_compiling(objective: str) -> None:
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{objective} cannot be compiled: the shapes inside depend on data. Call "
+            f"torch.compiler.disable({objective}), or of the objective that uses it."
+        )
 
 
 def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:

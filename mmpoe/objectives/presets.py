@@ -1,12 +1,12 @@
 r"""The objectives of the models, by the names of their papers.
 
-Each is a choice of arguments of :func:`mixture_elbo` or :func:`mixture_iwae`, and can be used with
-any model of the library.
+Most are a choice of arguments of :func:`mixture_elbo` or :func:`mixture_iwae`. All can be used
+with any model of the library.
 """
 
 from __future__ import annotations
 
-__all__ = ["mhvae", "mmhvae", "mmvae", "mmvae_plus", "mopoe", "mvae", "mvtcae"]
+__all__ = ["mhvae", "mmhvae", "mmvae", "mmvae_plus", "mmvm", "mopoe", "mvae", "mvtcae"]
 
 from collections.abc import Mapping
 
@@ -14,13 +14,19 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from mmpoe.evidence._samples import take
+from mmpoe.evidence._samples import log_posterior, sum_log_prob, take
 from mmpoe.missing import check_names, check_observed, subsets, with_valid
 from mmpoe.models import MultimodalVAE
 
-from ._pairs import beside, full_and_singletons, weight_dtype
+from ._pairs import beside, choose_family, full_and_singletons, of_same_rows, weight_dtype
 from .bounds import Beta, penalty
-from .mixtures import mixture_elbo, mixture_iwae, nothing
+from .mixtures import (
+    check_choice,
+    check_not_compiling,
+    mixture_elbo,
+    mixture_iwae,
+    nothing,
+)
 
 
 def mvae(
@@ -177,6 +183,82 @@ def mmvae_plus(
         private=private,
         valid=valid,
     )
+
+
+def mmvm(
+    model: MultimodalVAE,
+    x: Mapping[str, Tensor],
+    observed: Tensor,
+    beta: float = 1.0,
+    *,
+    density: str = "component",
+    valid: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    r"""Sums the reconstruction of each modality from itself, and draws their posteriors together.
+
+    .. math::
+        \mathcal{L}(x_r) = \sum_{m \in r} \mathrm{E}_{q_m(z \mid x_m)} [\log p(x_m \mid z)]
+        - \beta \, \mathrm{KL}(q_m \,\|\, h), \qquad
+        h(z \mid x_r) = \frac{1}{|r|} \sum_{n \in r} q_n(z \mid x_n)
+
+    The prior :math:`h` of each modality is the mixture of the posteriors of all that were observed
+    (MMVM, the multimodal variational mixture-of-experts prior). The divergences from it add up to
+    :math:`|r|` times the Jensen-Shannon divergence of the posteriors, which saturates at
+    :math:`\log |r|`: posteriors that are far apart have next to no gradient. By default, as in the
+    published code, each divergence is therefore the average of those from the components, in
+    closed form, which is at least as large:
+
+    .. math::
+        \mathrm{KL}(q_m \,\|\, h) \le \frac{1}{|r|} \sum_{n \in r} \mathrm{KL}(q_m \,\|\, q_n)
+
+    Either is 0 where all modalities say the same of z. :math:`p(z)` has no part in it, a row with
+    one modality costs nothing, and the objective bounds no evidence of the model.
+
+    Arguments:
+        model: The model, :class:`~mmpoe.models.MMVAE` in the paper.
+        x: The batch, a mapping from modality names to tensors of shape :math:`(B, *)`.
+        observed: What was observed, boolean, with shape :math:`(B, M)`.
+        beta: The weight :math:`\beta` of the divergences.
+        density: What posteriors diverge from, each ``"component"`` of :math:`h` on average, in
+            closed form, or the ``"mixture"`` itself, at a sample.
+        valid: Which elements of each modality to score, see :func:`elbo`.
+
+    Returns:
+        The objective, in nats, with shape :math:`(B)`.
+
+    Raises:
+        ValueError: As :func:`mixture_elbo`, and if `density` is none of its choices.
+        RuntimeError: If it is called inside ``torch.compile``.
+
+    References:
+        | Unity by Diversity: Improved Representation Learning for Multimodal VAEs (Sutter et al.,
+          2024)
+        | https://arxiv.org/abs/2403.05300
+    """
+    check_not_compiling("mmvm")
+    check_choice("density", density, ["component", "mixture"])
+    pairs = choose_family(x, observed, model.modalities, "singletons")
+    if len(pairs.rows) == 0:
+        return nothing(model, x, observed)
+    given, rows, weight = pairs
+    x = with_valid(x, valid)
+    encodings = model.encode(x, pairs.needed(len(observed)))
+    q = model.infer(encodings, given, rows=rows)
+    if density == "mixture":
+        log_h = log_posterior(model, encodings, q.z, rows, pairs, coarsest=q.posteriors[0])
+        cost = sum_log_prob(q.posteriors, q.z) - log_h
+    else:
+        own, other = of_same_rows(rows)  # q_m and q_n, at a sample of the former in a hierarchy
+        z = [v.index_select(0, own) for v in q.z]
+        p = model.infer(encodings, given[other], rows=rows[other], z=z)
+        between = [
+            kl_divergence(take(q_m, own), q_n)
+            for q_m, q_n in zip(q.posteriors, p.posteriors, strict=True)
+        ]
+        share = weight[other] * torch.stack(between).sum(dim=0)
+        cost = share.new_zeros(len(rows)).index_add(0, own, share)
+    log_p = model.log_likelihood(q.state, x, given, rows=rows)
+    return pairs.sum(log_p - beta * cost, len(observed))
 
 
 def mopoe(

@@ -1,13 +1,25 @@
 r"""Posteriors: rules that fuse a prior and given experts into :math:`q(z \mid x_s)`.
 
-A *product* fuses all that is given. A *mixture* is an even mixture of products, one for each
-member of a family of subsets of what is given; its rule fuses one component, which the model
-draws once for all groups of a hierarchy.
+A *product* fuses all that is given; so do a barycentre and a sum of features. A *mixture* is an
+even mixture of products, one for each member of a family of subsets of what is given; its rule
+fuses one component, which the model draws once for all groups of a hierarchy.
 """
 
-__all__ = ["CommonNoisePoE", "Draw", "Factors", "GPoE", "MoE", "MoPoE", "PoE", "Posterior"]
+__all__ = [
+    "CommonNoisePoE",
+    "Draw",
+    "Factors",
+    "GPoE",
+    "MoE",
+    "MoPoE",
+    "PoE",
+    "Posterior",
+    "SumPooling",
+    "WassersteinBarycenter",
+]
 
 from .base import Draw, Factors, Posterior
 from .common_noise import CommonNoisePoE
 from .mixtures import MoE, MoPoE
+from .pooling import SumPooling, WassersteinBarycenter
 from .products import GPoE, PoE

@@ -31,6 +31,19 @@ class CommonNoisePoE(Posterior):
     product to the bit. The rule does not make samples across modalities wide enough: their spread
     is a matter of the objective.
 
+    It is the consensus of dependent experts (CoDE), times the prior, of experts whose errors have
+    the covariance
+
+    .. math::
+        \Sigma = \operatorname{diag}(\sigma_m^2) + \gamma \sigma_p^2 \mathbf{1} \mathbf{1}^\top,
+        \qquad q(z \mid x_s) \propto p(z) \, \mathcal{N}\Big(z;
+        \frac{\mathbf{1}^\top \Sigma^{-1} \mu}{\mathbf{1}^\top \Sigma^{-1} \mathbf{1}},
+        \frac{1}{\mathbf{1}^\top \Sigma^{-1} \mathbf{1}}\Big)
+
+    over what is given: in O(M) and in the fused kernel, where CoDE inverts a matrix for each
+    latent. The published CoDE-VAE has errors of one correlation, :math:`\Sigma_{mn} = \rho
+    \sigma_m \sigma_n`, in place of one noise, and no prior in the product.
+
     Arguments:
         channels: The number of channels: the size of the first event dimension of z.
         gamma: The common noise at the start, one number or one per channel; learned from
@@ -39,6 +52,13 @@ class CommonNoisePoE(Posterior):
 
     Raises:
         ValueError: If `gamma` is negative or has the wrong number of channels.
+
+    References:
+        | Combining Probability Distributions from Dependent Information Sources (Winkler, 1981)
+        | https://doi.org/10.1287/mnsc.27.4.479
+        | Aggregation of Dependent Expert Distributions in Multimodal Variational Autoencoders
+          (Mancisidor et al., 2025)
+        | https://arxiv.org/abs/2505.01134
 
     Example:
         >>> rule = CommonNoisePoE(1, gamma=1.0)

@@ -34,11 +34,16 @@ def test_documentation_includes_what_there_is_and_names_what_is_not(tmp_path):
     (tmp_path / "x.md").touch()
     shown = extension.show("x", "make x", tmp_path)
     assert shown.startswith("```{include} ../benchmarks/results/x.md\n")
-    page = (path.parents[1] / "benchmarks.md").read_text()
-    names = [name for name, _ in extension.LINE.findall(page)]
-    assert names == ["synthesis", "downstream", "ablations", "uncertainty", "synthesis_costs"]
-    source = [page]
-    extension.fill(None, "another", source)
-    assert source == [page]
-    extension.fill(None, "benchmarks", source)
-    assert "{results}" not in source[0]
+    shown = {
+        "benchmarks": ["synthesis", "downstream", "ablations", "uncertainty", "synthesis_costs"],
+        "fusion": ["fusion"],
+    }
+    assert list(shown) == extension.PAGES
+    for page, names in shown.items():
+        text = (path.parents[1] / f"{page}.md").read_text()
+        assert [name for name, _ in extension.LINE.findall(text)] == names
+        source = [text]
+        extension.fill(None, "another", source)
+        assert source == [text]
+        extension.fill(None, page, source)
+        assert "{results}" not in source[0]

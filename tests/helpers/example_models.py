@@ -11,7 +11,7 @@ from mmpoe.missing import Pairs
 from mmpoe.models import Output
 from mmpoe.models._inputs import given_mask
 from mmpoe.nn import MLP, Recorded
-from mmpoe.posteriors import CommonNoisePoE, GPoE, MoPoE, PoE
+from mmpoe.posteriors import CommonNoisePoE, GPoE, MoPoE, PoE, SumPooling, WassersteinBarycenter
 
 NAMES = ["us", "t2.space", "type"]
 SIZES = dict(zip(NAMES, [5, 4, 3], strict=True))
@@ -86,6 +86,11 @@ MODELS = {
     "powers": lambda: flat(posterior=GPoE(len(NAMES))),
     "hierarchical powers": lambda: hierarchical(rule=lambda channels: GPoE(len(NAMES), clamp=5.0)),
     "common noise": lambda: flat(posterior=CommonNoisePoE(4)),
+    "barycentre": lambda: flat(posterior=WassersteinBarycenter()),
+    "sum of features": lambda: flat(posterior=SumPooling(MLP(8, 8, hidden=[16]))),
+    "hierarchical sum of features": lambda: hierarchical(
+        rule=lambda channels: SumPooling(nn.Linear(2 * channels, 2 * channels))
+    ),
     "hierarchical common noise": lambda: hierarchical(
         rule=lambda channels: CommonNoisePoE(channels, gamma=0.5, clamp=5.0)
     ),

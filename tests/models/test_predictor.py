@@ -14,7 +14,7 @@ from mmpoe.likelihoods import Normal, StudentT
 from mmpoe.missing import subsets
 from mmpoe.models import Predictor, image_mmhvae, published_mmhvae, vector_mmhvae
 from mmpoe.nn import MLP
-from mmpoe.objectives import mixture_elbo, mmvae
+from mmpoe.objectives import mixture_elbo, mmvae, mmvm
 from mmpoe.oracles import LinearGaussian
 from mmpoe.posteriors import MoE, MoPoE
 
@@ -229,10 +229,11 @@ def test_a_predictor_is_the_prediction_at_the_mean(experts):
     torch.testing.assert_close(found["us"], wanted)
 
 
-def test_importance_weighted_bounds_say_that_they_cannot_be_compiled():
+def test_bounds_with_densities_of_mixtures_say_that_they_cannot_be_compiled():
     model, x = make(MODELS["mixture of experts"]), batch()
-    with pytest.raises(Exception, match=r"mixture_iwae cannot be compiled"):
-        torch.compile(mmvae, backend="eager", fullgraph=True)(model, x, OBSERVED)
+    for objective, name in ((mmvae, "mixture_iwae"), (mmvm, "mmvm")):
+        with pytest.raises(Exception, match=rf"{name} cannot be compiled"):
+            torch.compile(objective, backend="eager", fullgraph=True)(model, x, OBSERVED)
     left_out = torch.compiler.disable(mmvae)
     with torch.no_grad():
         for objective in (mmvae, lambda *args: left_out(*args) * 2):  # with breaks in the graph

@@ -32,6 +32,11 @@ OBJECTIVES = {
     "mvae": lambda *args: objectives.mvae(*args, samples=2),
     "mmvae": objectives.mmvae,
     "mmvae_plus": objectives.mmvae_plus,
+    "mmvm": objectives.mmvm,
+    "mmvm, mixture": lambda *args: objectives.mmvm(*args, density="mixture"),
+    "learned weights": lambda model, x, observed: mixture_elbo(
+        model, x, observed, family=objectives.SubsetWeights(len(NAMES))(observed)
+    ),
     "mopoe": objectives.mopoe,
     "mvtcae": objectives.mvtcae,
     "mhvae": objectives.mhvae,

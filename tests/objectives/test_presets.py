@@ -14,7 +14,7 @@ from example_models import (
     hierarchical,
     make,
 )
-from oracle import GOLDEN, data, golden
+from oracle import GOLDEN, PSI, B, W, X, data, golden
 from quadrature import BOTH, expect, layer, one_row
 from quadrature import flat as one_dimensional
 from quadrature import hierarchy as two_levels
@@ -36,13 +36,14 @@ from mmpoe.objectives import (
     mmhvae,
     mmvae,
     mmvae_plus,
+    mmvm,
     mopoe,
     mvae,
     mvtcae,
 )
 from mmpoe.posteriors import MoE, PoE
 
-PRESETS = [mvae, mmvae, mopoe, mvtcae, mhvae, mmhvae]
+PRESETS = [mvae, mmvae, mmvm, mopoe, mvtcae, mhvae, mmhvae]
 every_preset = pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.__name__)
 
 
@@ -197,6 +198,102 @@ def model_latents(model, x):
     return conditioned(model, x, BOTH).z
 
 
+# ------------------------------------------------------------ a prior that depends on the data
+
+
+def test_golden_mmvm():
+    # by integration over the densities of the golden posteriors of a and b
+    z = torch.linspace(-9, 9, 20001, dtype=torch.float64)
+    single = [v[:2] for s, v in GOLDEN.items() if len(s) == 1]
+    mean, variance, w, bias, psi, value = torch.tensor(
+        [*zip(*single, strict=True), W, B, PSI, X], dtype=torch.float64
+    )[..., None]
+    log_q = Gaussian(mean, variance.sqrt()).log_prob(z)  # (2, N)
+    log_h = log_q.logsumexp(dim=0) - math.log(2)
+    apart = torch.trapezoid(log_q.exp() * (log_q - log_h), z).sum().item()
+    scores = Gaussian(w * z + bias, psi.sqrt()).log_prob(value)
+    log_p = torch.trapezoid(log_q.exp() * scores, z).sum().item()
+    assert (log_p, apart) == pytest.approx((-2.223942365, 0.394544511), abs=1e-9)
+    parts = [Gaussian(m[0], v[0].sqrt()) for m, v in zip(mean, variance, strict=True)]
+    pairs = (kl_divergence(*parts) + kl_divergence(*parts[::-1])).item() / 2
+    assert pairs == pytest.approx(1.616319444, abs=1e-9)
+    model, x = golden().model(), data()
+    for beta in (0.0, 0.3, 1.0):
+        found = expect(mmvm, model, x, BOTH, beta, density="mixture", nodes=200).item()
+        assert found == pytest.approx(log_p - beta * apart, abs=1e-9)
+        found = expect(mmvm, model, x, BOTH, beta, nodes=3).item()
+        assert found == pytest.approx(log_p - beta * pairs, abs=1e-9)
+
+
+every_density = pytest.mark.parametrize("density", ["component", "mixture"])
+
+
+@every_density
+def test_one_modality_reconstructs_itself_at_no_cost_of_mmvm(density):
+    model, x, alone = one_dimensional(), one_row(), torch.tensor([[True, False]])
+    free = expect(mixture_elbo, model, x, alone, 0.0, family="full", nodes=20).item()
+    for beta in (0.0, 1.0, 50.0):
+        found = expect(mmvm, model, x, alone, beta, density=density, nodes=20).item()
+        assert found == pytest.approx(free, abs=1e-10)
+
+
+@every_density
+def test_modalities_that_agree_cost_nothing_in_mmvm(density):
+    model = one_dimensional(mmpoe.MMVAE)
+    model.encoders["b"].load_state_dict(model.encoders["a"].state_dict())
+    x = {m: torch.full((1, 1), 0.7, dtype=torch.float64) for m in "ab"}
+    found = [seeded(mmvm, model, x, BOTH, beta, density=density).item() for beta in (0.0, 9.0)]
+    assert found[0] == pytest.approx(found[1], abs=1e-12)
+
+
+def test_what_modalities_that_are_far_apart_cost_in_mmvm():
+    model, x = one_dimensional(mmpoe.MMVAE), one_row()
+    with torch.no_grad():
+        model.encoders["b"].bias[0] += 1000
+
+    def cost_and_gradient(**options):
+        total = seeded(mmvm, model, x, BOTH, 0.0) - seeded(mmvm, model, x, BOTH, **options)
+        return total.item(), torch.autograd.grad(total, model.encoders["b"].bias)[0][0].item()
+
+    cost, gradient = cost_and_gradient(density="mixture")  # nothing draws them together
+    assert cost == pytest.approx(2 * math.log(2), rel=1e-6)
+    assert gradient == 0
+    cost, gradient = cost_and_gradient()
+    assert cost > 1e5
+    assert gradient > 1e2
+
+
+@every_density
+def test_mmvm_of_a_hierarchy_takes_all_groups(density):
+    model, x = two_levels(), one_row()
+    found = seeded(mmvm, model, x, BOTH, 0.7, density=density)
+    torch.manual_seed(0)
+    single = torch.tensor([[True, False], [False, True]])
+    drawn = conditioned(model, x, single, rows=torch.zeros(2, dtype=torch.long))
+    expected = torch.zeros(1, dtype=torch.float64)
+    for row, m in enumerate("ab"):
+        z = [v[row : row + 1] for v in drawn.z]
+        q = {n: conditioned(model, x, [n], z=z).posteriors for n in "ab"}
+        if density == "component":
+            levels = [
+                kl_divergence(*level) for n in "ab" for level in zip(q[m], q[n], strict=True)
+            ]
+            cost = sum(levels) / 2
+        else:
+            log_q = {n: sum(p.log_prob(v) for p, v in zip(q[n], z, strict=True)) for n in "ab"}
+            log_h = torch.stack(list(log_q.values())).logsumexp(dim=0) - math.log(2)
+            cost = log_q[m] - log_h
+        log_p = drawn.likelihoods[m].log_prob(x[m].expand(2, 1))[row]
+        expected = expected + log_p - 0.7 * cost
+    torch.testing.assert_close(found, expected)
+
+
+def test_couples_of_the_same_row():
+    first, second = _pairs.of_same_rows(torch.tensor([0, 2, 2, 5]))
+    couples = list(zip(first.tolist(), second.tolist(), strict=True))
+    assert couples == [(0, 0), (1, 1), (1, 2), (2, 1), (2, 2), (3, 3)]
+
+
 # ------------------------------------------------------------------------------ private latents
 
 
@@ -344,3 +441,5 @@ def test_bad_options_of_presets_are_named():
         mmvae(model, x, OBSERVED, samples=2, gradient="stl")
     with pytest.raises(ValueError, match=r"'decode' should be one of"):
         mopoe(model, x, OBSERVED, decode="none")
+    with pytest.raises(ValueError, match=r"'density' should be one of component, mixture"):
+        mmvm(model, x, OBSERVED, density="all")

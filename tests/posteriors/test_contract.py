@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from mmpoe import gaussian
-from mmpoe.posteriors import CommonNoisePoE, GPoE, MoE, MoPoE, PoE, Posterior
+from mmpoe.posteriors import (
+    CommonNoisePoE,
+    GPoE,
+    MoE,
+    MoPoE,
+    PoE,
+    Posterior,
+    SumPooling,
+    WassersteinBarycenter,
+)
 
 M, ROWS, EVENT = 4, 6, (3, 2)
 
@@ -21,6 +30,12 @@ def powered(powers, **options):
     with torch.no_grad():
         rule.log_powers.copy_(torch.tensor(powers).log())
     return rule
+
+
+def pooled():
+    torch.manual_seed(0)
+    network = torch.nn.Conv1d(2 * EVENT[0], 2 * EVENT[0], 1)
+    return SumPooling(torch.nn.Sequential(network, torch.nn.Tanh()))
 
 
 RULES = {
@@ -36,6 +51,9 @@ RULES = {
     "clamped common noise": lambda: CommonNoisePoE(EVENT[0], gamma=0.5, clamp=3.0),
     "MoE": MoE,
     "MoPoE": MoPoE,
+    "barycentre": WassersteinBarycenter,
+    "clamped barycentre": lambda: WassersteinBarycenter(clamp=3.0),
+    "sum of features": pooled,
 }
 every_rule = pytest.mark.parametrize("build", RULES.values(), ids=RULES.keys())
 
@@ -282,7 +300,8 @@ def test_common_noise_is_exact_for_noise_that_all_share():
 
 
 def test_raw_values_are_squashed_once():
-    for kind in (PoE, MoE, lambda **o: GPoE(M, **o), lambda **o: CommonNoisePoE(3, **o)):
+    powers, common_noise = lambda **o: GPoE(M, **o), lambda **o: CommonNoisePoE(3, **o)
+    for kind in (PoE, MoE, powers, common_noise, WassersteinBarycenter):
         loc, log_scale, given, prior, noise = case(dtype=torch.float32)
         rule = kind(clamp=3.0)
         q = rule(loc, log_scale, given, prior, noise=noise)

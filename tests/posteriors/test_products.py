@@ -4,7 +4,23 @@ import pytest
 import torch
 
 from mmpoe.missing import pack, subsets
-from mmpoe.posteriors import CommonNoisePoE, GPoE, MoE, MoPoE, PoE
+from mmpoe.posteriors import (
+    CommonNoisePoE,
+    GPoE,
+    MoE,
+    MoPoE,
+    PoE,
+    SumPooling,
+    WassersteinBarycenter,
+)
+
+
+class OverChannels(torch.nn.Linear):
+    """A linear layer over the channels of latents of any shape."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
 
 RULES = {
     "product": PoE,
@@ -16,6 +32,8 @@ RULES = {
     "published rule without prior": lambda: PoE(power=1, clamp=3.0, prior_in="never"),
     "powers": lambda: GPoE(3),
     "common noise": lambda: CommonNoisePoE(2, gamma=0.5),
+    "barycentre": WassersteinBarycenter,
+    "sum of features": lambda: SumPooling(OverChannels(4, 4)),
 }
 every_rule = pytest.mark.parametrize("build", RULES.values(), ids=RULES.keys())
 

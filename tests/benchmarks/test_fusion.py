@@ -1,0 +1,123 @@
+"""The comparison of fusion rules: what it measures, and that tables and page say what it found."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.fusion import __main__ as command
+from benchmarks.fusion import digits, oracles
+from benchmarks.fusion.markdown import Column, best, interval
+from benchmarks.fusion.rules import LEARNED, RULES, learned
+from mmpoe.distributions import DiagNormal, MixtureOfProducts
+from mmpoe.objectives import SubsetWeights, mixture_elbo
+from mmpoe.oracles import LinearGaussian
+
+ROOT = Path(__file__).parents[2]
+FOUND = ROOT / "benchmarks" / "results" / "fusion.json"
+
+
+@pytest.mark.parametrize("truth", oracles.TRUTHS)
+def test_truths_are_the_posteriors_of_the_data(truth):
+    oracle = oracles.TRUTHS[truth](torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    x = oracle.sample(100_000)
+    mean, scale = oracle.posterior(x, oracles.PATTERNS)
+    # a posterior mean, regressed on its data, is itself: its variance is 1 less that of z
+    torch.testing.assert_close(mean.var(dim=1), 1 - scale[:, 0] ** 2, rtol=0.02, atol=2e-3)
+    apart = oracle.alone.posterior(x, ["a"])[0] - mean[0]
+    assert apart.abs().max() < 1e-9  # each modality alone is that of both models
+    together = oracle.alone.posterior(x, oracles.NAMES)[0] - mean[-1]
+    assert (together.abs().max() < 1e-9) == (truth == "independent")
+
+
+def test_the_gap_is_the_divergence():
+    torch.manual_seed(0)
+    mean, scale = torch.zeros(1, 1, 2).double(), torch.ones(1, 1, 2).double()
+    q = MixtureOfProducts(DiagNormal(mean + 1, scale.log()), torch.ones(1, 1).double())
+    found = torch.stack([oracles.gap(q, mean, scale) for _ in range(1500)]).mean()
+    assert found.item() == pytest.approx(1.0, abs=0.15)  # 1/2 in each dimension
+    same = MixtureOfProducts(DiagNormal(mean, scale.log()), torch.ones(1, 1).double())
+    assert oracles.gap(same, mean, scale).abs().max() < 1e-12
+
+
+def test_weights_that_are_learned_from_one_part_are_unbiased():
+    oracle = LinearGaussian.random(["a", "b"], latent_dim=2, data_dim=2)
+    model, weights = oracle.model(), SubsetWeights(2).double()
+    with torch.no_grad():
+        weights.logits.copy_(torch.tensor([0.5, -1.0, 0.9]))
+    x = {m: v.repeat(500, 1) for m, v in oracle.sample(3)[0].items()}
+    observed = torch.tensor([[True, True], [False, True], [False, False]]).repeat(500, 1)
+    torch.manual_seed(0)
+
+    def entropy():
+        return 2 * torch.special.entr(weights(observed)[1]).sum(dim=0)
+
+    def parts(bound):
+        (slope,) = torch.autograd.grad(bound.mean(), weights.logits)
+        return torch.cat([bound.detach().view(500, 3).mean(dim=0), slope])
+
+    few = torch.stack([parts(learned(model, x, observed, 2.0, weights)) for _ in range(30)])
+    many = torch.stack(
+        [
+            parts(mixture_elbo(model, x, observed, family=weights(observed)) + entropy())
+            for _ in range(30)
+        ]
+    )
+    error = (few.var(dim=0) / 30 + many.var(dim=0) / 30).sqrt()
+    assert ((few.mean(dim=0) - many.mean(dim=0)).abs() <= 4.5 * error + 1e-9).all()
+    assert (parts(entropy())[3:].abs() > 10 * error[3:]).any()  # a weight of it would be seen
+
+
+@pytest.mark.parametrize("rule", ["PoE", "SumPooling", "MoE", "MMVM", LEARNED])
+def test_rules_learn_from_exact_posteriors(rule):
+    few, more = (oracles.fit(rule, "independent", 0, steps) for steps in (1, 40))
+    assert all(math.isfinite(v) for v in more.values())
+    assert more["gap one"] < few["gap one"]
+
+
+@pytest.mark.slow
+def test_a_comparison_resumes_and_its_tables_hold_what_it_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "RULES", {r: RULES[r] for r in ("PoE", "MMVM", LEARNED)})
+    monkeypatch.setattr(digits, "DIGITS", ["MMVM", "MoPoE", LEARNED, digits.HIERARCHY])
+    arguments = ["--profile", "smoke", "--out", str(tmp_path)]
+    assert command.main(arguments) == 0
+    first = json.loads((tmp_path / "fusion.json").read_text())
+    assert "MoPoE 1" in capsys.readouterr().out
+    assert command.main(arguments) == 0
+    assert "MoPoE 1\n" not in capsys.readouterr().out.split("# Measured")[0]
+    assert json.loads((tmp_path / "fusion.json").read_text()) == first
+    scores = first["digits"]
+    assert scores["MMVM"]["bound"] == [None, None]
+    for evidence, bound in zip(
+        *(scores["MoPoE"][key] for key in ("evidence", "bound")), strict=True
+    ):
+        assert evidence > bound
+    assert all(0 < v < 1 for v in scores[LEARNED]["coverage one"])
+    table = (tmp_path / "fusion.md").read_text()
+    assert interval(scores["MoPoE"]["likelihood five"], 3) in table
+
+
+def test_the_test_is_no_part_of_what_chooses():
+    data = digits.split(0, digits.noise)
+    _, others, labels, _ = digits.noise(0)
+    assert len(data.x["fou"]) == 60
+    assert torch.equal(torch.cat([data.validation["fou"], data.test["fou"]]), others["fou"])
+    assert len(data.validation["fou"]) == 18
+    assert data.labels.tolist() == labels[60 + 18 :].tolist()
+    assert 0.3 < 1 - data.observed.float().mean() < 0.5
+
+
+def test_the_best_mean_is_bold():
+    scores = {
+        "a": {"x": [1.0, 2.0, 3.0]},
+        "b": {"x": [2.0, 3.0, 4.0]},
+        "c": {"x": [None, None, None]},
+    }
+    assert best(scores, Column("x", "x", lambda v: v)) == "a"
+    assert best(scores, Column("x", "x", lambda v: -v)) == "b"
+    assert best(scores, Column("x", "x", lambda v: abs(v - 2.9))) == "b"
+    assert best(scores, Column("x", "x", None)) is None
+    assert interval([-1.0, -2.0, -3.0], 2) == "\N{MINUS SIGN}2.00 ± 2.48"
