@@ -5,6 +5,7 @@ __all__ = [
     "as_mask",
     "collate",
     "from_multivae",
+    "from_nan",
     "mar",
     "mcar",
     "mnar",
@@ -26,7 +27,7 @@ from .batch import check_valid as check_valid
 from .batch import context_of as context_of
 from .batch import valid_of as valid_of
 from .batch import with_valid as with_valid
-from .collate import collate, from_multivae
+from .collate import collate, from_multivae, from_nan
 from .masks import as_mask
 from .masks import fill as fill
 from .mechanisms import mar, mcar, mnar, patterns

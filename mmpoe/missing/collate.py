@@ -2,7 +2,7 @@ r"""Collation of samples that each hold whichever modalities they have."""
 
 from __future__ import annotations
 
-__all__ = ["collate", "from_multivae"]
+__all__ = ["collate", "from_multivae", "from_nan"]
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial, reduce
@@ -176,6 +176,54 @@ def _ids(extras: Sequence[Mapping[str, Any]]) -> list[Any] | None:
     return [extra["id"] for extra in extras]
 
 
+def from_nan(arrays: Mapping[str, Any]) -> tuple[Batch, Tensor]:
+    r"""Makes a batch of arrays that hold NaN where something is missing.
+
+    A row that is NaN throughout was not observed. Of a row that holds some NaN, the other elements
+    were: an element mask says which.
+
+    Arguments:
+        arrays: For each modality, in the order of the columns of the mask, an array or tensor of
+            shape :math:`(B, *)`, one row for each sample.
+
+    Returns:
+        The batch, with element masks (:attr:`Batch.valid`) of the modalities that need one, and
+        the boolean mask of what was observed, with shape :math:`(B, M)`.
+
+    Raises:
+        ValueError: If there is no array, arrays have no rows or other numbers of rows, or hold
+            something else than numbers.
+
+    Example:
+        >>> nan = torch.nan
+        >>> x, observed = from_nan({"a": [[1.0, 2.0], [nan, nan]], "b": [[nan, 3.0], [4.0, 5.0]]})
+        >>> observed
+        tensor([[ True,  True],
+                [False,  True]])
+        >>> x.valid
+        {'b': tensor([[False,  True],
+                [ True,  True]])}
+    """
+    if not isinstance(arrays, Mapping) or not arrays:
+        kind = "is empty" if isinstance(arrays, Mapping) else f"is a {type(arrays).__name__}"
+        raise ValueError(f"'arrays' should map names of modalities to arrays, but {kind}.")
+    check_modalities(list(arrays))
+    x = {m: _entry(array, m, "arrays") for m, array in arrays.items()}
+    shapes = {m: tuple(v.shape) for m, v in x.items()}
+    if len({shape[:1] for shape in shapes.values()}) > 1 or () in shapes.values():
+        raise ValueError(
+            f"'arrays' should have one row for each sample, but have shapes {shapes}."
+        )
+    valid, observed = {}, []
+    for m, v in x.items():
+        there = ~v.isnan() if v.is_floating_point() else torch.ones(v.shape, dtype=torch.bool)
+        seen = there.flatten(1).any(dim=1) if v.dim() > 1 else there
+        observed.append(seen)
+        if bool((~there[seen]).any()):
+            valid[m] = there
+    return Batch(x, valid=valid), torch.stack(observed, dim=1)
+
+
 def from_multivae(
     dataset: Any,  # noqa: ANN401
     modalities: Sequence[str] | None = None,
@@ -256,10 +304,10 @@ def _is_true(mask: Any, modality: str) -> bool:  # noqa: ANN401
     return bool(mask)
 
 
-def _entry(value: Any, modality: str) -> Tensor:  # noqa: ANN401
+def _entry(value: Any, modality: str, argument: str = "samples") -> Tensor:  # noqa: ANN401
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            f"'samples' should hold tensors, arrays or numbers, but {modality!r} is {value!r}."
+            f"'{argument}' should hold tensors, arrays or numbers, but {modality!r} is {value!r}."
         ) from None

@@ -17,7 +17,7 @@ def as_mask(
 ) -> Tensor:
     r"""Returns a mask over modalities, from names or from a mask that is checked.
 
-    It reads no data: what samples have is told by :func:`collate`.
+    It reads no data: :func:`collate` and :func:`from_nan` tell what samples have.
 
     Arguments:
         given: The names of some modalities, or a boolean mask of shape :math:`(M)`, :math:`(B, M)`

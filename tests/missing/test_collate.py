@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mmpoe.missing import as_mask, collate, from_multivae
+import mmpoe
+from mmpoe.likelihoods import Normal
+from mmpoe.missing import as_mask, collate, from_multivae, from_nan
 from mmpoe.missing.masks import fill
+from mmpoe.nn import MLP
 
 
 def test_collate_keeps_what_is_there():
@@ -169,3 +172,54 @@ def test_multivae_errors_name_what_is_wrong():
         from_multivae(Items(DATA, {**MASKS, "a": torch.ones(3, 2, dtype=torch.bool)}))
     with pytest.raises(ValueError, match=r"one truth value per sample, .* dtype torch.float32"):
         from_multivae(Items(DATA, {**MASKS, "a": torch.ones(3)}))
+
+
+def test_arrays_with_nan_say_what_is_missing():
+    nan = np.nan
+    arrays = {
+        "whole": np.array([[1.0, 2.0], [nan, nan], [3.0, 4.0]], dtype=np.float32),
+        "part": torch.tensor([[[nan], [1.0]], [[nan], [nan]], [[2.0], [3.0]]]),
+        "number": [nan, 1.0, 2.0],
+        "code": np.array([[0], [1], [2]]),
+    }
+    x, observed = from_nan(arrays)
+    assert list(x) == list(arrays)
+    assert observed.tolist() == [
+        [True, True, False, True],
+        [False, False, True, True],
+        [True, True, True, True],
+    ]
+    assert list(x.valid) == ["part"]
+    assert x.valid["part"].squeeze(2).tolist() == [[False, True], [False, False], [True, True]]
+    assert x["whole"].dtype == torch.float32
+    assert x["code"].dtype == torch.int64
+    torch.testing.assert_close(x["number"], torch.tensor([nan, 1.0, 2.0]), equal_nan=True)
+
+
+def test_a_model_scores_what_arrays_with_nan_hold():
+    vae = mmpoe.MVAE({"a": MLP(3, 4)}, {"a": Normal(MLP(2, 3))}).eval()
+    x, observed = from_nan({"a": [[1.0, torch.nan, 2.0], [torch.nan] * 3, [1.0, 2.0, 3.0]]})
+    torch.manual_seed(0)
+    bound = mmpoe.elbo(vae(x, observed), x, observed)
+    assert bound.isfinite().all()
+    assert bound[1] == 0
+    zero = {"a": x["a"].nan_to_num(0)}
+    torch.manual_seed(0)
+    wanted = mmpoe.elbo(vae(zero, observed), zero, observed, valid=x.valid)
+    torch.testing.assert_close(bound, wanted)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "'arrays' should map names of modalities to arrays, but is empty"),
+        (np.ones((2, 1)), "'arrays' should map names .* but is a ndarray"),
+        ({"a": np.ones((2, 1)), "b": np.ones((3, 1))}, r"one row for each sample.*\(3, 1\)"),
+        ({"a": 1.0}, r"one row for each sample, but have shapes \{'a': \(\)\}"),
+        ({1: np.ones((2, 1))}, "'modalities' should name modalities by strings"),
+        ({"a": ["x", "y"]}, "'arrays' should hold tensors, arrays or numbers, but 'a'"),
+    ],
+)
+def test_arrays_that_are_no_batch_are_told(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        from_nan(arrays)

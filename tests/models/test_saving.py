@@ -351,7 +351,7 @@ def rewrite(folder, change):
         ("torch.nn.functional.relu", "not a class of modules"),
         ("mmpoe.models.image_mmhvae", "not a class of modules"),
         ("mmpoe.training.folder.shutil.rmtree", "cannot be imported"),
-        ("torch.nn.Linaer", "torch.nn has no 'Linaer'"),
+        ("torch.nn.Linnear", "torch.nn has no 'Linnear'"),
     ],
 )
 def test_a_folder_calls_nothing_that_is_not_trusted(saved, name, message):
