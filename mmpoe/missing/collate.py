@@ -78,6 +78,8 @@ def collate(
         check_modalities(modalities)
         check_names(names, modalities, argument="samples")
         names = list(modalities)
+    elif names:
+        check_modalities(names)
     pad = {} if pad is None else pad
     check_names(list(pad), names, argument="pad")
 

@@ -270,8 +270,8 @@ def check_entries(
             f"'x' should be on the device of the model, {parameter.device}, "
             f"but {modality!r} is on {entries.device}."
         )
-    strict = parameter is not None and not torch.is_autocast_enabled(entries.device.type)
-    if strict and entries.is_floating_point() and entries.dtype != parameter.dtype:
+    free = parameter is None or torch.is_autocast_enabled(entries.device.type)
+    if not free and entries.is_floating_point() and entries.dtype != parameter.dtype:
         raise ValueError(
             f"'x' should have the dtype of the model, {parameter.dtype}, "
             f"but {modality!r} has dtype {entries.dtype}."

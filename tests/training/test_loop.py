@@ -6,10 +6,12 @@ import signal
 
 import pytest
 import torch
+from context_models import SHIFTED, shifted_batches
 from example_models import OBSERVED, SIZES, batch, flat, hierarchical, make
 from example_training import Weight, objective, recorded_steps, train
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 import mmpoe
 from mmpoe.objectives import mixture_elbo
@@ -254,3 +256,25 @@ def test_objectives_that_free_bits_or_lack_divergences_are_not_taken_for_losses(
 
     train(make(flat), objective=free, steps=1)
     train(make(flat), objective=likelihood, steps=1)
+
+
+def test_batches_that_carry_covariates_reach_the_objective_whole():
+    model, (_, x) = make(SHIFTED["flat"]).double(), shifted_batches(filler=0.0)
+    samples = [
+        {
+            **{m: v[row] for m, v in x.items()},
+            "context": {name: v[row] for name, v in x.context.items()},
+            "id": row,
+        }
+        for row in range(8)
+    ]
+    batches = DataLoader(samples, 4, collate_fn=model.collate, num_workers=1)
+    seen = []
+
+    def objective(model, batch, done):
+        x, observed = batch
+        seen.append(x.ids)
+        return mixture_elbo(model, x, observed).mean()
+
+    fit(model, batches, objective, steps=2, progress=False)
+    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7]]
