@@ -20,7 +20,7 @@ class Column(NamedTuple):
     key: str
     title: str
     badness: Callable[[float], float] | None
-    """What the best has the least of; None if there is no best."""
+    """A function that is least for the best; None if there is no best."""
     digits: int = 3
 
 
