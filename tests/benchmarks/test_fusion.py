@@ -175,7 +175,8 @@ def test_what_the_page_says_of_shared_noise(found, page):
         assert gap["CommonNoisePoE"] < 0.005
     width = means(table, "scale")["PoE"]
     assert f"posteriors {width:.2f} times as wide" in page
-    assert all(gap[rule] < gap["PoE"] for rule in ("GPoE", "WassersteinBarycenter", "MoPoE"))
+    closer = ("GPoE", "WassersteinBarycenter", "SumPooling", "MoPoE")
+    assert all(gap[rule] < gap["PoE"] for rule in closer)
 
 
 def test_what_the_page_says_of_subsets_that_training_never_saw(found):
@@ -210,7 +211,7 @@ def test_what_the_page_says_of_predictions(found):
     for key in ("likelihood one", "likelihood five"):
         likely = means(flat, key)
         assert set(sorted(likely, key=likely.get)[-2:]) == {"MoE", "MoPoE"}
-    assert likely["MoE"] > means(table, "likelihood five")[digits.HIERARCHY]
+    assert min(likely["MoE"], likely["MoPoE"]) > means(table, "likelihood five")[digits.HIERARCHY]
     covered = means(table, "coverage five")
     assert max(*covered.values(), *means(table, "coverage one").values()) < 0.9
     others = [*PRODUCTS, digits.HIERARCHY]
