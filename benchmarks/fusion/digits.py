@@ -40,12 +40,12 @@ LATENTS, HIDDEN, BATCH, LEVEL = 24, 128, 64, 0.9
 CHOOSES = 0.3
 """The share of the digits that do not train which chooses; the rest tests."""
 Loaded = tuple[Views, Views, np.ndarray, np.ndarray]
-"""What `examples.digit_views.load` returns."""
+"""The return type of `examples.digit_views.load`."""
 HIERARCHY = "PoE, two groups"
 """The name of a hierarchy that fuses by products, which is on digits alone."""
 DIGITS = [*RULES, HIERARCHY]
 PATTERNS = [[v] for v in VIEWS] + [[v for v in VIEWS if v != target] for target in VIEWS]
-"""What predictions are given: each view alone, and all views but one."""
+"""The views that predictions are given: each alone, and all but one."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Data(NamedTuple):
     x: Views
     """The views that train, with shape (1000, *)."""
     observed: Tensor
-    """What was observed of them, boolean, with shape (1000, 6)."""
+    """The entries that were observed, boolean, with shape (1000, 6)."""
     validation: Views
     test: Views
     labels: Tensor

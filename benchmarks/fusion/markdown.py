@@ -20,14 +20,14 @@ class Column(NamedTuple):
     key: str
     title: str
     badness: Callable[[float], float] | None
-    """What the best has the least of; None if there is no best."""
+    """A function that is least for the best; None if there is no best."""
     digits: int = 3
 
 
 ORACLES = [
-    Column("gap one", "gap, one", abs, 4),
-    Column("gap all", "gap, all", abs, 4),
-    Column("gap two", "gap, two (unseen)", abs, 4),
+    Column("gap one", "gap, one", abs),
+    Column("gap all", "gap, all", abs),
+    Column("gap two", "gap, two (unseen)", abs),
     Column("mean", "error of mean, all", abs),
     Column("scale", "scale, all", lambda v: abs(math.log(v))),
 ]
@@ -92,7 +92,8 @@ def interval(values: Sequence[float], digits: int) -> str:
         digits: The number of decimal places.
     """
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def best(scores: Mapping[str, Mapping[str, Sequence[Any]]], column: Column) -> str | None:

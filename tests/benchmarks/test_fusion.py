@@ -3,13 +3,14 @@
 import json
 import math
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
 
 from benchmarks.fusion import __main__ as command
 from benchmarks.fusion import digits, oracles
-from benchmarks.fusion.markdown import Column, best, interval
+from benchmarks.fusion.markdown import Column, best, interval, markdown
 from benchmarks.fusion.rules import LEARNED, RULES, learned
 from mmpoe.distributions import DiagNormal, MixtureOfProducts
 from mmpoe.objectives import SubsetWeights, mixture_elbo
@@ -120,4 +121,112 @@ def test_the_best_mean_is_bold():
     assert best(scores, Column("x", "x", lambda v: -v)) == "b"
     assert best(scores, Column("x", "x", lambda v: abs(v - 2.9))) == "b"
     assert best(scores, Column("x", "x", None)) is None
-    assert interval([-1.0, -2.0, -3.0], 2) == "\N{MINUS SIGN}2.00 ± 2.48"
+    assert interval([-1.0, -2.0, -3.0], 2).split() == ["\N{MINUS SIGN}2.00", "±", "2.48"]
+
+
+# what the page says of the results
+
+
+@pytest.fixture(scope="module")
+def found():
+    return json.loads(FOUND.read_text())
+
+
+@pytest.fixture(scope="module")
+def page():
+    return " ".join((ROOT / "docs" / "fusion.md").read_text().split())
+
+
+def means(table, key):
+    """The mean over seeds of a score, for each rule that has it."""
+    return {r: mean(v[key]) for r, v in table.items() if None not in v[key]}
+
+
+def test_tables_are_those_of_the_results(found, page):
+    assert FOUND.with_suffix(".md").read_text() == markdown(found).rstrip("\n") + "\n"
+    assert found["profile"] == "full"
+    profile = command.PROFILES["full"]
+    assert found["steps"] == {"oracles": profile.steps, "digits": profile.digits.steps}
+    for truth in oracles.TRUTHS:
+        assert list(found["oracles"][truth]) == list(RULES)
+        assert all(len(v["mean"]) == profile.truths for v in found["oracles"][truth].values())
+    assert list(found["digits"]) == digits.DIGITS
+    assert all(len(v["bound"]) == profile.seeds >= 3 for v in found["digits"].values())
+    assert f"the table is of {profile.digits.samples} samples" in page
+
+
+AVERAGES = ["GPoE", "WassersteinBarycenter", "MoE", "MoPoE", "MMVM"]
+
+
+def test_what_the_page_says_of_independent_modalities(found, page):
+    gap = means(found["oracles"]["independent"], "gap all")
+    assert gap["PoE"] < 0.005
+    assert gap["CommonNoisePoE"] < 0.005
+    assert "miss it by 0.2 nats and more" in page
+    assert min(gap[rule] for rule in AVERAGES) > 0.2
+    assert means(found["oracles"]["independent"], "weight of all")[LEARNED] > 0.9
+
+
+def test_what_the_page_says_of_shared_noise(found, page):
+    table = found["oracles"]["shared noise"]
+    for key in ("gap one", "gap two", "gap all"):
+        gap = means(table, key)
+        assert min(gap, key=gap.get) == "CommonNoisePoE"
+        assert gap["CommonNoisePoE"] < 0.005
+    width = means(table, "scale")["PoE"]
+    assert f"posteriors {width:.2f} times as wide" in page
+    closer = ("GPoE", "WassersteinBarycenter", "SumPooling", "MoPoE")
+    assert all(gap[rule] < gap["PoE"] for rule in closer)
+
+
+def test_what_the_page_says_of_subsets_that_training_never_saw(found):
+    for table in found["oracles"].values():
+        unseen, seen = means(table, "gap two"), means(table, "gap all")
+        assert unseen["SumPooling"] > 2 * seen["SumPooling"]
+        assert unseen["CommonNoisePoE"] < 0.002
+
+
+PRODUCTS = ["PoE", "GPoE", "CommonNoisePoE", LEARNED]
+
+
+def test_what_the_page_says_of_bounds(found, page):
+    table = found["digits"]
+    flat = {rule: scores for rule, scores in table.items() if rule != digits.HIERARCHY}
+    for key in ("bound", "evidence"):
+        scores = means(table, key)
+        assert max(scores, key=scores.get) == digits.HIERARCHY
+    bound = means(flat, "bound")
+    assert set(sorted(bound, key=bound.get)[-4:]) == set(PRODUCTS)
+    assert "worse by 80 nats and more" in page
+    assert min(bound[rule] for rule in PRODUCTS) - max(bound["MoE"], bound["MoPoE"]) > 80
+    for rule, scores in table.items():
+        settings = RULES[rule].settings if rule in RULES else (1.0, 0.5)
+        assert set(scores["setting"]) == {max(settings)}
+        assert set(scores["step"]) == {found["steps"]["digits"]}
+
+
+def test_what_the_page_says_of_predictions(found):
+    table = found["digits"]
+    flat = {rule: scores for rule, scores in table.items() if rule != digits.HIERARCHY}
+    for key in ("likelihood one", "likelihood five"):
+        likely = means(flat, key)
+        assert set(sorted(likely, key=likely.get)[-2:]) == {"MoE", "MoPoE"}
+    assert min(likely["MoE"], likely["MoPoE"]) > means(table, "likelihood five")[digits.HIERARCHY]
+    covered = means(table, "coverage five")
+    assert max(*covered.values(), *means(table, "coverage one").values()) < 0.9
+    others = [*PRODUCTS, digits.HIERARCHY]
+    assert min(covered["MoE"], covered["MoPoE"]) > max(covered[rule] for rule in others)
+    for key in ("likelihood one", "likelihood five"):
+        likely = means(flat, key)
+        assert max(likely["SumPooling"], likely["WassersteinBarycenter"]) < likely["PoE"]
+    for key in ("bound", "likelihood five"):
+        assert means(flat, key)["SumPooling"] < means(flat, key)["WassersteinBarycenter"]
+    for key in ("coherence one", "coherence five"):
+        coherent = means(table, key)
+        assert min(coherent, key=coherent.get) == "MMVM"
+    for seed in range(len(table["PoE"]["bound"])):
+        ahead = {
+            key: table["CommonNoisePoE"][key][seed] - table["PoE"][key][seed]
+            for key in ("bound", "likelihood five", "likelihood one")
+        }
+        assert [key for key, value in ahead.items() if value > 0] == ["bound", "likelihood five"]
