@@ -37,14 +37,15 @@ def check(special, architecture):
     assert report.stack == 0
     assert report.registers <= REGISTERS[special.experts] + RARE * special.clamp
 
-    # every tensor by one instruction per thread, and once more where an expert is far
+    # every tensor by one instruction per thread, and once more where an expert is far or alone
     experts = special.experts
     packet = 8 * special.width * special.dtype.itemsize
     clamped = 2 * (experts + 1) if special.clamp else 0
-    loads = {"forward": 4 * experts + 3, "backward": 5 * experts + 6 + clamped}
+    loads = {"forward": 4 * experts + 5, "backward": 5 * experts + 6 + clamped}
+    places = {"forward": 6, "backward": 5}  # the seed and the order of pairs: 64 bits
     stores = {"forward": 3, "backward": 2 * experts + 2}
     if packet > 32:
-        extra = packet == 64  # the seed is a load of 64 bits
+        extra = places[special.direction] if packet == 64 else 0
         assert report.loads[packet] == loads[special.direction] + extra
         gamma = special.common_noise and special.direction == "backward" and packet == 128
         assert report.stores[packet] == stores[special.direction] + gamma

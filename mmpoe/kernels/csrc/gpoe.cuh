@@ -71,14 +71,23 @@ struct Specialisation {
 };
 
 #define GPOE_LANES(v) GPOE_UNROLL for (int v = 0; v < C::WIDTH; ++v)
-// What a loop over experts indexes stays in registers if the loop is unrolled.
+// What a loop over experts indexes stays in registers if the loop is unrolled. On a CPU, which has few
+// of them, a loop over more than four experts goes from bit to bit: a branch for each that is not
+// given would often be guessed wrong.
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
-#define GPOE_UNROLL_EXPERTS GPOE_UNROLL
-#else
-#define GPOE_UNROLL_EXPERTS _Pragma("GCC unroll 4")
-#endif
 #define GPOE_EXPERTS_IN(m, bits) \
-  GPOE_UNROLL_EXPERTS for (int m = 0; m < C::EXPERTS; ++m) if (((bits) >> m) & 1u)
+  GPOE_UNROLL for (int m = 0; m < C::EXPERTS; ++m) if (((bits) >> m) & 1u)
+#else
+#define GPOE_EXPERTS_IN(m, bits)                                                     \
+  _Pragma("GCC unroll 4") for (u32 m = next_expert<C>(bits, 0); m < C::EXPERTS;      \
+                               m = next_expert<C>(bits, m + 1)) if (((bits) >> m) & 1u)
+template <class C>
+GPOE u32 next_expert(u32 bits, u32 from) {
+  if (C::EXPERTS <= 4 || from > 31) return from;
+  const u32 left = bits >> from << from;
+  return left ? (u32)__builtin_ctz(left) : 32u;
+}
+#endif
 
 // The elements of one thread: `count` of them from `element` of sample `b`.
 struct Site {
@@ -88,24 +97,26 @@ struct Site {
 
 // Some pairs of one sample: pairs[k] is the row of the k-th of them.
 struct Pairs {
-  i64 first, step, count;
+  i64 first, step;
   const i64* order;
-  GPOE i64 operator[](i64 k) const {
+  int count;
+  GPOE i64 operator[](int k) const {
     const i64 at = first + k * step;
     return order ? order[at] : at;
   }
-  GPOE Pairs part(i64 from, i64 most) const {
-    const Pairs some = {first + from * step, step, count - from < most ? count - from : most, order};
+  GPOE Pairs part(int from, int most) const {
+    const int left = count - from;
+    const Pairs some = {first + from * step, step, order, left < most ? left : most};
     return some;
   }
 };
 
 template <class C>
 GPOE Pairs pairs_of(const typename C::A& a, i64 b) {
-  Pairs pairs = {b, a.samples, a.subsets, a.order};
+  Pairs pairs = {b, a.samples, a.order, (int)a.subsets};
   if (a.offsets) {
     pairs.first = a.offsets[b];
-    pairs.count = a.offsets[b + 1] - pairs.first;
+    pairs.count = (int)(a.offsets[b + 1] - pairs.first);
     pairs.step = 1;
   }
   return pairs;
@@ -116,6 +127,7 @@ template <class C>
 GPOE u32 given_bits(const typename C::A& a, i64 pair) {
   const u8* row = a.given + pair * a.experts;
   u32 bits = 0;
+  GPOE_ROLLED
   for (i64 m = 0; m < a.experts; ++m) bits |= row[m] ? 1u << m : 0u;
   return bits;
 }
@@ -283,7 +295,7 @@ GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fuse
 }
 
 // As above, where some expert is far: sums of e^(r_m - exponent). Lanes that are not far have an
-// exponent of 0 and keep every bit of what they had.
+// exponent of 0 and keep every bit of what they had. An expert alone has its own r_m as exponent.
 template <class C>
 GPOE void fuse_far(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
@@ -294,7 +306,8 @@ GPOE void fuse_far(
     GPOE_LANES(v) q.exponent[v] = maximum(r[m][v], q.exponent[v]);
   }
   GPOE_LANES(v) {
-    q.exponent[v] = select(magnitude(q.exponent[v]) > FAR, q.exponent[v], splat(0.f));
+    const Float bound = splat(q.alone ? 0.f : FAR);
+    q.exponent[v] = select(magnitude(q.exponent[v]) > bound, q.exponent[v], splat(0.f));
     total[v] = moment[v] = splat(0.f);
   }
   GPOE_EXPERTS_IN(m, given) {
@@ -336,23 +349,6 @@ GPOE void fuse_far(
   }
 }
 
-// The same of one expert without the prior, divided by its own e^r_m however far it is.
-template <class C>
-GPOE void fuse_alone(
-    const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
-  GPOE_EXPERTS_IN(m, given) {
-    log_ratio<C>(a, at, f, m, q.delta);
-    GPOE_LANES(v) {
-      const Mask nothing = q.delta[v] < -3.4028235e38f;
-      q.exponent[v] = select(nothing, splat(0.f), q.delta[v]);
-      q.shift[v] = f.offset[m][v];
-      q.evidence[v] = select(nothing, splat(0.f), splat(1.f));
-      q.prior_weight[v] = exponential_or_infinite(-q.delta[v]);
-      q.inverse[v] = q.discount[v] = splat(1.f);
-    }
-  }
-}
-
 template <class C>
 GPOE void fuse(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
@@ -360,9 +356,7 @@ GPOE void fuse(
   q.joins = a.prior_in == ALWAYS || given == 0 || all ? 1.f : 0.f;
   q.alone = GPOE_RARELY(q.joins == 0.f && (given & (given - 1)) == 0);
   q.far = GPOE_RARELY(q.alone || (given & f.far) != 0);
-  if (q.alone)
-    fuse_alone<C>(a, at, f, given, q);
-  else if (q.far)
+  if (q.far)
     fuse_far<C>(a, at, f, given, q);
   else
     fuse_near<C>(a, f, given, q);
@@ -380,14 +374,13 @@ GPOE void parameters(
     log_scale[v] = f.prior_log_scale[v] - a.inverse_power * q.delta[v];
   }
   if (!q.alone) return;
-  Float mean[C::WIDTH];
-  GPOE_EXPERTS_IN(m, given) {
-    load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, mean);
-    load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, log_scale);
-    soft_clamp<C>(a, mean);
-    soft_clamp<C>(a, log_scale);
-    GPOE_LANES(v) loc[v] = select(log_scale[v] > 3.4028235e38f, splat(0.f), mean[v]);
-  }
+  int m = 0;
+  while (((given >> m) & 1u) == 0) ++m;
+  load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, loc);
+  load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, log_scale);
+  soft_clamp<C>(a, loc);
+  soft_clamp<C>(a, log_scale);
+  GPOE_LANES(v) loc[v] = select(log_scale[v] > 3.4028235e38f, splat(0.f), loc[v]);
 }
 
 // temperature * scale * noise of a pair
@@ -431,7 +424,7 @@ GPOE void forward(
     Sum& sum) {
   Factors<C> f;
   load_factors<C>(a, at, wanted, f);
-  for (i64 k = 0; k < pairs.count; ++k) {
+  for (int k = 0; k < pairs.count; ++k) {
     const i64 row = pairs[k], offset = row * a.size;
     Fused<C> q;
     fuse<C>(a, at, f, given[k], q);
@@ -561,7 +554,7 @@ GPOE void backward(
     Accumulated<C>& sums) {
   Factors<C> f;
   load_factors<C>(a, at, wanted, f);
-  for (i64 k = 0; k < pairs.count; ++k) {
+  for (int k = 0; k < pairs.count; ++k) {
     Fused<C> q;
     Gradients<C> g;
     fuse<C>(a, at, f, given[k], q);
@@ -617,7 +610,7 @@ GPOE void finish(const typename C::A& a, const Site& at, u32 wanted, Accumulated
 struct WarpSums {
   float* sums;  // (slots, warps)
   int warps;
-  GPOE void add(i64 k, Float x) {
+  GPOE void add(int k, Float x) {
     GPOE_UNROLL
     for (int d = 16; d > 0; d /= 2) x += __shfl_down_sync(0xffffffffu, x, d);
     if ((threadIdx.x & 31u) == 0) sums[k * warps + (threadIdx.x >> 5)] += x;
@@ -644,10 +637,12 @@ GPOE void for_each_site(const typename C::A& a, Work work) {
 // Fills the bits of some pairs; returns their union.
 template <class C>
 GPOE u32 gather_bits(const typename C::A& a, const Pairs& pairs, u32* bits) {
-  for (i64 k = threadIdx.x; k < pairs.count; k += blockDim.x) bits[k] = given_bits<C>(a, pairs[k]);
+  GPOE_ROLLED
+  for (int k = threadIdx.x; k < pairs.count; k += blockDim.x) bits[k] = given_bits<C>(a, pairs[k]);
   __syncthreads();
   u32 wanted = 0;
-  for (i64 k = 0; k < pairs.count; ++k) wanted |= bits[k];
+  GPOE_ROLLED
+  for (int k = 0; k < pairs.count; ++k) wanted |= bits[k];
   return wanted;
 }
 
@@ -657,11 +652,13 @@ GPOE void forward_kernel(const typename C::A& a, u32* shared) {
   sums.sums = (float*)(shared + a.slots);
   sums.warps = (int)(blockDim.x / 32);
   const i64 chunk = blockIdx.x % (u32)a.chunks;
+  const int slots = (int)a.slots;
   const Pairs all = pairs_of<C>(a, blockIdx.x / (u32)a.chunks);
-  for (i64 from = 0; from < all.count; from += a.slots) {
-    const Pairs pairs = all.part(from, a.slots);
+  for (int from = 0; from < all.count; from += slots) {
+    const Pairs pairs = all.part(from, slots);
     if (from) __syncthreads();  // the slots are free again
-    for (i64 k = threadIdx.x; k < pairs.count * sums.warps; k += blockDim.x) sums.sums[k] = 0.f;
+    GPOE_ROLLED
+    for (int k = threadIdx.x; k < pairs.count * sums.warps; k += blockDim.x) sums.sums[k] = 0.f;
     const u32 wanted = gather_bits<C>(a, pairs, shared);
 
     for_each_site<C>(
@@ -669,7 +666,8 @@ GPOE void forward_kernel(const typename C::A& a, u32* shared) {
 
     if (!a.kl) continue;
     __syncthreads();
-    for (i64 k = threadIdx.x; k < pairs.count; k += blockDim.x) {
+    GPOE_ROLLED
+    for (int k = threadIdx.x; k < pairs.count; k += blockDim.x) {
       float total = 0.f;
       for (int w = 0; w < sums.warps; ++w) total += sums.sums[k * sums.warps + w];
       a.kl[pairs[k] * a.chunks + chunk] = total;
@@ -679,15 +677,16 @@ GPOE void forward_kernel(const typename C::A& a, u32* shared) {
 
 template <class C>
 GPOE void backward_kernel(const typename C::A& a, u32* shared) {
+  const int slots = (int)a.slots;
   const Pairs all = pairs_of<C>(a, blockIdx.x / (u32)a.chunks);
-  u32 bits = gather_bits<C>(a, all.part(0, a.slots), shared);
+  u32 bits = gather_bits<C>(a, all.part(0, slots), shared);
   for_each_site<C>(a, [&](const Site& at) {
     Accumulated<C> sums;
     u32 wanted = 0;
     clear<C>(a, sums);
-    for (i64 from = 0; from < all.count; from += a.slots) {
-      const Pairs pairs = all.part(from, a.slots);
-      if (all.count > a.slots) {
+    for (int from = 0; from < all.count; from += slots) {
+      const Pairs pairs = all.part(from, slots);
+      if (all.count > slots) {
         __syncthreads();  // the slots are free again
         bits = gather_bits<C>(a, pairs, shared);
       }

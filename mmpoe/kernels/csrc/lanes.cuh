@@ -17,9 +17,11 @@ typedef long long i64;
 #if defined(__CUDACC__)
 #define GPOE __device__ __forceinline__
 #define GPOE_UNROLL _Pragma("unroll")
+#define GPOE_ROLLED _Pragma("unroll 1")
 #else
 #define GPOE inline __attribute__((always_inline))
 #define GPOE_UNROLL _Pragma("GCC unroll 32")
+#define GPOE_ROLLED
 #endif
 
 // An audit of instructions compiles what usually runs alone.
@@ -322,10 +324,11 @@ GPOE void interleave(Float* a, Float* b) {
   *a = as_float(GPOE_SHUFFLE(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
   *b = as_float(GPOE_SHUFFLE(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
 }
-// Lane l of out[v] is the normal of element + 16 v + l.
+// Lane l of out[v] is the normal of element + 16 v + l: four words for sixteen lanes are four
+// vectors, of which a narrow kernel, that of rows of no more elements, takes the first.
 template <int WIDTH>
-GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
-  static_assert(WIDTH == 4, "four words for sixteen lanes are four vectors");
+GPOE void normals(u64 seed, u64 row, i64 element, Float* first) {
+  Float out[4];
   const u64 quad = (u64)element >> 2;
   const Wide even = {0, 2, 4, 6, 8, 10, 12, 14};
   Wide c[2][4];
@@ -344,6 +347,7 @@ GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
   interleave(out + 1, out + 3);
   interleave(out, out + 1);
   interleave(out + 2, out + 3);
+  for (int v = 0; v < WIDTH; ++v) first[v] = out[v];
 }
 #endif
 
@@ -565,15 +569,43 @@ GPOE void stream_lanes(T* p, Float x) {
 }
 #endif
 
+// The first `count` lanes, of any number; 0 beyond.
+template <class T>
+GPOE Float load_first(const T* p, i64 count) {
+  if (count >= LANES) return load_lanes(p);
+  T part[LANES] = {};
+  if (count > 0) __builtin_memcpy(part, p, count * sizeof(T));
+  return load_lanes(part);
+}
+template <class T>
+GPOE void store_first(T* p, i64 count, Float x) {
+  if (count >= LANES) return store_lanes(p, x);
+  T part[LANES];
+  store_lanes(part, x);
+  if (count > 0) __builtin_memcpy(p, part, count * sizeof(T));
+}
+#if defined(GPOE_AVX512)
+GPOE u16 first_bits(i64 count) {
+  return count >= LANES ? 0xffffu : count > 0 ? (u16)((1u << count) - 1) : 0u;
+}
+GPOE Float load_first(const float* p, i64 count) {
+  Float x;
+  asm("vmovups %1, %0%{%2%}%{z%}" : "=v"(x) : "m"(*(const Float*)p), "Yk"(first_bits(count)));
+  return x;
+}
+GPOE void store_first(float* p, i64 count, Float x) {
+  asm("vmovups %1, %0%{%2%}" : "+m"(*(Float*)p) : "v"(x), "Yk"(first_bits(count)));
+}
+#endif
+
 // Reads `count` elements, at most WIDTH * LANES of them; 0 beyond.
 template <class T, int WIDTH>
 GPOE void load(const void* from, i64 offset, i64 count, bool, Float* x) {
   const T* p = (const T*)from + offset;
-  T part[WIDTH * LANES];
   if (count < WIDTH * LANES) {
-    __builtin_memset(part, 0, sizeof part);
-    __builtin_memcpy(part, p, count * sizeof(T));
-    p = part;
+    GPOE_UNROLL
+    for (int v = 0; v < WIDTH; ++v) x[v] = load_first(p + v * LANES, count - v * LANES);
+    return;
   }
   // Too many streams for the processor to foresee; beyond the end a prefetch does no harm.
   for (int k = 0; k < WIDTH * LANES; k += 64 / sizeof(T))
@@ -584,9 +616,8 @@ template <class T, int WIDTH>
 GPOE void store(void* to, i64 offset, i64 count, bool aligned, const Float* x) {
   T* p = (T*)to + offset;
   if (count < WIDTH * LANES) {
-    T part[WIDTH * LANES];
-    for (int v = 0; v < WIDTH; ++v) store_lanes(part + v * LANES, x[v]);
-    __builtin_memcpy(p, part, count * sizeof(T));
+    GPOE_UNROLL
+    for (int v = 0; v < WIDTH; ++v) store_first(p + v * LANES, count - v * LANES, x[v]);
   } else if (aligned) {
     for (int v = 0; v < WIDTH; ++v) stream_lanes(p + v * LANES, x[v]);
   } else {
