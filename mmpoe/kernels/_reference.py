@@ -44,7 +44,7 @@ def forward(inputs: Inputs) -> Outputs:
     else:
         prior_loc, prior_log_scale = squash(inputs.prior_loc), squash(inputs.prior_log_scale)
 
-    log_ratios, offsets, own_loc, own_log_scale = [], [], 0.0, 0.0
+    log_ratios, offsets, experts = [], [], []
     for m, (loc, log_scale) in enumerate(zip(inputs.loc, inputs.log_scale, strict=True)):
         present = given[..., m].reshape(*given.shape[:-1], *(1,) * event_dim)  # ([S,] B, 1...)
         # select before any arithmetic: a NaN that is not given must not reach a gradient either
@@ -54,27 +54,31 @@ def forward(inputs: Inputs) -> Outputs:
         log_ratios.append(torch.where(present, log_ratio, -torch.inf))
         informative = present & (expert_log_scale != torch.inf)  # else its mean does not matter
         offsets.append(torch.where(informative, expert_loc - prior_loc, 0))
-        own_loc = own_loc + torch.where(informative, expert_loc, 0)
-        own_log_scale = own_log_scale + expert_log_scale
+        experts.append((expert_loc, expert_log_scale))
 
     log_ratios = torch.stack(log_ratios)  # (M, [S,] B, *event)
     if inputs.common_noise is not None:
         gamma = widen(inputs.common_noise).reshape(-1, *(1,) * (event_dim - 1))  # (C, 1...)
         log_ratios = log_ratios + _log_discount(log_ratios, gamma)
     itself = torch.zeros_like(log_ratios[:1])  # the prior, in proportion to itself
-    joins = _prior_joins(inputs).reshape(*given.shape[:-1], *(1,) * event_dim)  # ([S,] B, 1...)
-    nothing = ~joins & log_ratios.isneginf().all(dim=0)  # experts without information
-    itself = torch.where(joins | nothing, itself, -torch.inf)
+    joins = nothing = None
+    if inputs.prior_in != "always":
+        joins = _prior_joins(inputs).reshape(*given.shape[:-1], *(1,) * event_dim)
+        nothing = ~joins & log_ratios.isneginf().all(dim=0)  # experts without information
+        itself = torch.where(joins | nothing, itself, -torch.inf)
     delta = torch.logsumexp(torch.cat([itself, log_ratios]), dim=0)  # ([S,] B, *event)
     weights = torch.exp(log_ratios - delta)
-    delta = torch.where(nothing, -torch.inf, delta)
+    if nothing is not None:
+        delta = torch.where(nothing, -torch.inf, delta)
 
     shift = (weights * torch.stack(offsets)).sum(dim=0)  # loc - prior_loc
     fused_loc = prior_loc + shift
     fused_log_scale = prior_log_scale - delta / power
-    alone = ~joins & (given.sum(dim=-1) == 1).reshape(joins.shape)
-    fused_loc = torch.where(alone, own_loc, fused_loc)
-    fused_log_scale = torch.where(alone, own_log_scale, fused_log_scale)
+    if joins is not None and nothing is not None:
+        alone = ~joins & ~nothing & (given.sum(dim=-1) == 1).reshape(joins.shape)
+        own_loc, own_log_scale = map(sum, zip(*experts, strict=True))
+        fused_loc = torch.where(alone, own_loc, fused_loc)
+        fused_log_scale = torch.where(alone, own_log_scale, fused_log_scale)
 
     distance = standardise(shift, prior_log_scale)
     kl = (exp_minus_tangent(-2 * delta / power) + distance.square()) / 2
@@ -107,8 +111,6 @@ def _at_rows(inputs: Inputs) -> Inputs:
 
 def _prior_joins(inputs: Inputs) -> Tensor:
     """Says in which products the prior is a factor, with the shape of `kl`."""
-    if inputs.prior_in == "always":
-        return torch.ones_like(inputs.given[..., 0])
     nothing = ~inputs.given.any(dim=-1)
     return nothing | inputs.given.all(dim=-1) if inputs.prior_in == "full" else nothing
 

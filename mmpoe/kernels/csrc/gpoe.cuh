@@ -376,11 +376,12 @@ GPOE void parameters(
   if (!q.alone) return;
   int m = 0;
   while (((given >> m) & 1u) == 0) ++m;
-  load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, loc);
+  Float own[C::WIDTH];
   load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, log_scale);
-  soft_clamp<C>(a, loc);
+  load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, own);
   soft_clamp<C>(a, log_scale);
-  GPOE_LANES(v) loc[v] = select(log_scale[v] > 3.4028235e38f, splat(0.f), loc[v]);
+  soft_clamp<C>(a, own);
+  GPOE_LANES(v) loc[v] = select(log_scale[v] > 3.4028235e38f, loc[v], own[v]);
 }
 
 // temperature * scale * noise of a pair
