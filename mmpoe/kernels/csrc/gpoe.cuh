@@ -17,7 +17,7 @@
 #pragma once
 #include "lanes.cuh"
 
-const float FAR = 60.f;
+const float LARGEST = 3.4028235e38f;
 
 // The arguments of one call, as `mmpoe.kernels._arguments` lays them out: 8 bytes a field. A null
 // pointer means: not asked for, or a standard normal prior. Strides count elements from one sample
@@ -67,6 +67,8 @@ struct Specialisation {
   typedef T_ T;
   static const int EXPERTS = EXPERTS_, WIDTH = WIDTH_, ELEMENTS = WIDTH_ * LANES;
   static const bool CLAMP = CLAMP_, COMMON_NOISE = COMMON_NOISE_;
+  // Whether experts are loaded before one is used: a CPU reorders by itself and has fewer registers.
+  static const bool AHEAD = LANES == 1 && EXPERTS <= 8;
   typedef Arguments<EXPERTS> A;
 };
 
@@ -89,10 +91,13 @@ GPOE u32 next_expert(u32 bits, u32 from) {
 }
 #endif
 
-// The elements of one thread: `count` of them from `element` of sample `b`.
+// The elements of one thread: `count` of them from `element` of sample `b`. On a GPU, `aligned` says
+// that packets may be moved; on a CPU, that it is worth writing past the caches.
 struct Site {
   i64 b, element, count;
   bool aligned;
+  // Where they are, with a stride from one sample to the next.
+  GPOE i64 in(i64 stride) const { return b * stride + element; }
 };
 
 // Some pairs of one sample: pairs[k] is the row of the k-th of them.
@@ -128,17 +133,17 @@ GPOE u32 given_bits(const typename C::A& a, i64 pair) {
   const u8* row = a.given + pair * a.experts;
   u32 bits = 0;
   GPOE_ROLLED
-  for (i64 m = 0; m < a.experts; ++m) bits |= row[m] ? 1u << m : 0u;
+  for (int m = 0; m < (int)a.experts; ++m) bits |= row[m] ? 1u << m : 0u;
   return bits;
 }
 
 template <class C>
 GPOE void load(const void* from, i64 offset, const Site& at, Float* x) {
-  load<typename C::T, C::WIDTH>(from, offset + at.element, at.count, at.aligned, x);
+  load<typename C::T, C::WIDTH>(from, offset, at.count, at.aligned, x);
 }
 template <class C>
 GPOE void store(void* to, i64 offset, const Site& at, const Float* x) {
-  store<typename C::T, C::WIDTH>(to, offset + at.element, at.count, at.aligned, x);
+  store<typename C::T, C::WIDTH>(to, offset, at.count, at.aligned, x);
 }
 
 template <class C>
@@ -171,31 +176,41 @@ struct Factors {
   Float offset[C::EXPERTS][C::WIDTH];  // loc_m - loc_p
   Float ratio[C::EXPERTS][C::WIDTH];   // e^r_m
   Float prior_loc[C::WIDTH], prior_log_scale[C::WIDTH], prior_scale[C::WIDTH];
-  Float sharpness[C::WIDTH];  // 1 / scale_p
+  Float sharpness[C::WIDTH];  // 1 / scale_p, but finite: 0 times it is 0
   Float gamma[C::WIDTH];
   u32 far;  // the experts that are somewhere sharper than the prior by e^60, or that much wider
             // where that matters
 };
 
+template <class C>
+GPOE void to_log_ratio(const typename C::A& a, const Factors<C>& f, Float* r) {
+  soft_clamp<C>(a, r);
+  GPOE_LANES(v) r[v] = a.power * (f.prior_log_scale[v] - r[v]);
+}
 // r_m of the expert; -infinity without information, where log_scale is infinite
 template <class C>
 GPOE void log_ratio(
     const typename C::A& a, const Site& at, const Factors<C>& f, int m, Float* r) {
-  load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, r);
-  soft_clamp<C>(a, r);
-  GPOE_LANES(v) r[v] = a.power * (f.prior_log_scale[v] - r[v]);
+  load<C>(a.expert[m].log_scale, at.in(a.expert[m].log_scale_stride), at, r);
+  to_log_ratio<C>(a, f, r);
 }
 
 // Finds the experts that are somewhere too sharp for linear space, and those without information,
-// whose mean does not matter, whatever it is.
+// whose mean does not matter, whatever it is. Mends the exponentials of what is not near.
 template <class C>
 GPOE void find_far(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+  GPOE_LANES(v) {
+    if (NEAR_IS_ALL) continue;
+    f.sharpness[v] = minimum(splat(LARGEST), mend(f.sharpness[v], -f.prior_log_scale[v]));
+    f.prior_scale[v] = mend(f.prior_scale[v], f.prior_log_scale[v]);
+  }
   GPOE_EXPERTS_IN(m, wanted) {
     Float r[C::WIDTH];
     log_ratio<C>(a, at, f, m, r);
     GPOE_LANES(v) {
       if (any((a.prior_in == ALWAYS ? r[v] : magnitude(r[v])) > FAR)) f.far |= 1u << m;
-      f.offset[m][v] = select(r[v] < -3.4028235e38f, splat(0.f), f.offset[m][v]);
+      f.ratio[m][v] = mend(f.ratio[m][v], r[v]);
+      f.offset[m][v] = select(r[v] < -LARGEST, splat(0.f), f.offset[m][v]);
     }
   }
 }
@@ -221,29 +236,52 @@ GPOE void load_common_noise(const typename C::A& a, const Site& at, Float* gamma
 }
 
 template <class C>
-GPOE void load_factors(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+GPOE void load_expert(
+    const typename C::A& a, const Site& at, int m, Float* log_scale, Float* loc) {
+  load<C>(a.expert[m].log_scale, at.in(a.expert[m].log_scale_stride), at, log_scale);
+  load<C>(a.expert[m].loc, at.in(a.expert[m].loc_stride), at, loc);
+}
+
+// Loads the prior, and before it the experts if AHEAD: all loads are under way at once.
+template <class C>
+GPOE void load_ahead(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+  if (C::AHEAD) GPOE_EXPERTS_IN(m, wanted) load_expert<C>(a, at, m, f.ratio[m], f.offset[m]);
   GPOE_LANES(v) f.prior_loc[v] = f.prior_log_scale[v] = splat(0.f);
   if (a.prior_loc) {
-    load<C>(a.prior_loc, at.b * a.prior_loc_stride, at, f.prior_loc);
-    load<C>(a.prior_log_scale, at.b * a.prior_log_scale_stride, at, f.prior_log_scale);
+    load<C>(a.prior_log_scale, at.in(a.prior_log_scale_stride), at, f.prior_log_scale);
+    load<C>(a.prior_loc, at.in(a.prior_loc_stride), at, f.prior_loc);
     soft_clamp<C>(a, f.prior_loc);
     soft_clamp<C>(a, f.prior_log_scale);
   }
+}
+
+template <class C>
+GPOE void load_factors(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+  if (C::AHEAD && GPOE_USUALLY(at.aligned)) {
+    const Site whole = {at.b, at.element, at.count, true};  // one test for all loads
+    load_ahead<C>(a, whole, wanted, f);
+  } else {
+    load_ahead<C>(a, at, wanted, f);
+  }
+  Float widest = splat(0.f);
   GPOE_LANES(v) {
-    f.sharpness[v] = exponential(-f.prior_log_scale[v]);
+    if (!NEAR_IS_ALL) widest = maximum(magnitude(f.prior_log_scale[v]), widest);
+    f.sharpness[v] = near_exponential(-f.prior_log_scale[v]);
     f.prior_scale[v] = reciprocal(f.sharpness[v]);
   }
   load_common_noise<C>(a, at, f.gamma);
 
-  Float widest = splat(0.f);
   GPOE_EXPERTS_IN(m, wanted) {
     Float r[C::WIDTH];
-    log_ratio<C>(a, at, f, m, r);
-    load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, f.offset[m]);
+    if (C::AHEAD)
+      GPOE_LANES(v) r[v] = f.ratio[m][v];
+    else
+      load_expert<C>(a, at, m, r, f.offset[m]);
+    to_log_ratio<C>(a, f, r);
     soft_clamp<C>(a, f.offset[m]);
     GPOE_LANES(v) {
       widest = maximum(magnitude(r[v]), widest);
-      f.ratio[m][v] = exponential(r[v]);
+      f.ratio[m][v] = near_exponential(r[v]);
       f.offset[m][v] = f.offset[m][v] - f.prior_loc[v];
     }
   }
@@ -257,6 +295,8 @@ template <class C>
 struct Fused {
   Float shift[C::WIDTH];         // loc - loc_p
   Float delta[C::WIDTH];         // power * (log_scale_p - log_scale)
+  Float drop[C::WIDTH];          // 1 - e^-delta
+  Float excess[C::WIDTH];        // e^-delta - 1 + delta
   Float prior_weight[C::WIDTH];  // e^-delta: 1 minus the sum of the weights, if the prior joins
   Float evidence[C::WIDTH];      // the sum of the weights
   Float inverse[C::WIDTH];       // 1 / (D + R), 1 / R without the prior
@@ -267,7 +307,7 @@ struct Fused {
   bool alone;  // the product is one expert by itself
 };
 
-template <class C>
+template <class C, bool DELTA>
 GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fused<C>& q) {
   Float total[C::WIDTH], moment[C::WIDTH];
   GPOE_LANES(v) total[v] = moment[v] = splat(0.f);
@@ -288,9 +328,18 @@ GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fuse
     q.prior_weight[v] = q.discount[v] * q.inverse[v];
     q.evidence[v] = total[v] * q.inverse[v];
     q.shift[v] = moment[v] * q.inverse[v];
-    // log(1 + odds), with what was rounded off the sum
-    const Float rounded = q.joins + odds;
-    q.delta[v] = logarithm(rounded) + ((q.joins - rounded) + odds) * q.prior_weight[v];
+    q.drop[v] = q.evidence[v];
+    if (DELTA) {
+      q.excess[v] = log_excess(q.evidence[v], near_logarithm(1.f + odds));
+      q.delta[v] = q.evidence[v] + q.excess[v];
+    }
+  }
+  if (GPOE_RARELY(q.joins == 0.f)) {
+    GPOE_LANES(v) q.drop[v] = 1.f - q.prior_weight[v];
+    if (DELTA) GPOE_LANES(v) {
+      q.delta[v] = logarithm(total[v]);
+      q.excess[v] = exp_minus_tangent(q.delta[v], q.drop[v]);
+    }
   }
 }
 
@@ -299,11 +348,11 @@ GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fuse
 template <class C>
 GPOE void fuse_far(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
-  Float total[C::WIDTH], moment[C::WIDTH], r[C::EXPERTS][C::WIDTH];
-  GPOE_LANES(v) q.exponent[v] = splat(q.joins > 0.f ? FAR : -3.4028235e38f);
+  Float total[C::WIDTH], moment[C::WIDTH], r[C::WIDTH];
+  GPOE_LANES(v) q.exponent[v] = splat(q.joins > 0.f ? FAR : -LARGEST);
   GPOE_EXPERTS_IN(m, given) {
-    log_ratio<C>(a, at, f, m, r[m]);
-    GPOE_LANES(v) q.exponent[v] = maximum(r[m][v], q.exponent[v]);
+    log_ratio<C>(a, at, f, m, r);
+    GPOE_LANES(v) q.exponent[v] = maximum(r[v], q.exponent[v]);
   }
   GPOE_LANES(v) {
     const Float bound = splat(q.alone ? 0.f : FAR);
@@ -311,8 +360,9 @@ GPOE void fuse_far(
     total[v] = moment[v] = splat(0.f);
   }
   GPOE_EXPERTS_IN(m, given) {
+    log_ratio<C>(a, at, f, m, r);
     GPOE_LANES(v) {
-      const Float e = exponential(r[m][v] - q.exponent[v]);
+      const Float e = shifted_exponential(r[v], q.exponent[v], f.ratio[m][v]);
       total[v] = total[v] + e;
       moment[v] = moment[v] + e * f.offset[m][v];
     }
@@ -330,10 +380,9 @@ GPOE void fuse_far(
 
     Float odds = total[v];
     if (C::COMMON_NOISE && a.common_noise) odds = divide(total[v], q.discount[v]);
-    const Float rounded = q.joins + odds;
     const Float near_weight = (q.joins > 0.f ? q.discount[v] : splat(1.f)) * q.inverse[v];
-    const Float near =
-        logarithm(select(far, splat(1.f), rounded)) + ((q.joins - rounded) + odds) * near_weight;
+    odds = select(far, splat(1.f), odds);
+    const Float near = q.joins > 0.f ? near_logarithm(1.f + odds) : logarithm(odds);
 
     // log D = log(e^-exponent + gamma R), where both may underflow
     const Float log_common =
@@ -343,13 +392,17 @@ GPOE void fuse_far(
     const Float log_discount =
         maximum(gap, splat(0.f)) + logarithm(1.f + exponential(-magnitude(gap))) - q.exponent[v];
     const Float beyond = logarithm(select(far, whole, splat(1.f))) - log_discount;
-    q.delta[v] = select(far, beyond + 0.f * total[v], near);
-    q.delta[v] = select(nothing, -infinity(), q.delta[v]);
+    const Float log = select(nothing, -infinity(), select(far, beyond + 0.f * total[v], near));
+    q.excess[v] = log_excess(q.evidence[v], log);
+    q.delta[v] = q.joins > 0.f ? q.evidence[v] + q.excess[v] : log;
     q.prior_weight[v] = select(far, exponential_or_infinite(-q.delta[v]), near_weight);
+    q.drop[v] = q.joins > 0.f ? q.evidence[v] : 1.f - q.prior_weight[v];
+    if (q.joins == 0.f) q.excess[v] = exp_minus_tangent(log, q.drop[v]);
   }
 }
 
-template <class C>
+// DELTA: whether delta and its excess are needed where no expert is far.
+template <class C, bool DELTA>
 GPOE void fuse(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
   const bool all = a.prior_in == FULL && given == ~0u >> (32 - (int)a.experts);
@@ -359,7 +412,7 @@ GPOE void fuse(
   if (q.far)
     fuse_far<C>(a, at, f, given, q);
   else
-    fuse_near<C>(a, f, given, q);
+    fuse_near<C, DELTA>(a, f, given, q);
 }
 
 // ---- Forward --------------------------------------------------------------------------------
@@ -377,11 +430,11 @@ GPOE void parameters(
   int m = 0;
   while (((given >> m) & 1u) == 0) ++m;
   Float own[C::WIDTH];
-  load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, log_scale);
-  load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, own);
+  load<C>(a.expert[m].log_scale, at.in(a.expert[m].log_scale_stride), at, log_scale);
+  load<C>(a.expert[m].loc, at.in(a.expert[m].loc_stride), at, own);
   soft_clamp<C>(a, log_scale);
   soft_clamp<C>(a, own);
-  GPOE_LANES(v) loc[v] = select(log_scale[v] > 3.4028235e38f, loc[v], own[v]);
+  GPOE_LANES(v) loc[v] = select(log_scale[v] > LARGEST, loc[v], own[v]);
 }
 
 // temperature * scale * noise of a pair
@@ -391,7 +444,7 @@ GPOE void scaled_noise(
     Float* x) {
   GPOE_LANES(v) x[v] = splat(0.f);
   if (a.noise)
-    load<C>(a.noise, row * a.size, at, x);
+    load<C>(a.noise, row * a.size + at.element, at, x);
   else if (a.seed)
     normals<C::WIDTH>(*a.seed, (u64)row, at.element, x);
   GPOE_LANES(v) {
@@ -406,16 +459,16 @@ GPOE void scaled_noise(
   }
 }
 
-// The offset of the mean in units of the prior's scale: 0 for 0 even where 1 / scale_p overflows.
-GPOE Float standardise(Float shift, Float sharpness) {
-  return select(shift == 0.f, splat(0.f), shift * sharpness);
-}
-
 // 1 - e^-v with v = 2 delta / power
 template <class C>
 GPOE Float growth(const typename C::A& a, const Fused<C>& q, int v) {
-  const Float of_delta = q.joins > 0.f ? q.evidence[v] : 1.f - q.prior_weight[v];
-  return a.power == 2.f ? of_delta : of_delta * (1.f + q.prior_weight[v]);
+  return a.power == 2.f ? q.drop[v] : q.drop[v] * (1.f + q.prior_weight[v]);
+}
+
+// e^-v - 1 + v
+template <class C>
+GPOE Float tangent(const typename C::A& a, const Fused<C>& q, int v) {
+  return a.power == 2.f ? q.excess[v] : q.drop[v] * q.drop[v] + 2.f * q.excess[v];
 }
 
 // `given` has the experts of each pair as bits, `wanted` their union; `sum` takes the divergences.
@@ -426,9 +479,9 @@ GPOE void forward(
   Factors<C> f;
   load_factors<C>(a, at, wanted, f);
   for (int k = 0; k < pairs.count; ++k) {
-    const i64 row = pairs[k], offset = row * a.size;
+    const i64 row = pairs[k], offset = row * a.size + at.element;
     Fused<C> q;
-    fuse<C>(a, at, f, given[k], q);
+    fuse<C, true>(a, at, f, given[k], q);
     Float loc[C::WIDTH], log_scale[C::WIDTH];
     parameters<C>(a, at, f, given[k], q, loc, log_scale);
     if (a.fused_loc) store<C>(a.fused_loc, offset, at, loc);
@@ -440,14 +493,14 @@ GPOE void forward(
       store<C>(a.z, offset, at, z);
     }
     if (a.kl) {
-      Float kl = splat(0.f);
+      Float each[C::WIDTH], kl = splat(0.f);
       GPOE_LANES(v) {
-        const Float distance = standardise(q.shift[v], f.sharpness[v]);
-        const Float exponent = 2.f * a.inverse_power * q.delta[v];
-        const Float tangent = exp_minus_tangent(exponent, growth<C>(a, q, v));
-        kl = kl + first_lanes(0.5f * (tangent + distance * distance), at.count - v * LANES);
+        const Float distance = q.shift[v] * f.sharpness[v];
+        each[v] = tangent<C>(a, q, v) + distance * distance;
       }
-      sum.add(k, kl);
+      if (at.count < C::ELEMENTS) GPOE_LANES(v) each[v] = first_lanes(each[v], at.count - v * LANES);
+      GPOE_LANES(v) kl = kl + each[v];
+      sum.add(k, 0.5f * kl);
     }
   }
 }
@@ -464,7 +517,7 @@ template <class C>
 GPOE void gradients_of_pair(
     const typename C::A& a, const Site& at, i64 row, const Factors<C>& f, const Fused<C>& q,
     Gradients<C>& g) {
-  const i64 offset = row * a.size;
+  const i64 offset = row * a.size + at.element;
   Float x[C::WIDTH];
   GPOE_LANES(v) g.loc[v] = g.log_scale[v] = splat(0.f);
   if (a.grad_z) {
@@ -487,8 +540,8 @@ GPOE void gradients_of_pair(
   const float kl = a.grad_kl ? a.grad_kl[row] : 0.f;
   if (kl == 0.f) return;  // a divergence may be infinite
   GPOE_LANES(v) {
-    const Float distance = standardise(q.shift[v], f.sharpness[v]);
-    g.shift[v] = g.shift[v] + kl * standardise(distance, f.sharpness[v]);
+    const Float distance = q.shift[v] * f.sharpness[v];
+    g.shift[v] = g.shift[v] + kl * distance * f.sharpness[v];
     g.delta[v] = g.delta[v] + a.inverse_power * (kl * growth<C>(a, q, v));
     g.log_scale[v] = g.log_scale[v] - kl * distance * distance;
   }
@@ -516,7 +569,7 @@ GPOE void add_gradients(
       felt[v] = all * per;
       kept = all - felt[v] * divide(q.evidence[v], q.inverse[v]);
       // without noise yet, what would overflow counts as 0
-      const Mask over = (f.gamma[v] == 0.f) & (q.delta[v] > FAR);
+      const Mask over = (f.gamma[v] == 0.f) & (q.prior_weight[v] < 8.7565108e-27f);  // e^-60
       const Float odds = select(over, splat(0.f), divide(q.evidence[v], q.prior_weight[v]));
       sums.gamma[v] = sums.gamma[v] - all * odds;
     }
@@ -527,7 +580,8 @@ GPOE void add_gradients(
     Float e[C::WIDTH];
     if (q.far) {
       log_ratio<C>(a, at, f, m, e);
-      GPOE_LANES(v) e[v] = exponential(e[v] - q.exponent[v]);
+      GPOE_LANES(v)
+        e[v] = shifted_exponential(e[v], q.exponent[v], f.ratio[m][v]);
     } else {
       GPOE_LANES(v) e[v] = f.ratio[m][v];
     }
@@ -558,7 +612,7 @@ GPOE void backward(
   for (int k = 0; k < pairs.count; ++k) {
     Fused<C> q;
     Gradients<C> g;
-    fuse<C>(a, at, f, given[k], q);
+    fuse<C, false>(a, at, f, given[k], q);
     gradients_of_pair<C>(a, at, pairs[k], f, q, g);
     add_gradients<C>(a, at, f, given[k], q, g, sums);
   }
@@ -568,33 +622,33 @@ GPOE void backward(
 template <class C>
 GPOE void finish(const typename C::A& a, const Site& at, u32 wanted, Accumulated<C>& sums) {
   const u32 all = ~0u >> (32 - (int)a.experts);
-  const i64 dense = at.b * a.size;
+  const i64 dense = at.in(a.size);
   GPOE_EXPERTS_IN(m, all) {
     const bool loaded = (wanted >> m) & 1u;
     if (a.expert[m].grad_loc) {
       if (loaded)
-        soft_clamp_backward<C>(a, a.expert[m].loc, at.b * a.expert[m].loc_stride, at, sums.loc[m]);
+        soft_clamp_backward<C>(a, a.expert[m].loc, at.in(a.expert[m].loc_stride), at, sums.loc[m]);
       store<C>(a.expert[m].grad_loc, dense, at, sums.loc[m]);
     }
     if (a.expert[m].grad_log_scale) {
       if (loaded)
         soft_clamp_backward<C>(
-            a, a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, sums.log_scale[m]);
+            a, a.expert[m].log_scale, at.in(a.expert[m].log_scale_stride), at, sums.log_scale[m]);
       store<C>(a.expert[m].grad_log_scale, dense, at, sums.log_scale[m]);
     }
   }
   if (a.grad_prior_loc) {
-    soft_clamp_backward<C>(a, a.prior_loc, at.b * a.prior_loc_stride, at, sums.prior_loc);
+    soft_clamp_backward<C>(a, a.prior_loc, at.in(a.prior_loc_stride), at, sums.prior_loc);
     store<C>(a.grad_prior_loc, dense, at, sums.prior_loc);
   }
   if (a.grad_prior_log_scale) {
     soft_clamp_backward<C>(
-        a, a.prior_log_scale, at.b * a.prior_log_scale_stride, at, sums.prior_log_scale);
+        a, a.prior_log_scale, at.in(a.prior_log_scale_stride), at, sums.prior_log_scale);
     store<C>(a.grad_prior_log_scale, dense, at, sums.prior_log_scale);
   }
   if (C::COMMON_NOISE && a.grad_common_noise)
     store<float, C::WIDTH>(
-        a.grad_common_noise, dense + at.element, at.count, at.aligned, sums.gamma);
+        a.grad_common_noise, dense, at.count, at.aligned, sums.gamma);
 }
 
 // ---- The grid of a GPU ----------------------------------------------------------------------
@@ -618,19 +672,32 @@ struct WarpSums {
   }
 };
 
-// Calls work(site) for every element of this thread; `count` is 0 beyond the end of a chunk.
+// The chunk that a block works on, of sample b.
+struct Block {
+  u32 b, chunk;
+};
+
+template <class C>
+GPOE Block this_block(const typename C::A& a) {
+  const u32 b = blockIdx.x / (u32)a.chunks;
+  const Block block = {b, blockIdx.x - b * (u32)a.chunks};
+  return block;
+}
+
+// Calls work(site) for every element of this thread; `count` is 0 beyond the end of the chunk.
 template <class C, class Work>
-GPOE void for_each_site(const typename C::A& a, Work work) {
+GPOE void for_each_site(const typename C::A& a, const Block& block, Work work) {
   Site at;
-  at.b = blockIdx.x / (u32)a.chunks;
-  at.aligned = a.aligned != 0;
-  const i64 step = (i64)blockDim.x * C::WIDTH, chunk = blockIdx.x % (u32)a.chunks;
+  at.b = block.b;
+  const i64 step = (i64)blockDim.x * C::WIDTH, chunk = block.chunk;
   const i64 end = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
+  GPOE_ROLLED
   for (i64 start = chunk * a.length; start < end; start += step) {
-    at.element = start + (i64)threadIdx.x * C::WIDTH;
+    at.element = start + threadIdx.x * C::WIDTH;
     at.count = end - at.element;
     if (at.count < 0) at.count = 0;
     if (at.count > C::WIDTH) at.count = C::WIDTH;
+    at.aligned = a.aligned && start + step <= end;  // for all threads alike
     work(at);
   }
 }
@@ -652,9 +719,10 @@ GPOE void forward_kernel(const typename C::A& a, u32* shared) {
   WarpSums sums;
   sums.sums = (float*)(shared + a.slots);
   sums.warps = (int)(blockDim.x / 32);
-  const i64 chunk = blockIdx.x % (u32)a.chunks;
+  const Block block = this_block<C>(a);
   const int slots = (int)a.slots;
-  const Pairs all = pairs_of<C>(a, blockIdx.x / (u32)a.chunks);
+  const Pairs all = pairs_of<C>(a, block.b);
+  GPOE_ROLLED
   for (int from = 0; from < all.count; from += slots) {
     const Pairs pairs = all.part(from, slots);
     if (from) __syncthreads();  // the slots are free again
@@ -663,33 +731,38 @@ GPOE void forward_kernel(const typename C::A& a, u32* shared) {
     const u32 wanted = gather_bits<C>(a, pairs, shared);
 
     for_each_site<C>(
-        a, [&](const Site& at) { forward<C>(a, at, pairs, shared, wanted, sums); });
+        a, block, [&](const Site& at) { forward<C>(a, at, pairs, shared, wanted, sums); });
 
     if (!a.kl) continue;
     __syncthreads();
     GPOE_ROLLED
     for (int k = threadIdx.x; k < pairs.count; k += blockDim.x) {
       float total = 0.f;
+      GPOE_ROLLED
       for (int w = 0; w < sums.warps; ++w) total += sums.sums[k * sums.warps + w];
-      a.kl[pairs[k] * a.chunks + chunk] = total;
+      a.kl[pairs[k] * a.chunks + block.chunk] = total;
     }
   }
 }
 
 template <class C>
 GPOE void backward_kernel(const typename C::A& a, u32* shared) {
+  const Block block = this_block<C>(a);
   const int slots = (int)a.slots;
-  const Pairs all = pairs_of<C>(a, blockIdx.x / (u32)a.chunks);
-  u32 bits = gather_bits<C>(a, all.part(0, slots), shared);
-  for_each_site<C>(a, [&](const Site& at) {
+  const Pairs all = pairs_of<C>(a, block.b);
+  u32 bits = 0;
+  bool gathered = false;
+  for_each_site<C>(a, block, [&](const Site& at) {
     Accumulated<C> sums;
     u32 wanted = 0;
     clear<C>(a, sums);
+    GPOE_ROLLED
     for (int from = 0; from < all.count; from += slots) {
       const Pairs pairs = all.part(from, slots);
-      if (all.count > slots) {
+      if (!gathered) {
         __syncthreads();  // the slots are free again
         bits = gather_bits<C>(a, pairs, shared);
+        gathered = all.count <= slots;
       }
       backward<C>(a, at, pairs, shared, bits, sums);
       wanted |= bits;
@@ -704,7 +777,7 @@ GPOE void backward_kernel(const typename C::A& a, u32* shared) {
 typedef Specialisation<
     GPOE_STORAGE, GPOE_EXPERTS, GPOE_WIDTH, GPOE_CLAMP, GPOE_COMMON_NOISE> Chosen;
 extern __shared__ u32 gpoe_shared[];
-extern "C" __global__ void __launch_bounds__(128, 1)
+extern "C" __global__ void __launch_bounds__(128, GPOE_BLOCKS)
     GPOE_NAME(const __grid_constant__ Chosen::A a) {
   GPOE_KERNEL<Chosen>(a, gpoe_shared);
 }
