@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs bench-smoke \
+.PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs audit-poe bench-smoke \
 	bench-ablations bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-poe \
 	bench-recipe bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate gpu reliability \
 	test-kernels format clean
@@ -107,6 +107,9 @@ calibration-gate: $(READY)  ## Train models, calibrate them, and hold them again
 
 bench-poe: $(READY)  ## Time the fused product of experts against PyTorch, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_poe | tee benchmarks/results/poe.txt"
+
+audit-poe: $(READY)  ## Read what NVRTC makes of the fused product of experts for a GPU
+	bash -o pipefail -c "$(BIN)/python -m benchmarks.audit_poe | tee benchmarks/results/audit.txt"
 
 bench-ablations: $(READY)  ## Vary the MMHVAE in one thing at a time, under 40 minutes; write the tables
 	$(BIN)/python -m benchmarks.synthesis.ablations --profile quick --write

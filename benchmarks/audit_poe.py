@@ -3,14 +3,15 @@
 NVRTC compiles every kernel of a grid; the disassembler in the wheel of triton reads the machine
 code. No GPU is needed, and none is used: times are estimates from bytes and instructions.
 
-    python -m benchmarks.audit_poe
+    make audit-poe
 """
 
 from __future__ import annotations
 
-__all__ = ["Report", "audit", "grid", "tool"]
+__all__ = ["Report", "audit", "grid", "line", "tool", "version"]
 
 import argparse
+import importlib
 import importlib.util
 import re
 import shutil
@@ -26,6 +27,18 @@ import torch
 from mmpoe.kernels import Specialisation, cuda_binary
 
 ARCHITECTURES = (80, 90, 100, 120)
+
+KINDS = {
+    "float": ("FADD", "FMUL", "FFMA", "FMNMX", "FSEL", "FSETP", "F2FP", "I2FP"),
+    "special": ("MUFU",),
+    "memory": ("LDG", "STG", "LDS", "STS", "SHFL", "BAR"),
+    "constants": ("LDC", "ULDC"),
+    "control": ("BRA", "BSSY", "BSYNC", "EXIT", "BREAK", "WARPSYNC", "PMTRIG"),
+}
+"""Instructions by what they do; all others compute with integers, or move."""
+
+_ALL_KINDS = (*KINDS, "integer")
+ELEMENTS = 16 * 8 * 192 * 192
 
 # an H100 with SXM5: bytes per second, and lanes times clock of its 132 multiprocessors
 BANDWIDTH, INSTRUCTIONS = 3.35e12, 132 * 128 * 1.755e9
@@ -43,8 +56,21 @@ class Report(NamedTuple):
     loads: Counter[int]
     """Instructions that load from global memory, by their bits."""
     stores: Counter[int]
-    instructions: int
-    """All instructions of the usual path: rows that are aligned, no expert that is far."""
+    kinds: Counter[str]
+    """Instructions of the usual path by kind: rows that are aligned, a prior in every product, no
+    expert that is far. All that the machine code of such a kernel holds counts, once: what each
+    thread does, what it does for the block, and what is skipped if an output is not asked for or
+    noise is given; and one instruction for each test of whether the path is the usual one."""
+
+    @property
+    def instructions(self) -> float:
+        """Instructions of the usual path per element of a thread."""
+        return sum(self.kinds.values()) / self.special.width
+
+    @property
+    def blocks(self) -> int:
+        """The blocks of 128 threads that the 65536 registers of a multiprocessor hold."""
+        return 65536 // (128 * 8 * -(-self.registers // 8))
 
 
 def tool(name: str = "cuobjdump") -> Path | None:
@@ -84,7 +110,7 @@ def audit(special: Specialisation, architecture: int) -> Report:
         sum(op.startswith(("LDL", "STL")) for op in operations),
         Counter(_bits(op) for op in operations if op.startswith(("LDG", "LD."))),
         Counter(_bits(op) for op in operations if op.startswith(("STG", "ST."))),
-        len(usual),
+        Counter(_kind(op) for op in usual),
     )
 
 
@@ -93,6 +119,11 @@ def _operations(binary: bytes) -> list[str]:
         r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", _dump(binary, "-sass")
     )
     return [op for op in lines if op != "NOP"]
+
+
+def _kind(operation: str) -> str:
+    name = operation.split(".")[0]
+    return next((kind for kind, names in KINDS.items() if name in names), "integer")
 
 
 def _dump(binary: bytes, option: str) -> str:
@@ -120,17 +151,46 @@ def _bits(operation: str) -> int:
     return next((sizes[p] for p in operation.split(".")[1:] if p in sizes), 32)
 
 
-def microseconds(special: Specialisation, instructions: int, elements: int) -> tuple[float, float]:
+def microseconds(report: Report, elements: int) -> tuple[float, float]:
     """Estimates the time on an H100 from bytes moved, and from instructions issued.
 
     One subset with a tensor prior and noise drawn in the kernel; `z` and the divergence come out.
     """
+    special = report.special
     factors = special.experts + 1
     values = 2 * factors + 1 if special.direction == "forward" else 4 * factors + 1
-    issued = elements / special.width * instructions
     return (
         elements * special.dtype.itemsize * values / BANDWIDTH * 1e6,
-        issued / INSTRUCTIONS * 1e6,
+        elements * report.instructions / INSTRUCTIONS * 1e6,
+    )
+
+
+def version() -> str:
+    """Names the compiler."""
+    _, *numbers = importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
+    return "NVRTC " + ".".join(map(str, numbers))
+
+
+def line(report: Report) -> str:
+    """Formats what is found in a kernel."""
+    special = report.special
+    dtype = str(special.dtype).removeprefix("torch.")
+    name = f"sm_{report.architecture:<3} {special.direction} {dtype} M={special.experts}"
+    name += " clamp, common noise" if special.clamp else ""
+    moves = (
+        " ".join(f"{n}x{b}" for b, n in sorted(c.items(), reverse=True) if b > 32)
+        for c in (report.loads, report.stores)
+    )
+    each = (f"{report.kinds[k] / special.width:{len(k)}.0f}" for k in _ALL_KINDS)
+    moved, issued = microseconds(report, ELEMENTS)
+    return " ".join(
+        [
+            f"{name:35} {report.registers:4d} {report.blocks:6d} {report.spills:6d}",
+            "{:>11} {:>7}".format(*moves),
+            f"{report.instructions:5.1f}",
+            *each,
+            f"{moved:5.0f} {issued:12.0f}",
+        ]
     )
 
 
@@ -139,28 +199,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="all architectures and kernels")
     everything = parser.parse_args().all
-    elements = 16 * 8 * 192 * 192
+    print(f"{version()}; registers, and blocks of 128 threads that a multiprocessor has them for;")
+    print("loads and stores of 64 bits and more; instructions per element, all and by kind;")
+    print("microseconds on an H100 for (16, 8, 192, 192), estimated from bytes and instructions")
+    print()
     print(
-        "kernel; registers; spills; loads and stores by bits; instructions per element; estimated"
+        f"{'kernel':35} regs blocks spills {'loads':>11} {'stores':>7}   all",
+        *_ALL_KINDS,
+        "bytes instructions",
     )
-    print("microseconds on an H100 for (16, 8, 192, 192), from bytes / from instructions")
     for special in grid():
         rare = special.clamp or special.experts in (1, 2, 16, 32) or special.dtype == torch.float16
         if rare and not everything:
             continue
         for architecture in ARCHITECTURES if everything else (90,):
-            row = audit(special, architecture)
-            dtype = str(special.dtype).removeprefix("torch.")
-            name = f"{special.direction} {dtype} M={special.experts}"
-            name += " clamp, common noise" if special.clamp else ""
-            loads, stores = (
-                {b: n for b, n in c.items() if b > 32} for c in (row.loads, row.stores)
-            )
-            moved, issued = microseconds(special, row.instructions, elements)
-            print(
-                f"sm_{architecture} {name:28} {row.registers:3d} {row.spills} {loads} {stores} "
-                f"{row.instructions / special.width:5.0f} {moved:5.0f} /{issued:5.0f}"
-            )
+            print(line(audit(special, architecture)))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ def run(inputs: Inputs, want: Want) -> Outputs:
     if common_noise is not None and common_noise.dtype != torch.float32:
         inputs = inputs._replace(common_noise=common_noise.float())
     if _is_traced(inputs.loc[0]):
-        outputs = torch.ops.mmpoe.gaussian_poe(*inputs, want)
-        return Outputs(*(t if wanted else None for t, wanted in zip(outputs, want, strict=True)))
+        return Outputs(*_only(torch.ops.mmpoe.gaussian_poe(*inputs, want), want))
     tensors = inputs.tensors
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return Outputs(*_Fused.apply(want, inputs.numbers, *tensors))
@@ -93,8 +92,8 @@ class _Fused(torch.autograd.Function):
 # ---- The operators --------------------------------------------------------------------------
 #
 # Their arguments are the fields of `Inputs`, then what is wanted; or the four gradients of the
-# outputs, then which gradients are needed: of all `loc`, of all `log_scale`, of both of the prior
-# and of the common noise. An operator returns tensors: an empty one stands for what is not wanted.
+# outputs, then which gradients of `Inputs.tensors` are needed. An operator returns tensors: an
+# empty one stands for what is not wanted.
 
 _ARGUMENTS = (
     "Tensor[] loc, Tensor[] log_scale, Tensor given, Tensor? rows, Tensor? prior_loc, "
@@ -102,82 +101,64 @@ _ARGUMENTS = (
     "float clamp, float temperature, str prior_in"
 )
 _GRADIENTS = "Tensor? grad_z, Tensor? grad_loc, Tensor? grad_log_scale, Tensor? grad_kl"
+_COUNT = len(Inputs._fields)
 
 
 def _forward(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:13])
+    inputs = Inputs(*arguments[:_COUNT])
     backends.note(inputs.loc[0].device.type)
-    return _fill(inputs, _launch.forward(inputs, arguments[13]))
+    return _fill(inputs, _launch.forward(inputs, arguments[_COUNT]))
 
 
 def _forward_shapes(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:13])
-    return _fill(inputs, _launch.allocate_outputs(inputs, arguments[13]))
+    inputs = Inputs(*arguments[:_COUNT])
+    return _fill(inputs, _launch.allocate_outputs(inputs, arguments[_COUNT]))
 
 
-def _backward(*arguments: Any) -> tuple:  # noqa: ANN401
-    inputs, gradients = Inputs(*arguments[:13]), Outputs(*arguments[13:17])
-    return _pick(inputs, _launch.backward(inputs, gradients, _spread(inputs, arguments[17])))
+def _backward(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
+    inputs, gradients = Inputs(*arguments[:_COUNT]), Outputs(*arguments[_COUNT:-1])
+    return _fill(inputs, _launch.backward(inputs, gradients, arguments[-1]))
 
 
-def _backward_shapes(*arguments: Any) -> tuple:  # noqa: ANN401
-    inputs = Inputs(*arguments[:13])
-    into = _launch.allocate_gradients(inputs, _spread(inputs, arguments[17]))
+def _backward_shapes(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
+    inputs = Inputs(*arguments[:_COUNT])
+    into = _launch.allocate_gradients(inputs, arguments[-1])
     if into[-1] is not None and inputs.common_noise is not None:
         into[-1] = torch.empty_like(inputs.common_noise)
-    return _pick(inputs, into)
+    return _fill(inputs, into)
 
 
 def _fill(inputs: Inputs, tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [inputs.loc[0].new_empty(0) if t is None else t for t in tensors]
 
 
-def _spread(inputs: Inputs, need: Sequence[bool]) -> list[bool]:
-    """Turns the five flags of the operator into one for each of `inputs.tensors`."""
-    loc, log_scale, prior_loc, prior_log_scale, common_noise = need
-    experts = len(inputs.loc)
-    others = [False, False, prior_loc, prior_log_scale, False, False, common_noise]
-    return [loc] * experts + [log_scale] * experts + others
-
-
-def _pick(inputs: Inputs, into: Sequence[Tensor | None]) -> tuple:
-    """Turns gradients of `inputs.tensors` into the five results of the operator."""
-    loc, log_scale, _, _, *prior, _, _, common_noise = group(_fill(inputs, into))
-    return loc, log_scale, *prior, common_noise
+def _only(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    return [t if want else None for t, want in zip(tensors, wanted, strict=True)]
 
 
 def _setup_context(ctx: _Context, inputs: tuple, output: tuple) -> None:
-    arguments = Inputs(*inputs[:13])
+    arguments = Inputs(*inputs[:_COUNT])
     _save(ctx, arguments.tensors, arguments.numbers)
-    ctx.want = inputs[13]
+    ctx.want = inputs[_COUNT]
 
 
 def _autograd(ctx: _Context, *gradients: Tensor | None) -> tuple:
-    inputs = gather(ctx.saved_tensors, ctx.numbers)
+    inputs, needs = gather(ctx.saved_tensors, ctx.numbers), ctx.needs_input_grad
     gradients = tuple(g if want else None for g, want in zip(gradients, ctx.want, strict=True))
-    needs = ctx.needs_input_grad
-    needed = _spread(inputs, [True, True, needs[4], needs[5], needs[8]])
-    into = _differentiate(inputs, gradients, needed, _call_backward)
-    return (*group(into), None, None, None, None, None)
+    experts = [True] * (2 * len(inputs.loc))  # of a list of tensors, PyTorch does not say which
+    into = _differentiate(inputs, gradients, [*experts, *needs[2:9]], _call_backward)
+    return (*group(into), *[None] * 5)
 
 
 def _call_backward(
     inputs: Inputs, gradients: Outputs, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    need = [True, True, needed[-5], needed[-4], needed[-1]]
-    loc, log_scale, *others = torch.ops.mmpoe.gaussian_poe_backward(*inputs, *gradients, need)
-    prior_loc, prior_log_scale, common = (
-        g if wanted else None for g, wanted in zip(others, need[2:], strict=True)
-    )
-    return [*loc, *log_scale, None, None, prior_loc, prior_log_scale, None, None, common]
+    return _only(torch.ops.mmpoe.gaussian_poe_backward(*inputs, *gradients, needed), needed)
 
 
 _library = torch.library.Library("mmpoe", "DEF")
 _library.define(f"gaussian_poe({_ARGUMENTS}, bool[4] want) -> (Tensor, Tensor, Tensor, Tensor)")
-_library.define(
-    f"gaussian_poe_backward({_ARGUMENTS}, {_GRADIENTS}, bool[5] need) "
-    "-> (Tensor[], Tensor[], Tensor, Tensor, Tensor)"
-)
+_library.define(f"gaussian_poe_backward({_ARGUMENTS}, {_GRADIENTS}, bool[] need) -> Tensor[]")
 for _device in ("CPU", "CUDA"):
     _library.impl("gaussian_poe", _forward, _device)
     _library.impl("gaussian_poe_backward", _backward, _device)

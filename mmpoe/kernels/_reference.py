@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["forward", "gradients"]
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,6 @@ def forward(inputs: Inputs) -> Outputs:
     Common noise :math:`\gamma` adds
     :math:`\log k = -\log(1 + \gamma \sum_m r_m e^{x_m - x_p})` to every :math:`x_m`.
     """
-    inputs = _at_rows(inputs)
     given, power, clamp = inputs.given, inputs.power, inputs.clamp
     dtype, event_dim = inputs.loc[0].dtype, inputs.loc[0].dim() - 1
 
@@ -44,37 +44,58 @@ def forward(inputs: Inputs) -> Outputs:
     else:
         prior_loc, prior_log_scale = squash(inputs.prior_loc), squash(inputs.prior_log_scale)
 
-    log_ratios, offsets, own_loc, own_log_scale = [], [], 0.0, 0.0
-    for m, (loc, log_scale) in enumerate(zip(inputs.loc, inputs.log_scale, strict=True)):
-        present = given[..., m].reshape(*given.shape[:-1], *(1,) * event_dim)  # ([S,] B, 1...)
-        # select before any arithmetic: a NaN that is not given must not reach a gradient either
-        expert_loc = squash(torch.where(present, loc, 0))  # ([S,] B, *event)
-        expert_log_scale = squash(torch.where(present, log_scale, 0))
-        log_ratio = power * (prior_log_scale - expert_log_scale)
-        log_ratios.append(torch.where(present, log_ratio, -torch.inf))
-        informative = present & (expert_log_scale != torch.inf)  # else its mean does not matter
-        offsets.append(torch.where(informative, expert_loc - prior_loc, 0))
-        own_loc = own_loc + torch.where(informative, expert_loc, 0)
-        own_log_scale = own_log_scale + expert_log_scale
+    def spread(value: Tensor) -> Tensor:
+        return value.reshape(*value.shape, *(1,) * event_dim)  # ([S,] B, 1...)
 
-    log_ratios = torch.stack(log_ratios)  # (M, [S,] B, *event)
+    def of_pairs(value: Tensor) -> Tensor:  # of what samples have, (B, *event) or ()
+        if inputs.rows is None or not value.dim():
+            return value
+        return value.index_select(0, inputs.rows)
+
+    log_ratios, offsets, experts, used = [], [], [], _used(inputs)
+    for m, (loc, log_scale) in enumerate(zip(inputs.loc, inputs.log_scale, strict=True)):
+        seen = spread(used[:, m])  # by some pair
+        present = seen if used is given else spread(given[..., m])
+        # select before any arithmetic: a NaN that is not given must not reach a gradient either
+        expert_loc = squash(torch.where(seen, loc, 0))  # (B, *event)
+        expert_log_scale = squash(torch.where(seen, log_scale, 0))
+        informative = expert_log_scale != torch.inf  # else its mean does not matter
+        offset = torch.where(informative, expert_loc - prior_loc, 0)
+        log_ratio = power * (prior_log_scale - expert_log_scale)
+        offsets.append(torch.where(present, of_pairs(offset), 0))  # ([S,] B, *event)
+        log_ratios.append(torch.where(present, of_pairs(log_ratio), -torch.inf))
+        experts.append((expert_loc, expert_log_scale))
+    prior_loc, prior_log_scale = of_pairs(prior_loc), of_pairs(prior_log_scale)
+
     if inputs.common_noise is not None:
         gamma = widen(inputs.common_noise).reshape(-1, *(1,) * (event_dim - 1))  # (C, 1...)
-        log_ratios = log_ratios + _log_discount(log_ratios, gamma)
-    itself = torch.zeros_like(log_ratios[:1])  # the prior, in proportion to itself
-    joins = _prior_joins(inputs).reshape(*given.shape[:-1], *(1,) * event_dim)  # ([S,] B, 1...)
-    nothing = ~joins & log_ratios.isneginf().all(dim=0)  # experts without information
-    itself = torch.where(joins | nothing, itself, -torch.inf)
-    delta = torch.logsumexp(torch.cat([itself, log_ratios]), dim=0)  # ([S,] B, *event)
-    weights = torch.exp(log_ratios - delta)
-    delta = torch.where(nothing, -torch.inf, delta)
+        discount = _log_discount(torch.stack(log_ratios), gamma)
+        log_ratios = [v + discount for v in log_ratios]
+    largest = functools.reduce(torch.maximum, [v.detach() for v in log_ratios])
+    itself = torch.zeros_like(largest)  # the prior, in proportion to itself
+    joins = nothing = None
+    if inputs.prior_in != "always":
+        joins = spread(_prior_joins(inputs))
+        nothing = ~joins & largest.isneginf()  # experts without information
+        itself = torch.where(joins | nothing, itself, -torch.inf)
+    largest = torch.maximum(largest, itself)
 
-    shift = (weights * torch.stack(offsets)).sum(dim=0)  # loc - prior_loc
+    total, moment = torch.exp(itself - largest), torch.zeros_like(largest)
+    for log_ratio, offset in zip(log_ratios, offsets, strict=True):
+        ratio = torch.exp(log_ratio - largest)
+        total, moment = total + ratio, moment + ratio * offset
+    delta, shift = largest + torch.log(total), moment / total  # shift is loc - prior_loc
+    if nothing is not None:
+        delta = torch.where(nothing, -torch.inf, delta)
     fused_loc = prior_loc + shift
     fused_log_scale = prior_log_scale - delta / power
-    alone = ~joins & (given.sum(dim=-1) == 1).reshape(joins.shape)
-    fused_loc = torch.where(alone, own_loc, fused_loc)
-    fused_log_scale = torch.where(alone, own_log_scale, fused_log_scale)
+    if joins is not None and nothing is not None:
+        alone = ~joins & ~nothing & spread(given.sum(dim=-1) == 1)
+        samples = torch.arange(given.shape[-2], device=given.device)
+        first = given.int().argmax(dim=-1), samples if inputs.rows is None else inputs.rows
+        own_loc, own_log_scale = (torch.stack(v)[first] for v in zip(*experts, strict=True))
+        fused_loc = torch.where(alone, own_loc, fused_loc)
+        fused_log_scale = torch.where(alone, own_log_scale, fused_log_scale)
 
     distance = standardise(shift, prior_log_scale)
     kl = (exp_minus_tangent(-2 * delta / power) + distance.square()) / 2
@@ -88,27 +109,17 @@ def forward(inputs: Inputs) -> Outputs:
     return Outputs(z.to(dtype), fused_loc.to(dtype), fused_log_scale.to(dtype), kl)
 
 
-def _at_rows(inputs: Inputs) -> Inputs:
-    """Returns the same inputs with a row of experts and prior for each pair."""
-    rows = inputs.rows
-    if rows is None:
-        return inputs
-    prior_loc, prior_log_scale = (
-        None if v is None else v.index_select(0, rows) for v in inputs[4:6]
-    )
-    return inputs._replace(
-        loc=[v.index_select(0, rows) for v in inputs.loc],
-        log_scale=[v.index_select(0, rows) for v in inputs.log_scale],
-        rows=None,
-        prior_loc=prior_loc,
-        prior_log_scale=prior_log_scale,
-    )
+def _used(inputs: Inputs) -> Tensor:
+    """Says which experts some pair of each sample is given, with shape (B, M)."""
+    given = inputs.given
+    if inputs.rows is not None:
+        counts = given.new_zeros((inputs.loc[0].shape[0], len(inputs.loc)), dtype=torch.int64)
+        return counts.index_add(0, inputs.rows, given.long()) > 0
+    return given if given.dim() == 2 else given.any(dim=0)
 
 
 def _prior_joins(inputs: Inputs) -> Tensor:
     """Says in which products the prior is a factor, with the shape of `kl`."""
-    if inputs.prior_in == "always":
-        return torch.ones_like(inputs.given[..., 0])
     nothing = ~inputs.given.any(dim=-1)
     return nothing | inputs.given.all(dim=-1) if inputs.prior_in == "full" else nothing
 

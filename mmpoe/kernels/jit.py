@@ -145,6 +145,12 @@ class Specialisation(NamedTuple):
         return 4 if self.experts <= 4 else 2 if self.experts <= 16 else 1
 
     @property
+    def blocks(self) -> int:
+        """The blocks of 128 threads that a multiprocessor has registers for, at least."""
+        rare = self.clamp or self.common_noise
+        return 3 if self.experts + rare <= 4 else 2
+
+    @property
     def name(self) -> str:
         """The name of the kernel."""
         return f"gpoe_{self.direction}"
@@ -157,6 +163,7 @@ class Specialisation(NamedTuple):
             f"-DGPOE_STORAGE={STORAGE[self.dtype]}",
             f"-DGPOE_EXPERTS={self.experts}",
             f"-DGPOE_WIDTH={self.width}",
+            f"-DGPOE_BLOCKS={self.blocks}",
             f"-DGPOE_CLAMP={self.clamp:d}",
             f"-DGPOE_COMMON_NOISE={self.common_noise:d}",
             f"-DGPOE_NAME={self.name}",

@@ -152,8 +152,8 @@ def test_the_simulation_sees_a_barrier_that_not_all_reach():
 
 
 def test_the_simulation_sees_a_packet_that_is_not_aligned():
-    sources = broken("at.aligned = a.aligned != 0;", "at.aligned = true;")
-    inputs = make(experts=2, event=(13,), rows=3, filler=0.0)
+    sources = broken("a.aligned && start + step <= end", "start + step <= end")
+    inputs = make(experts=2, event=(513,), rows=3, filler=0.0)
     with pytest.raises(SimulationError, match="not aligned"):
         run(inputs, SimulatedLauncher(sources=sources))
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from kernel_cases import gradients_for, make
+from kernel_cases import gradients_for, make, needed
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -248,8 +248,7 @@ def test_opcheck(inputs, change, want):
     gradients = [g if w else None for g, w in zip(gradients_for(outputs), want, strict=True)]
     arguments = operator_arguments(inputs, requires_grad=False)
     operator = torch.ops.mmpoe.gaussian_poe_backward.default
-    need = [True] * 4 + [inputs.common_noise is not None]
-    torch.library.opcheck(operator, (*arguments, *gradients, need))
+    torch.library.opcheck(operator, (*arguments, *gradients, needed(inputs)))
 
 
 def test_the_operator_computes_what_the_function_does(inputs):

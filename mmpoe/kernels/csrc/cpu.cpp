@@ -7,17 +7,20 @@
 #include <sys/mman.h>
 #endif
 
-// A few experts without what is rarely used have kernels of their own, which store far less.
+// A few experts without what is rarely used have kernels of their own, which store far less, and so
+// have short rows.
 typedef Specialisation<GPOE_STORAGE, 4, 4, false, false> Usual;
+typedef Specialisation<GPOE_STORAGE, 32, 2, true, true> Narrow;
 typedef Specialisation<GPOE_STORAGE, 32, 4, true, true> General;
 
 static bool is_usual(const General::A& a) {
   return a.experts <= Usual::EXPERTS && a.clamp == 0.f && !a.common_noise;
 }
+static bool is_narrow(const General::A& a) { return a.size <= Narrow::ELEMENTS; }
 
 struct LaneSums {
   Float* sums;  // one for each pair
-  GPOE void add(i64 k, Float x) { sums[k] = sums[k] + x; }
+  GPOE void add(int k, Float x) { sums[k] = sums[k] + x; }
 };
 
 // Asks for large pages for what will be written, before its first touch.
@@ -46,9 +49,9 @@ template <class C, class Begin, class Work, class End>
 static void for_each_chunk(
     const typename C::A& a, int threads, Begin begin, Work work, End end) {
   const i64 piece = C::ELEMENTS;
-  i64 most = 0;
+  int most = 0;
   for (i64 b = 0; b < a.samples; ++b) {
-    const i64 count = pairs_of<C>(a, b).count;
+    const int count = pairs_of<C>(a, b).count;
     if (count > most) most = count;
   }
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -60,7 +63,7 @@ static void for_each_chunk(
     for (i64 k = 0; k < a.samples * a.chunks; ++k) {
       const i64 b = k / a.chunks, chunk = k % a.chunks;
       Given given = {pairs_of<C>(a, b), bits.data(), 0};
-      for (i64 p = 0; p < given.pairs.count; ++p)
+      for (int p = 0; p < given.pairs.count; ++p)
         given.wanted |= bits[p] = given_bits<C>(a, given.pairs[p]);
       const i64 stop = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
       begin(given, sums);
@@ -86,7 +89,7 @@ static void forward_as(const void* arguments, int threads) {
   for_each_chunk<C>(
       a, threads,
       [&](const Given& given, Float* sums) {
-        for (i64 k = 0; k < given.pairs.count; ++k) sums[k] = splat(0.f);
+        for (int k = 0; k < given.pairs.count; ++k) sums[k] = splat(0.f);
       },
       [&](const Site& at, const Given& given, Float* lanes) {
         LaneSums sums = {lanes};
@@ -94,7 +97,7 @@ static void forward_as(const void* arguments, int threads) {
       },
       [&](const Given& given, i64 chunk, const Float* sums) {
         if (!a.kl) return;
-        for (i64 k = 0; k < given.pairs.count; ++k)
+        for (int k = 0; k < given.pairs.count; ++k)
           a.kl[given.pairs[k] * a.chunks + chunk] = sum(sums[k]);
       });
 }
@@ -121,14 +124,18 @@ static void backward_as(const void* arguments, int threads) {
 }
 
 extern "C" void forward(const General::A* a, int threads) {
-  if (is_usual(*a))
+  if (is_narrow(*a))
+    forward_as<Narrow>(a, threads);
+  else if (is_usual(*a))
     forward_as<Usual>(a, threads);
   else
     forward_as<General>(a, threads);
 }
 
 extern "C" void backward(const General::A* a, int threads) {
-  if (is_usual(*a))
+  if (is_narrow(*a))
+    backward_as<Narrow>(a, threads);
+  else if (is_usual(*a))
     backward_as<Usual>(a, threads);
   else
     backward_as<General>(a, threads);

@@ -17,7 +17,7 @@
 #pragma once
 #include "lanes.cuh"
 
-const float FAR = 60.f;
+const float LARGEST = 3.4028235e38f;
 
 // The arguments of one call, as `mmpoe.kernels._arguments` lays them out: 8 bytes a field. A null
 // pointer means: not asked for, or a standard normal prior. Strides count elements from one sample
@@ -67,45 +67,61 @@ struct Specialisation {
   typedef T_ T;
   static const int EXPERTS = EXPERTS_, WIDTH = WIDTH_, ELEMENTS = WIDTH_ * LANES;
   static const bool CLAMP = CLAMP_, COMMON_NOISE = COMMON_NOISE_;
+  // Whether experts are loaded before one is used: a CPU reorders by itself and has fewer registers.
+  static const bool AHEAD = LANES == 1 && EXPERTS <= 8;
   typedef Arguments<EXPERTS> A;
 };
 
 #define GPOE_LANES(v) GPOE_UNROLL for (int v = 0; v < C::WIDTH; ++v)
-// What a loop over experts indexes stays in registers if the loop is unrolled.
+// What a loop over experts indexes stays in registers if the loop is unrolled. On a CPU, which has few
+// of them, a loop over more than four experts goes from bit to bit: a branch for each that is not
+// given would often be guessed wrong.
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
-#define GPOE_UNROLL_EXPERTS GPOE_UNROLL
-#else
-#define GPOE_UNROLL_EXPERTS _Pragma("GCC unroll 4")
-#endif
 #define GPOE_EXPERTS_IN(m, bits) \
-  GPOE_UNROLL_EXPERTS for (int m = 0; m < C::EXPERTS; ++m) if (((bits) >> m) & 1u)
+  GPOE_UNROLL for (int m = 0; m < C::EXPERTS; ++m) if (((bits) >> m) & 1u)
+#else
+#define GPOE_EXPERTS_IN(m, bits)                                                     \
+  _Pragma("GCC unroll 4") for (u32 m = next_expert<C>(bits, 0); m < C::EXPERTS;      \
+                               m = next_expert<C>(bits, m + 1)) if (((bits) >> m) & 1u)
+template <class C>
+GPOE u32 next_expert(u32 bits, u32 from) {
+  if (C::EXPERTS <= 4 || from > 31) return from;
+  const u32 left = bits >> from << from;
+  return left ? (u32)__builtin_ctz(left) : 32u;
+}
+#endif
 
-// The elements of one thread: `count` of them from `element` of sample `b`.
+// The elements of one thread: `count` of them from `element` of sample `b`. On a GPU, `aligned` says
+// that packets may be moved; on a CPU, that it is worth writing past the caches.
 struct Site {
   i64 b, element, count;
   bool aligned;
+  // Where they are, with a stride from one sample to the next.
+  GPOE i64 in(i64 stride) const { return b * stride + element; }
 };
 
 // Some pairs of one sample: pairs[k] is the row of the k-th of them.
 struct Pairs {
-  i64 first, step, count;
+  i64 first, step;
   const i64* order;
-  GPOE i64 operator[](i64 k) const {
+  int count;
+  GPOE i64 operator[](int k) const {
     const i64 at = first + k * step;
     return order ? order[at] : at;
   }
-  GPOE Pairs part(i64 from, i64 most) const {
-    const Pairs some = {first + from * step, step, count - from < most ? count - from : most, order};
+  GPOE Pairs part(int from, int most) const {
+    const int left = count - from;
+    const Pairs some = {first + from * step, step, order, left < most ? left : most};
     return some;
   }
 };
 
 template <class C>
 GPOE Pairs pairs_of(const typename C::A& a, i64 b) {
-  Pairs pairs = {b, a.samples, a.subsets, a.order};
+  Pairs pairs = {b, a.samples, a.order, (int)a.subsets};
   if (a.offsets) {
     pairs.first = a.offsets[b];
-    pairs.count = a.offsets[b + 1] - pairs.first;
+    pairs.count = (int)(a.offsets[b + 1] - pairs.first);
     pairs.step = 1;
   }
   return pairs;
@@ -116,17 +132,18 @@ template <class C>
 GPOE u32 given_bits(const typename C::A& a, i64 pair) {
   const u8* row = a.given + pair * a.experts;
   u32 bits = 0;
-  for (i64 m = 0; m < a.experts; ++m) bits |= row[m] ? 1u << m : 0u;
+  GPOE_ROLLED
+  for (int m = 0; m < (int)a.experts; ++m) bits |= row[m] ? 1u << m : 0u;
   return bits;
 }
 
 template <class C>
 GPOE void load(const void* from, i64 offset, const Site& at, Float* x) {
-  load<typename C::T, C::WIDTH>(from, offset + at.element, at.count, at.aligned, x);
+  load<typename C::T, C::WIDTH>(from, offset, at.count, at.aligned, x);
 }
 template <class C>
 GPOE void store(void* to, i64 offset, const Site& at, const Float* x) {
-  store<typename C::T, C::WIDTH>(to, offset + at.element, at.count, at.aligned, x);
+  store<typename C::T, C::WIDTH>(to, offset, at.count, at.aligned, x);
 }
 
 template <class C>
@@ -159,31 +176,41 @@ struct Factors {
   Float offset[C::EXPERTS][C::WIDTH];  // loc_m - loc_p
   Float ratio[C::EXPERTS][C::WIDTH];   // e^r_m
   Float prior_loc[C::WIDTH], prior_log_scale[C::WIDTH], prior_scale[C::WIDTH];
-  Float sharpness[C::WIDTH];  // 1 / scale_p
+  Float sharpness[C::WIDTH];  // 1 / scale_p, but finite: 0 times it is 0
   Float gamma[C::WIDTH];
   u32 far;  // the experts that are somewhere sharper than the prior by e^60, or that much wider
             // where that matters
 };
 
+template <class C>
+GPOE void to_log_ratio(const typename C::A& a, const Factors<C>& f, Float* r) {
+  soft_clamp<C>(a, r);
+  GPOE_LANES(v) r[v] = a.power * (f.prior_log_scale[v] - r[v]);
+}
 // r_m of the expert; -infinity without information, where log_scale is infinite
 template <class C>
 GPOE void log_ratio(
     const typename C::A& a, const Site& at, const Factors<C>& f, int m, Float* r) {
-  load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, r);
-  soft_clamp<C>(a, r);
-  GPOE_LANES(v) r[v] = a.power * (f.prior_log_scale[v] - r[v]);
+  load<C>(a.expert[m].log_scale, at.in(a.expert[m].log_scale_stride), at, r);
+  to_log_ratio<C>(a, f, r);
 }
 
 // Finds the experts that are somewhere too sharp for linear space, and those without information,
-// whose mean does not matter, whatever it is.
+// whose mean does not matter, whatever it is. Mends the exponentials of what is not near.
 template <class C>
 GPOE void find_far(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+  GPOE_LANES(v) {
+    if (NEAR_IS_ALL) continue;
+    f.sharpness[v] = minimum(splat(LARGEST), mend(f.sharpness[v], -f.prior_log_scale[v]));
+    f.prior_scale[v] = mend(f.prior_scale[v], f.prior_log_scale[v]);
+  }
   GPOE_EXPERTS_IN(m, wanted) {
     Float r[C::WIDTH];
     log_ratio<C>(a, at, f, m, r);
     GPOE_LANES(v) {
       if (any((a.prior_in == ALWAYS ? r[v] : magnitude(r[v])) > FAR)) f.far |= 1u << m;
-      f.offset[m][v] = select(r[v] < -3.4028235e38f, splat(0.f), f.offset[m][v]);
+      f.ratio[m][v] = mend(f.ratio[m][v], r[v]);
+      f.offset[m][v] = select(r[v] < -LARGEST, splat(0.f), f.offset[m][v]);
     }
   }
 }
@@ -209,29 +236,52 @@ GPOE void load_common_noise(const typename C::A& a, const Site& at, Float* gamma
 }
 
 template <class C>
-GPOE void load_factors(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+GPOE void load_expert(
+    const typename C::A& a, const Site& at, int m, Float* log_scale, Float* loc) {
+  load<C>(a.expert[m].log_scale, at.in(a.expert[m].log_scale_stride), at, log_scale);
+  load<C>(a.expert[m].loc, at.in(a.expert[m].loc_stride), at, loc);
+}
+
+// Loads the prior, and before it the experts if AHEAD: all loads are under way at once.
+template <class C>
+GPOE void load_ahead(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+  if (C::AHEAD) GPOE_EXPERTS_IN(m, wanted) load_expert<C>(a, at, m, f.ratio[m], f.offset[m]);
   GPOE_LANES(v) f.prior_loc[v] = f.prior_log_scale[v] = splat(0.f);
   if (a.prior_loc) {
-    load<C>(a.prior_loc, at.b * a.prior_loc_stride, at, f.prior_loc);
-    load<C>(a.prior_log_scale, at.b * a.prior_log_scale_stride, at, f.prior_log_scale);
+    load<C>(a.prior_log_scale, at.in(a.prior_log_scale_stride), at, f.prior_log_scale);
+    load<C>(a.prior_loc, at.in(a.prior_loc_stride), at, f.prior_loc);
     soft_clamp<C>(a, f.prior_loc);
     soft_clamp<C>(a, f.prior_log_scale);
   }
+}
+
+template <class C>
+GPOE void load_factors(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+  if (C::AHEAD && GPOE_USUALLY(at.aligned)) {
+    const Site whole = {at.b, at.element, at.count, true};  // one test for all loads
+    load_ahead<C>(a, whole, wanted, f);
+  } else {
+    load_ahead<C>(a, at, wanted, f);
+  }
+  Float widest = splat(0.f);
   GPOE_LANES(v) {
-    f.sharpness[v] = exponential(-f.prior_log_scale[v]);
+    if (!NEAR_IS_ALL) widest = maximum(magnitude(f.prior_log_scale[v]), widest);
+    f.sharpness[v] = near_exponential(-f.prior_log_scale[v]);
     f.prior_scale[v] = reciprocal(f.sharpness[v]);
   }
   load_common_noise<C>(a, at, f.gamma);
 
-  Float widest = splat(0.f);
   GPOE_EXPERTS_IN(m, wanted) {
     Float r[C::WIDTH];
-    log_ratio<C>(a, at, f, m, r);
-    load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, f.offset[m]);
+    if (C::AHEAD)
+      GPOE_LANES(v) r[v] = f.ratio[m][v];
+    else
+      load_expert<C>(a, at, m, r, f.offset[m]);
+    to_log_ratio<C>(a, f, r);
     soft_clamp<C>(a, f.offset[m]);
     GPOE_LANES(v) {
       widest = maximum(magnitude(r[v]), widest);
-      f.ratio[m][v] = exponential(r[v]);
+      f.ratio[m][v] = near_exponential(r[v]);
       f.offset[m][v] = f.offset[m][v] - f.prior_loc[v];
     }
   }
@@ -245,6 +295,8 @@ template <class C>
 struct Fused {
   Float shift[C::WIDTH];         // loc - loc_p
   Float delta[C::WIDTH];         // power * (log_scale_p - log_scale)
+  Float drop[C::WIDTH];          // 1 - e^-delta
+  Float excess[C::WIDTH];        // e^-delta - 1 + delta
   Float prior_weight[C::WIDTH];  // e^-delta: 1 minus the sum of the weights, if the prior joins
   Float evidence[C::WIDTH];      // the sum of the weights
   Float inverse[C::WIDTH];       // 1 / (D + R), 1 / R without the prior
@@ -255,7 +307,7 @@ struct Fused {
   bool alone;  // the product is one expert by itself
 };
 
-template <class C>
+template <class C, bool DELTA>
 GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fused<C>& q) {
   Float total[C::WIDTH], moment[C::WIDTH];
   GPOE_LANES(v) total[v] = moment[v] = splat(0.f);
@@ -276,30 +328,41 @@ GPOE void fuse_near(const typename C::A& a, const Factors<C>& f, u32 given, Fuse
     q.prior_weight[v] = q.discount[v] * q.inverse[v];
     q.evidence[v] = total[v] * q.inverse[v];
     q.shift[v] = moment[v] * q.inverse[v];
-    // log(1 + odds), with what was rounded off the sum
-    const Float rounded = q.joins + odds;
-    q.delta[v] = logarithm(rounded) + ((q.joins - rounded) + odds) * q.prior_weight[v];
+    q.drop[v] = q.evidence[v];
+    if (DELTA) {
+      q.excess[v] = log_excess(q.evidence[v], near_logarithm(1.f + odds));
+      q.delta[v] = q.evidence[v] + q.excess[v];
+    }
+  }
+  if (GPOE_RARELY(q.joins == 0.f)) {
+    GPOE_LANES(v) q.drop[v] = 1.f - q.prior_weight[v];
+    if (DELTA) GPOE_LANES(v) {
+      q.delta[v] = logarithm(total[v]);
+      q.excess[v] = exp_minus_tangent(q.delta[v], q.drop[v]);
+    }
   }
 }
 
 // As above, where some expert is far: sums of e^(r_m - exponent). Lanes that are not far have an
-// exponent of 0 and keep every bit of what they had.
+// exponent of 0 and keep every bit of what they had. An expert alone has its own r_m as exponent.
 template <class C>
 GPOE void fuse_far(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
-  Float total[C::WIDTH], moment[C::WIDTH], r[C::EXPERTS][C::WIDTH];
-  GPOE_LANES(v) q.exponent[v] = splat(q.joins > 0.f ? FAR : -3.4028235e38f);
+  Float total[C::WIDTH], moment[C::WIDTH], r[C::WIDTH];
+  GPOE_LANES(v) q.exponent[v] = splat(q.joins > 0.f ? FAR : -LARGEST);
   GPOE_EXPERTS_IN(m, given) {
-    log_ratio<C>(a, at, f, m, r[m]);
-    GPOE_LANES(v) q.exponent[v] = maximum(r[m][v], q.exponent[v]);
+    log_ratio<C>(a, at, f, m, r);
+    GPOE_LANES(v) q.exponent[v] = maximum(r[v], q.exponent[v]);
   }
   GPOE_LANES(v) {
-    q.exponent[v] = select(magnitude(q.exponent[v]) > FAR, q.exponent[v], splat(0.f));
+    const Float bound = splat(q.alone ? 0.f : FAR);
+    q.exponent[v] = select(magnitude(q.exponent[v]) > bound, q.exponent[v], splat(0.f));
     total[v] = moment[v] = splat(0.f);
   }
   GPOE_EXPERTS_IN(m, given) {
+    log_ratio<C>(a, at, f, m, r);
     GPOE_LANES(v) {
-      const Float e = exponential(r[m][v] - q.exponent[v]);
+      const Float e = shifted_exponential(r[v], q.exponent[v], f.ratio[m][v]);
       total[v] = total[v] + e;
       moment[v] = moment[v] + e * f.offset[m][v];
     }
@@ -317,10 +380,9 @@ GPOE void fuse_far(
 
     Float odds = total[v];
     if (C::COMMON_NOISE && a.common_noise) odds = divide(total[v], q.discount[v]);
-    const Float rounded = q.joins + odds;
     const Float near_weight = (q.joins > 0.f ? q.discount[v] : splat(1.f)) * q.inverse[v];
-    const Float near =
-        logarithm(select(far, splat(1.f), rounded)) + ((q.joins - rounded) + odds) * near_weight;
+    odds = select(far, splat(1.f), odds);
+    const Float near = q.joins > 0.f ? near_logarithm(1.f + odds) : logarithm(odds);
 
     // log D = log(e^-exponent + gamma R), where both may underflow
     const Float log_common =
@@ -330,42 +392,27 @@ GPOE void fuse_far(
     const Float log_discount =
         maximum(gap, splat(0.f)) + logarithm(1.f + exponential(-magnitude(gap))) - q.exponent[v];
     const Float beyond = logarithm(select(far, whole, splat(1.f))) - log_discount;
-    q.delta[v] = select(far, beyond + 0.f * total[v], near);
-    q.delta[v] = select(nothing, -infinity(), q.delta[v]);
+    const Float log = select(nothing, -infinity(), select(far, beyond + 0.f * total[v], near));
+    q.excess[v] = log_excess(q.evidence[v], log);
+    q.delta[v] = q.joins > 0.f ? q.evidence[v] + q.excess[v] : log;
     q.prior_weight[v] = select(far, exponential_or_infinite(-q.delta[v]), near_weight);
+    q.drop[v] = q.joins > 0.f ? q.evidence[v] : 1.f - q.prior_weight[v];
+    if (q.joins == 0.f) q.excess[v] = exp_minus_tangent(log, q.drop[v]);
   }
 }
 
-// The same of one expert without the prior, divided by its own e^r_m however far it is.
-template <class C>
-GPOE void fuse_alone(
-    const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
-  GPOE_EXPERTS_IN(m, given) {
-    log_ratio<C>(a, at, f, m, q.delta);
-    GPOE_LANES(v) {
-      const Mask nothing = q.delta[v] < -3.4028235e38f;
-      q.exponent[v] = select(nothing, splat(0.f), q.delta[v]);
-      q.shift[v] = f.offset[m][v];
-      q.evidence[v] = select(nothing, splat(0.f), splat(1.f));
-      q.prior_weight[v] = exponential_or_infinite(-q.delta[v]);
-      q.inverse[v] = q.discount[v] = splat(1.f);
-    }
-  }
-}
-
-template <class C>
+// DELTA: whether delta and its excess are needed where no expert is far.
+template <class C, bool DELTA>
 GPOE void fuse(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
   const bool all = a.prior_in == FULL && given == ~0u >> (32 - (int)a.experts);
   q.joins = a.prior_in == ALWAYS || given == 0 || all ? 1.f : 0.f;
   q.alone = GPOE_RARELY(q.joins == 0.f && (given & (given - 1)) == 0);
   q.far = GPOE_RARELY(q.alone || (given & f.far) != 0);
-  if (q.alone)
-    fuse_alone<C>(a, at, f, given, q);
-  else if (q.far)
+  if (q.far)
     fuse_far<C>(a, at, f, given, q);
   else
-    fuse_near<C>(a, f, given, q);
+    fuse_near<C, DELTA>(a, f, given, q);
 }
 
 // ---- Forward --------------------------------------------------------------------------------
@@ -380,14 +427,14 @@ GPOE void parameters(
     log_scale[v] = f.prior_log_scale[v] - a.inverse_power * q.delta[v];
   }
   if (!q.alone) return;
-  Float mean[C::WIDTH];
-  GPOE_EXPERTS_IN(m, given) {
-    load<C>(a.expert[m].loc, at.b * a.expert[m].loc_stride, at, mean);
-    load<C>(a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, log_scale);
-    soft_clamp<C>(a, mean);
-    soft_clamp<C>(a, log_scale);
-    GPOE_LANES(v) loc[v] = select(log_scale[v] > 3.4028235e38f, splat(0.f), mean[v]);
-  }
+  int m = 0;
+  while (((given >> m) & 1u) == 0) ++m;
+  Float own[C::WIDTH];
+  load<C>(a.expert[m].log_scale, at.in(a.expert[m].log_scale_stride), at, log_scale);
+  load<C>(a.expert[m].loc, at.in(a.expert[m].loc_stride), at, own);
+  soft_clamp<C>(a, log_scale);
+  soft_clamp<C>(a, own);
+  GPOE_LANES(v) loc[v] = select(log_scale[v] > LARGEST, loc[v], own[v]);
 }
 
 // temperature * scale * noise of a pair
@@ -397,7 +444,7 @@ GPOE void scaled_noise(
     Float* x) {
   GPOE_LANES(v) x[v] = splat(0.f);
   if (a.noise)
-    load<C>(a.noise, row * a.size, at, x);
+    load<C>(a.noise, row * a.size + at.element, at, x);
   else if (a.seed)
     normals<C::WIDTH>(*a.seed, (u64)row, at.element, x);
   GPOE_LANES(v) {
@@ -412,16 +459,16 @@ GPOE void scaled_noise(
   }
 }
 
-// The offset of the mean in units of the prior's scale: 0 for 0 even where 1 / scale_p overflows.
-GPOE Float standardise(Float shift, Float sharpness) {
-  return select(shift == 0.f, splat(0.f), shift * sharpness);
-}
-
 // 1 - e^-v with v = 2 delta / power
 template <class C>
 GPOE Float growth(const typename C::A& a, const Fused<C>& q, int v) {
-  const Float of_delta = q.joins > 0.f ? q.evidence[v] : 1.f - q.prior_weight[v];
-  return a.power == 2.f ? of_delta : of_delta * (1.f + q.prior_weight[v]);
+  return a.power == 2.f ? q.drop[v] : q.drop[v] * (1.f + q.prior_weight[v]);
+}
+
+// e^-v - 1 + v
+template <class C>
+GPOE Float tangent(const typename C::A& a, const Fused<C>& q, int v) {
+  return a.power == 2.f ? q.excess[v] : q.drop[v] * q.drop[v] + 2.f * q.excess[v];
 }
 
 // `given` has the experts of each pair as bits, `wanted` their union; `sum` takes the divergences.
@@ -431,10 +478,10 @@ GPOE void forward(
     Sum& sum) {
   Factors<C> f;
   load_factors<C>(a, at, wanted, f);
-  for (i64 k = 0; k < pairs.count; ++k) {
-    const i64 row = pairs[k], offset = row * a.size;
+  for (int k = 0; k < pairs.count; ++k) {
+    const i64 row = pairs[k], offset = row * a.size + at.element;
     Fused<C> q;
-    fuse<C>(a, at, f, given[k], q);
+    fuse<C, true>(a, at, f, given[k], q);
     Float loc[C::WIDTH], log_scale[C::WIDTH];
     parameters<C>(a, at, f, given[k], q, loc, log_scale);
     if (a.fused_loc) store<C>(a.fused_loc, offset, at, loc);
@@ -446,14 +493,14 @@ GPOE void forward(
       store<C>(a.z, offset, at, z);
     }
     if (a.kl) {
-      Float kl = splat(0.f);
+      Float each[C::WIDTH], kl = splat(0.f);
       GPOE_LANES(v) {
-        const Float distance = standardise(q.shift[v], f.sharpness[v]);
-        const Float exponent = 2.f * a.inverse_power * q.delta[v];
-        const Float tangent = exp_minus_tangent(exponent, growth<C>(a, q, v));
-        kl = kl + first_lanes(0.5f * (tangent + distance * distance), at.count - v * LANES);
+        const Float distance = q.shift[v] * f.sharpness[v];
+        each[v] = tangent<C>(a, q, v) + distance * distance;
       }
-      sum.add(k, kl);
+      if (at.count < C::ELEMENTS) GPOE_LANES(v) each[v] = first_lanes(each[v], at.count - v * LANES);
+      GPOE_LANES(v) kl = kl + each[v];
+      sum.add(k, 0.5f * kl);
     }
   }
 }
@@ -470,7 +517,7 @@ template <class C>
 GPOE void gradients_of_pair(
     const typename C::A& a, const Site& at, i64 row, const Factors<C>& f, const Fused<C>& q,
     Gradients<C>& g) {
-  const i64 offset = row * a.size;
+  const i64 offset = row * a.size + at.element;
   Float x[C::WIDTH];
   GPOE_LANES(v) g.loc[v] = g.log_scale[v] = splat(0.f);
   if (a.grad_z) {
@@ -493,8 +540,8 @@ GPOE void gradients_of_pair(
   const float kl = a.grad_kl ? a.grad_kl[row] : 0.f;
   if (kl == 0.f) return;  // a divergence may be infinite
   GPOE_LANES(v) {
-    const Float distance = standardise(q.shift[v], f.sharpness[v]);
-    g.shift[v] = g.shift[v] + kl * standardise(distance, f.sharpness[v]);
+    const Float distance = q.shift[v] * f.sharpness[v];
+    g.shift[v] = g.shift[v] + kl * distance * f.sharpness[v];
     g.delta[v] = g.delta[v] + a.inverse_power * (kl * growth<C>(a, q, v));
     g.log_scale[v] = g.log_scale[v] - kl * distance * distance;
   }
@@ -522,7 +569,7 @@ GPOE void add_gradients(
       felt[v] = all * per;
       kept = all - felt[v] * divide(q.evidence[v], q.inverse[v]);
       // without noise yet, what would overflow counts as 0
-      const Mask over = (f.gamma[v] == 0.f) & (q.delta[v] > FAR);
+      const Mask over = (f.gamma[v] == 0.f) & (q.prior_weight[v] < 8.7565108e-27f);  // e^-60
       const Float odds = select(over, splat(0.f), divide(q.evidence[v], q.prior_weight[v]));
       sums.gamma[v] = sums.gamma[v] - all * odds;
     }
@@ -533,7 +580,8 @@ GPOE void add_gradients(
     Float e[C::WIDTH];
     if (q.far) {
       log_ratio<C>(a, at, f, m, e);
-      GPOE_LANES(v) e[v] = exponential(e[v] - q.exponent[v]);
+      GPOE_LANES(v)
+        e[v] = shifted_exponential(e[v], q.exponent[v], f.ratio[m][v]);
     } else {
       GPOE_LANES(v) e[v] = f.ratio[m][v];
     }
@@ -561,10 +609,10 @@ GPOE void backward(
     Accumulated<C>& sums) {
   Factors<C> f;
   load_factors<C>(a, at, wanted, f);
-  for (i64 k = 0; k < pairs.count; ++k) {
+  for (int k = 0; k < pairs.count; ++k) {
     Fused<C> q;
     Gradients<C> g;
-    fuse<C>(a, at, f, given[k], q);
+    fuse<C, false>(a, at, f, given[k], q);
     gradients_of_pair<C>(a, at, pairs[k], f, q, g);
     add_gradients<C>(a, at, f, given[k], q, g, sums);
   }
@@ -574,33 +622,33 @@ GPOE void backward(
 template <class C>
 GPOE void finish(const typename C::A& a, const Site& at, u32 wanted, Accumulated<C>& sums) {
   const u32 all = ~0u >> (32 - (int)a.experts);
-  const i64 dense = at.b * a.size;
+  const i64 dense = at.in(a.size);
   GPOE_EXPERTS_IN(m, all) {
     const bool loaded = (wanted >> m) & 1u;
     if (a.expert[m].grad_loc) {
       if (loaded)
-        soft_clamp_backward<C>(a, a.expert[m].loc, at.b * a.expert[m].loc_stride, at, sums.loc[m]);
+        soft_clamp_backward<C>(a, a.expert[m].loc, at.in(a.expert[m].loc_stride), at, sums.loc[m]);
       store<C>(a.expert[m].grad_loc, dense, at, sums.loc[m]);
     }
     if (a.expert[m].grad_log_scale) {
       if (loaded)
         soft_clamp_backward<C>(
-            a, a.expert[m].log_scale, at.b * a.expert[m].log_scale_stride, at, sums.log_scale[m]);
+            a, a.expert[m].log_scale, at.in(a.expert[m].log_scale_stride), at, sums.log_scale[m]);
       store<C>(a.expert[m].grad_log_scale, dense, at, sums.log_scale[m]);
     }
   }
   if (a.grad_prior_loc) {
-    soft_clamp_backward<C>(a, a.prior_loc, at.b * a.prior_loc_stride, at, sums.prior_loc);
+    soft_clamp_backward<C>(a, a.prior_loc, at.in(a.prior_loc_stride), at, sums.prior_loc);
     store<C>(a.grad_prior_loc, dense, at, sums.prior_loc);
   }
   if (a.grad_prior_log_scale) {
     soft_clamp_backward<C>(
-        a, a.prior_log_scale, at.b * a.prior_log_scale_stride, at, sums.prior_log_scale);
+        a, a.prior_log_scale, at.in(a.prior_log_scale_stride), at, sums.prior_log_scale);
     store<C>(a.grad_prior_log_scale, dense, at, sums.prior_log_scale);
   }
   if (C::COMMON_NOISE && a.grad_common_noise)
     store<float, C::WIDTH>(
-        a.grad_common_noise, dense + at.element, at.count, at.aligned, sums.gamma);
+        a.grad_common_noise, dense, at.count, at.aligned, sums.gamma);
 }
 
 // ---- The grid of a GPU ----------------------------------------------------------------------
@@ -617,26 +665,39 @@ GPOE void finish(const typename C::A& a, const Site& at, u32 wanted, Accumulated
 struct WarpSums {
   float* sums;  // (slots, warps)
   int warps;
-  GPOE void add(i64 k, Float x) {
+  GPOE void add(int k, Float x) {
     GPOE_UNROLL
     for (int d = 16; d > 0; d /= 2) x += __shfl_down_sync(0xffffffffu, x, d);
     if ((threadIdx.x & 31u) == 0) sums[k * warps + (threadIdx.x >> 5)] += x;
   }
 };
 
-// Calls work(site) for every element of this thread; `count` is 0 beyond the end of a chunk.
+// The chunk that a block works on, of sample b.
+struct Block {
+  u32 b, chunk;
+};
+
+template <class C>
+GPOE Block this_block(const typename C::A& a) {
+  const u32 b = blockIdx.x / (u32)a.chunks;
+  const Block block = {b, blockIdx.x - b * (u32)a.chunks};
+  return block;
+}
+
+// Calls work(site) for every element of this thread; `count` is 0 beyond the end of the chunk.
 template <class C, class Work>
-GPOE void for_each_site(const typename C::A& a, Work work) {
+GPOE void for_each_site(const typename C::A& a, const Block& block, Work work) {
   Site at;
-  at.b = blockIdx.x / (u32)a.chunks;
-  at.aligned = a.aligned != 0;
-  const i64 step = (i64)blockDim.x * C::WIDTH, chunk = blockIdx.x % (u32)a.chunks;
+  at.b = block.b;
+  const i64 step = (i64)blockDim.x * C::WIDTH, chunk = block.chunk;
   const i64 end = (chunk + 1) * a.length < a.size ? (chunk + 1) * a.length : a.size;
+  GPOE_ROLLED
   for (i64 start = chunk * a.length; start < end; start += step) {
-    at.element = start + (i64)threadIdx.x * C::WIDTH;
+    at.element = start + threadIdx.x * C::WIDTH;
     at.count = end - at.element;
     if (at.count < 0) at.count = 0;
     if (at.count > C::WIDTH) at.count = C::WIDTH;
+    at.aligned = a.aligned && start + step <= end;  // for all threads alike
     work(at);
   }
 }
@@ -644,10 +705,12 @@ GPOE void for_each_site(const typename C::A& a, Work work) {
 // Fills the bits of some pairs; returns their union.
 template <class C>
 GPOE u32 gather_bits(const typename C::A& a, const Pairs& pairs, u32* bits) {
-  for (i64 k = threadIdx.x; k < pairs.count; k += blockDim.x) bits[k] = given_bits<C>(a, pairs[k]);
+  GPOE_ROLLED
+  for (int k = threadIdx.x; k < pairs.count; k += blockDim.x) bits[k] = given_bits<C>(a, pairs[k]);
   __syncthreads();
   u32 wanted = 0;
-  for (i64 k = 0; k < pairs.count; ++k) wanted |= bits[k];
+  GPOE_ROLLED
+  for (int k = 0; k < pairs.count; ++k) wanted |= bits[k];
   return wanted;
 }
 
@@ -656,40 +719,50 @@ GPOE void forward_kernel(const typename C::A& a, u32* shared) {
   WarpSums sums;
   sums.sums = (float*)(shared + a.slots);
   sums.warps = (int)(blockDim.x / 32);
-  const i64 chunk = blockIdx.x % (u32)a.chunks;
-  const Pairs all = pairs_of<C>(a, blockIdx.x / (u32)a.chunks);
-  for (i64 from = 0; from < all.count; from += a.slots) {
-    const Pairs pairs = all.part(from, a.slots);
+  const Block block = this_block<C>(a);
+  const int slots = (int)a.slots;
+  const Pairs all = pairs_of<C>(a, block.b);
+  GPOE_ROLLED
+  for (int from = 0; from < all.count; from += slots) {
+    const Pairs pairs = all.part(from, slots);
     if (from) __syncthreads();  // the slots are free again
-    for (i64 k = threadIdx.x; k < pairs.count * sums.warps; k += blockDim.x) sums.sums[k] = 0.f;
+    GPOE_ROLLED
+    for (int k = threadIdx.x; k < pairs.count * sums.warps; k += blockDim.x) sums.sums[k] = 0.f;
     const u32 wanted = gather_bits<C>(a, pairs, shared);
 
     for_each_site<C>(
-        a, [&](const Site& at) { forward<C>(a, at, pairs, shared, wanted, sums); });
+        a, block, [&](const Site& at) { forward<C>(a, at, pairs, shared, wanted, sums); });
 
     if (!a.kl) continue;
     __syncthreads();
-    for (i64 k = threadIdx.x; k < pairs.count; k += blockDim.x) {
+    GPOE_ROLLED
+    for (int k = threadIdx.x; k < pairs.count; k += blockDim.x) {
       float total = 0.f;
+      GPOE_ROLLED
       for (int w = 0; w < sums.warps; ++w) total += sums.sums[k * sums.warps + w];
-      a.kl[pairs[k] * a.chunks + chunk] = total;
+      a.kl[pairs[k] * a.chunks + block.chunk] = total;
     }
   }
 }
 
 template <class C>
 GPOE void backward_kernel(const typename C::A& a, u32* shared) {
-  const Pairs all = pairs_of<C>(a, blockIdx.x / (u32)a.chunks);
-  u32 bits = gather_bits<C>(a, all.part(0, a.slots), shared);
-  for_each_site<C>(a, [&](const Site& at) {
+  const Block block = this_block<C>(a);
+  const int slots = (int)a.slots;
+  const Pairs all = pairs_of<C>(a, block.b);
+  u32 bits = 0;
+  bool gathered = false;
+  for_each_site<C>(a, block, [&](const Site& at) {
     Accumulated<C> sums;
     u32 wanted = 0;
     clear<C>(a, sums);
-    for (i64 from = 0; from < all.count; from += a.slots) {
-      const Pairs pairs = all.part(from, a.slots);
-      if (all.count > a.slots) {
+    GPOE_ROLLED
+    for (int from = 0; from < all.count; from += slots) {
+      const Pairs pairs = all.part(from, slots);
+      if (!gathered) {
         __syncthreads();  // the slots are free again
         bits = gather_bits<C>(a, pairs, shared);
+        gathered = all.count <= slots;
       }
       backward<C>(a, at, pairs, shared, bits, sums);
       wanted |= bits;
@@ -704,7 +777,7 @@ GPOE void backward_kernel(const typename C::A& a, u32* shared) {
 typedef Specialisation<
     GPOE_STORAGE, GPOE_EXPERTS, GPOE_WIDTH, GPOE_CLAMP, GPOE_COMMON_NOISE> Chosen;
 extern __shared__ u32 gpoe_shared[];
-extern "C" __global__ void __launch_bounds__(128, 1)
+extern "C" __global__ void __launch_bounds__(128, GPOE_BLOCKS)
     GPOE_NAME(const __grid_constant__ Chosen::A a) {
   GPOE_KERNEL<Chosen>(a, gpoe_shared);
 }

@@ -17,15 +17,22 @@ typedef long long i64;
 #if defined(__CUDACC__)
 #define GPOE __device__ __forceinline__
 #define GPOE_UNROLL _Pragma("unroll")
+#define GPOE_ROLLED _Pragma("unroll 1")
 #else
 #define GPOE inline __attribute__((always_inline))
 #define GPOE_UNROLL _Pragma("GCC unroll 32")
+#define GPOE_ROLLED
 #endif
 
-// An audit of instructions compiles what usually runs alone.
+// An audit of instructions compiles what usually runs alone, and one instruction for each test of
+// whether it may.
 #if defined(GPOE_USUAL_PATH)
-#define GPOE_USUALLY(condition) true
-#define GPOE_RARELY(condition) false
+GPOE bool usually(bool condition) {
+  if (!condition) asm volatile("pmevent 1;");
+  return true;
+}
+#define GPOE_USUALLY(condition) usually(condition)
+#define GPOE_RARELY(condition) (!usually(!(condition)))
 #else
 #define GPOE_USUALLY(condition) (condition)
 #define GPOE_RARELY(condition) (condition)
@@ -72,8 +79,11 @@ GPOE Float as_float(Word x) {
 GPOE Float splat(float x) { return x + Float(); }
 GPOE Float select(Mask m, Float a, Float b) { return m ? a : b; }
 GPOE Word select(Mask m, Word a, Word b) { return m ? a : b; }
-// If x is no number, so is minimum(c, x), and maximum(c, x).
-#if defined(GPOE_AVX512)
+// If x is no number, so is minimum(c, x); maximum(x, c) is c.
+#if defined(__CUDACC__)
+GPOE Float maximum(Float a, Float b) { return fmaxf(a, b); }
+GPOE Float minimum(Float a, Float b) { return a < b ? a : b; }
+#elif defined(GPOE_AVX512)
 GPOE Float maximum(Float a, Float b) {
   asm("vmaxps %1, %0, %0" : "+v"(a) : "v"(b));
   return a;
@@ -86,7 +96,17 @@ GPOE Float minimum(Float a, Float b) {
 GPOE Float maximum(Float a, Float b) { return select(a > b, a, b); }
 GPOE Float minimum(Float a, Float b) { return select(a < b, a, b); }
 #endif
+#if defined(__CUDACC__)
+GPOE Float magnitude(Float x) { return fabsf(x); }
+#else
 GPOE Float magnitude(Float x) { return as_float(as_word(x) & 0x7fffffffu); }
+#endif
+
+#if defined(__CUDACC__)
+GPOE Float fused(Float a, Float b, Float c) { return __fmaf_rn(a, b, c); }  // a b + c, rounded once
+#elif defined(GPOE_SIMULATE)
+GPOE Float fused(Float a, Float b, Float c) { return __builtin_fmaf(a, b, c); }
+#endif
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
 GPOE Float to_float(Word x) { return (float)(int)x; }  // of a Word below 2^31
@@ -114,44 +134,44 @@ GPOE Float first_lanes(Float x, i64 count) {  // zero beyond the first `count`
 }
 #endif
 
+const float FAR = 60.f;  // the largest exponents that are near
+
 // ---- Elementary functions -------------------------------------------------------------------
 //
-// On a GPU its own: accurate ones where a result is returned, fast ones (absolute error 2^-21) for
-// the noise. Elsewhere branch-free polynomials with less than 2 ulp of error; the coefficients of
-// log, sine and cosine are those of the Cephes library (S. L. Moshier), single precision, those of
-// exp a fit of least largest error.
+// On a CPU, branch-free polynomials with less than 2 ulp of error; the coefficients of log, sine and
+// cosine are those of the Cephes library (S. L. Moshier), single precision, those of exp a fit of
+// least largest error.
+//
+// On a GPU, what rarely runs calls CUDA's functions. What usually runs is built on the instructions
+// of the special-function units (`unit_*`), one each, with these largest errors (PTX ISA, CUDA C++
+// Programming Guide); numbers below 2^-126 count as 0:
+//
+//   2^x        relative 2^-22                  1 / x, sqrt x   relative 2^-23
+//   log2 x     absolute 2^-22 from 1/2 to 2, relative 2^-22 elsewhere
+//   sin, cos   absolute 2^-20.5 from -pi to pi
+//
+// A simulation brings units of its own, which err by as much.
+
+#if defined(__CUDACC__)
+#define GPOE_UNIT(name, instruction)                \
+  GPOE float unit_##name(float x) {                 \
+    float y;                                        \
+    asm(instruction " %0, %1;" : "=f"(y) : "f"(x)); \
+    return y;                                       \
+  }
+GPOE_UNIT(exp2, "ex2.approx.ftz.f32")
+GPOE_UNIT(log2, "lg2.approx.ftz.f32")
+GPOE_UNIT(reciprocal, "rcp.approx.ftz.f32")
+GPOE_UNIT(square_root, "sqrt.approx.ftz.f32")
+GPOE_UNIT(sine, "sin.approx.ftz.f32")
+GPOE_UNIT(cosine, "cos.approx.ftz.f32")
+#endif
 
 #if defined(__CUDACC__)
 GPOE Float exponential(Float x) { return expf(x); }
 GPOE Float logarithm(Float x) { return logf(x); }
-GPOE Float square_root(Float x) {
-  float y;
-  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-GPOE Float reciprocal(Float x) { return __fdividef(1.f, x); }
-GPOE Float divide(Float a, Float b) { return __fdividef(a, b); }
 GPOE Float hyperbolic_tangent(Float x) { return tanhf(x); }
-GPOE Float rough_logarithm(Float x) { return fminf(__logf(x), 0.f); }  // of x in (0, 1]
-GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2, 1/2]
-  __sincosf(6.283185307f * x, sine, cosine);
-}
 #else
-
-#if defined(GPOE_SIMULATE)
-GPOE Float reciprocal(Float x) { return 1.f / x; }
-GPOE Float square_root(Float x) { return __builtin_sqrtf(x); }
-#else
-GPOE Float reciprocal(Float x) { return 1.f / x; }
-GPOE Float square_root(Float x) {
-  Float y;
-  for (int l = 0; l < LANES; ++l) y[l] = __builtin_sqrtf(x[l]);
-  return y;
-}
-#endif
-
-GPOE Float divide(Float a, Float b) { return a / b; }
-
 GPOE Float exponential(Float x) {  // 0 below -87, never more than e^88
   x = minimum(splat(88.f), x);
   const Float shifted = x * 1.44269504088896341f + 12582912.f;  // rounded in its last bits
@@ -196,8 +216,58 @@ GPOE Float hyperbolic_tangent(Float x) {
   const Float far = 1.f - 2.f / (exponential(2.f * a) + 1.f);
   return select(a < 0.4f, x + x * (z * series), select(x < 0.f, -far, far));
 }
-GPOE Float rough_logarithm(Float x) { return logarithm(x); }
-GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2, 1/2]
+#endif
+
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)
+GPOE Float square_root(Float x) { return unit_square_root(x); }
+GPOE Float reciprocal(Float x) { return unit_reciprocal(x); }
+GPOE Float divide(Float a, Float b) { return a * reciprocal(b); }
+
+// e^x for |x| up to 60: 2^y with y = x / ln 2 rounded, times 1 + (x - y ln 2). The error of ln 2 is
+// 2^-28.4 of it, and the square left out is below 2^-35: relative 2^-22 + 2^-24 + 2^-28.4 |x|, less
+// than 5e-7.
+GPOE Float near_exponential(Float x) {
+  const Float y = x * 1.44269504f, power = unit_exp2(y);
+  return fused(power, fused(y, -0.693147181f, x), power);
+}
+const bool NEAR_IS_ALL = false;  // whether it is e^x for any x
+// e^x for any x, given what it is if x is near.
+GPOE Float mend(Float near, Float x) {
+  return select(magnitude(x) > FAR, exponential(x), near);
+}
+// e^(x - shift) for any x, given what it is if there is no shift.
+GPOE Float shifted_exponential(Float x, Float shift, Float near) {
+  return select(shift == 0.f, near, exponential(x - shift));
+}
+// log x for x from 1: absolute 2^-22.5 up to 2, relative 2^-22 beyond.
+GPOE Float near_logarithm(Float x) { return 0.693147181f * unit_log2(x); }
+
+// Of the noise: sqrt(-2 log u) for u in (0, 1], where the logarithm may end above 0.
+GPOE Float rayleigh(Float u) {
+  return square_root(magnitude(1.386294361f * unit_log2(u)));
+}
+// The sine and cosine of 2 pi (x / 2^24 - 1/2) for x up to 2^24.
+GPOE void turn(Float x, Float* sine, Float* cosine) {
+  const Float angle = x * 3.74507028e-7f - 3.14159265f;
+  *sine = unit_sine(angle);
+  *cosine = unit_cosine(angle);
+}
+#else
+GPOE Float square_root(Float x) {
+  Float y;
+  for (int l = 0; l < LANES; ++l) y[l] = __builtin_sqrtf(x[l]);
+  return y;
+}
+GPOE Float reciprocal(Float x) { return 1.f / x; }
+GPOE Float divide(Float a, Float b) { return a / b; }
+GPOE Float near_exponential(Float x) { return exponential(x); }
+const bool NEAR_IS_ALL = true;
+GPOE Float mend(Float near, Float) { return near; }
+GPOE Float shifted_exponential(Float x, Float shift, Float) { return exponential(x - shift); }
+GPOE Float near_logarithm(Float x) { return logarithm(x); }
+GPOE Float rayleigh(Float u) { return square_root(-2.f * logarithm(u)); }
+GPOE void turn(Float x, Float* sine, Float* cosine) {
+  x = x * 5.9604644775390625e-08f - 0.5f;
   const Float shifted = x * 4.f + 12582912.f;  // the quarter turn is in its last bits
   const Word quarter = as_word(shifted);
   const Float r = (x - (shifted - 12582912.f) * 0.25f) * 6.283185307f;
@@ -216,6 +286,23 @@ GPOE void turn(Float x, Float* sine, Float* cosine) {  // of 2 pi x, x in [-1/2,
   *cosine = as_float(as_word(select(odd, s, c)) ^ cosine_sign);
 }
 #endif
+
+// -log(1 - w) - w for 0 <= w < 1, given -log(1 - w): a fit of least largest error, relative 2^-23,
+// up to 9/16, since the difference cancels near 0. Beyond, an error of 2^-22 in the logarithm is one
+// of less than 2^-20.3 here.
+GPOE Float log_excess(Float w, Float log) {
+  Float p = splat(2.682154417f);
+  p = p * w - 4.716591835f;
+  p = p * w + 4.097271919f;
+  p = p * w - 1.707687140f;
+  p = p * w + 6.421248317e-1f;
+  p = p * w + 8.601410687e-2f;
+  p = p * w + 2.073530257e-1f;
+  p = p * w + 2.496638745e-1f;
+  p = p * w + 3.333392441e-1f;
+  p = p * w + 0.5f;
+  return select(w < 0.5625f, w * w * p, log - w);
+}
 
 GPOE Float infinity() { return as_float(as_word(splat(0.f)) | 0x7f800000u); }
 GPOE Float exponential_or_infinite(Float x) { return select(x > 88.f, infinity(), exponential(x)); }
@@ -238,31 +325,42 @@ GPOE Float exp_minus_tangent(Float v, Float growth) {
 // the transform of Box and Muller. A draw depends on the seed, row and element alone: not on the
 // device, the number of threads or the width of a vector.
 
-#if defined(GPOE_AVX512)
-GPOE Wide multiply(Wide a, u32 b) {  // of the low halves; GCC has no pattern for it
-  Wide product;
-  const Wide factor = b + Wide();
-  asm("vpmuludq %2, %1, %0" : "=v"(product) : "v"(a), "v"(factor));
-  return product;
+// A counter has four of these. On a CPU only the low half of each Wide counts.
+#if defined(__CUDACC__) || defined(GPOE_SIMULATE)
+typedef Word Counter;
+GPOE void multiply(Counter a, u32 b, Counter* high, Counter* low) {
+  const Wide product = (Wide)a * b;
+  *high = (Counter)(product >> 32);
+  *low = (Counter)product;
 }
 #else
-GPOE Wide multiply(Wide a, u32 b) { return (a & 0xffffffffull) * (u64)b; }
+typedef Wide Counter;
+GPOE void multiply(Counter a, u32 b, Counter* high, Counter* low) {
+#if defined(GPOE_AVX512)
+  const Wide factor = b + Wide();  // GCC has no pattern for the product of low halves
+  asm("vpmuludq %2, %1, %0" : "=v"(*low) : "v"(a), "v"(factor));
+#else
+  *low = (a & 0xffffffffull) * (u64)b;
+#endif
+  *high = *low >> 32;
+}
 #endif
 
-// Of COUNT counters side by side, whose chains of ten rounds a CPU overlaps. Only the low half of
-// each Wide counts.
+// Of COUNT counters side by side, whose chains of ten rounds a CPU overlaps.
 template <int COUNT>
-GPOE void philox(Wide (*c)[4], u64 seed) {
+GPOE void philox(Counter (*c)[4], u64 seed) {
   u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
   GPOE_UNROLL
   for (int round = 0; round < 10; ++round) {
     GPOE_UNROLL
     for (int n = 0; n < COUNT; ++n) {
-      const Wide p = multiply(c[n][0], 0xD2511F53u), q = multiply(c[n][2], 0xCD9E8D57u);
-      c[n][0] = (q >> 32) ^ c[n][1] ^ (u64)k0;
-      c[n][1] = q;
-      c[n][2] = (p >> 32) ^ c[n][3] ^ (u64)k1;
-      c[n][3] = p;
+      Counter high[2], low[2];
+      multiply(c[n][0], 0xD2511F53u, high, low);
+      multiply(c[n][2], 0xCD9E8D57u, high + 1, low + 1);
+      c[n][0] = high[1] ^ c[n][1] ^ k0;
+      c[n][1] = low[1];
+      c[n][2] = high[0] ^ c[n][3] ^ k1;
+      c[n][3] = low[0];
     }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
@@ -271,21 +369,20 @@ GPOE void philox(Wide (*c)[4], u64 seed) {
 
 // Two words to two normals.
 GPOE void box_muller(Word a, Word b, Float* x, Float* y) {
-  const Float u = (to_float(a >> 8) + 0.5f) * 5.9604644775390625e-08f;  // (0, 1]
-  const Float angle = to_float(b >> 8) * 5.9604644775390625e-08f - 0.5f;  // [-1/2, 1/2)
-  const Float radius = square_root(-2.f * rough_logarithm(u));
+  const Float u = to_float(a >> 8) * 5.9604644775390625e-08f + 2.98023223876953125e-08f;  // (0, 1]
+  const Float radius = rayleigh(u);
   Float sine, cosine;
-  turn(angle, &sine, &cosine);
+  turn(to_float(b >> 8), &sine, &cosine);
   *x = radius * cosine;
   *y = radius * sine;
 }
 
 #if defined(__CUDACC__) || defined(GPOE_SIMULATE)
 GPOE void random_words(u64 seed, u64 row, u64 quad, Word w[4]) {
-  Wide c[1][4] = {{(u32)quad, quad >> 32, (u32)row, row >> 32}};
+  Counter c[1][4] = {{(u32)quad, (u32)(quad >> 32), (u32)row, (u32)(row >> 32)}};
   philox<1>(c, seed);
   GPOE_UNROLL
-  for (int k = 0; k < 4; ++k) w[k] = (u32)c[0][k];
+  for (int k = 0; k < 4; ++k) w[k] = c[0][k];
 }
 template <int WIDTH>
 GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
@@ -322,13 +419,14 @@ GPOE void interleave(Float* a, Float* b) {
   *a = as_float(GPOE_SHUFFLE(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
   *b = as_float(GPOE_SHUFFLE(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
 }
-// Lane l of out[v] is the normal of element + 16 v + l.
+// Lane l of out[v] is the normal of element + 16 v + l: four words for sixteen lanes are four
+// vectors, of which a narrow kernel, that of rows of no more elements, takes the first.
 template <int WIDTH>
-GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
-  static_assert(WIDTH == 4, "four words for sixteen lanes are four vectors");
+GPOE void normals(u64 seed, u64 row, i64 element, Float* first) {
+  Float out[4];
   const u64 quad = (u64)element >> 2;
   const Wide even = {0, 2, 4, 6, 8, 10, 12, 14};
-  Wide c[2][4];
+  Counter c[2][4];
   Word w[4];
   for (int odd = 0; odd < 2; ++odd) {
     const Wide q = even + (quad + odd), high = (quad >> 32) + Wide();
@@ -344,6 +442,7 @@ GPOE void normals(u64 seed, u64 row, i64 element, Float* out) {
   interleave(out + 1, out + 3);
   interleave(out, out + 1);
   interleave(out + 2, out + 3);
+  for (int v = 0; v < WIDTH; ++v) first[v] = out[v];
 }
 #endif
 
@@ -503,11 +602,11 @@ struct Access<T, WIDTH, 2> {  // one number of 16 bits
   static GPOE void store(T* p, const Float* x) { store_one(p, x[0]); }
 };
 
-// Reads `count` elements, or WIDTH of them if `count` is WIDTH and `aligned` holds; 0 beyond.
+// Reads `count` elements, or WIDTH of them as packets if `aligned` holds; 0 beyond.
 template <class T, int WIDTH>
 GPOE void load(const void* from, i64 offset, i64 count, bool aligned, Float* x) {
   const T* p = (const T*)from + offset;
-  if (GPOE_USUALLY(aligned && count == WIDTH)) {
+  if (GPOE_USUALLY(aligned)) {
     Access<T, WIDTH>::load(p, x);
   } else {
     GPOE_UNROLL
@@ -517,7 +616,7 @@ GPOE void load(const void* from, i64 offset, i64 count, bool aligned, Float* x) 
 template <class T, int WIDTH>
 GPOE void store(void* to, i64 offset, i64 count, bool aligned, const Float* x) {
   T* p = (T*)to + offset;
-  if (GPOE_USUALLY(aligned && count == WIDTH)) {
+  if (GPOE_USUALLY(aligned)) {
     Access<T, WIDTH>::store(p, x);
   } else {
     GPOE_UNROLL
@@ -565,15 +664,43 @@ GPOE void stream_lanes(T* p, Float x) {
 }
 #endif
 
+// The first `count` lanes, of any number; 0 beyond.
+template <class T>
+GPOE Float load_first(const T* p, i64 count) {
+  if (count >= LANES) return load_lanes(p);
+  T part[LANES] = {};
+  if (count > 0) __builtin_memcpy(part, p, count * sizeof(T));
+  return load_lanes(part);
+}
+template <class T>
+GPOE void store_first(T* p, i64 count, Float x) {
+  if (count >= LANES) return store_lanes(p, x);
+  T part[LANES];
+  store_lanes(part, x);
+  if (count > 0) __builtin_memcpy(p, part, count * sizeof(T));
+}
+#if defined(GPOE_AVX512)
+GPOE u16 first_bits(i64 count) {
+  return count >= LANES ? 0xffffu : count > 0 ? (u16)((1u << count) - 1) : 0u;
+}
+GPOE Float load_first(const float* p, i64 count) {
+  Float x;
+  asm("vmovups %1, %0%{%2%}%{z%}" : "=v"(x) : "m"(*(const Float*)p), "Yk"(first_bits(count)));
+  return x;
+}
+GPOE void store_first(float* p, i64 count, Float x) {
+  asm("vmovups %1, %0%{%2%}" : "+m"(*(Float*)p) : "v"(x), "Yk"(first_bits(count)));
+}
+#endif
+
 // Reads `count` elements, at most WIDTH * LANES of them; 0 beyond.
 template <class T, int WIDTH>
 GPOE void load(const void* from, i64 offset, i64 count, bool, Float* x) {
   const T* p = (const T*)from + offset;
-  T part[WIDTH * LANES];
   if (count < WIDTH * LANES) {
-    __builtin_memset(part, 0, sizeof part);
-    __builtin_memcpy(part, p, count * sizeof(T));
-    p = part;
+    GPOE_UNROLL
+    for (int v = 0; v < WIDTH; ++v) x[v] = load_first(p + v * LANES, count - v * LANES);
+    return;
   }
   // Too many streams for the processor to foresee; beyond the end a prefetch does no harm.
   for (int k = 0; k < WIDTH * LANES; k += 64 / sizeof(T))
@@ -584,9 +711,8 @@ template <class T, int WIDTH>
 GPOE void store(void* to, i64 offset, i64 count, bool aligned, const Float* x) {
   T* p = (T*)to + offset;
   if (count < WIDTH * LANES) {
-    T part[WIDTH * LANES];
-    for (int v = 0; v < WIDTH; ++v) store_lanes(part + v * LANES, x[v]);
-    __builtin_memcpy(p, part, count * sizeof(T));
+    GPOE_UNROLL
+    for (int v = 0; v < WIDTH; ++v) store_first(p + v * LANES, count - v * LANES, x[v]);
   } else if (aligned) {
     for (int v = 0; v < WIDTH; ++v) stream_lanes(p + v * LANES, x[v]);
   } else {

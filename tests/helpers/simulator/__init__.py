@@ -27,10 +27,12 @@ class SimulatedDriver(_cuda.Driver):
     Arguments:
         order: The order in which the threads of a block take turns.
         sources: The sources, for tests of broken ones.
+        errors: The direction in which special-function units err, by as much as they may.
     """
 
-    def __init__(self, order=0, sources=None):
+    def __init__(self, order=0, sources=None, errors="none"):
         self.order, self.sources = order, sources or jit.sources()
+        self.errors = ["none", "up", "down", "either"].index(errors)
         self.launched = []
 
     def architecture(self, device):
@@ -47,7 +49,7 @@ class SimulatedDriver(_cuda.Driver):
 
     def launch(self, function, blocks, threads, shared, arguments, device):
         self.launched.append((blocks, threads, shared, arguments))
-        code = function(arguments, blocks, threads, shared, self.order)
+        code = function(arguments, blocks, threads, shared, self.order, self.errors)
         if code:
             raise SimulationError(FAILURES[code])
 
@@ -60,10 +62,11 @@ class SimulatedLauncher(_cuda.Launcher):
         sources: The sources, for tests of broken ones.
         threads: Threads of a block, to have more or fewer than it would choose.
         exact: Whether to compile without what is not used; else one kernel does for more.
+        errors: The direction in which special-function units err, by as much as they may.
     """
 
-    def __init__(self, order=0, sources=None, threads=None, exact=False):
-        super().__init__(SimulatedDriver(order, sources))
+    def __init__(self, order=0, sources=None, threads=None, exact=False, errors="none"):
+        super().__init__(SimulatedDriver(order, sources, errors))
         self.threads, self.exact = threads, exact
 
     def function(self, special, device=None):
@@ -97,5 +100,5 @@ def compile_kernel(special: Specialisation, sources: dict[str, str]):
         path = Path(folder) / "kernel.so"
         path.write_bytes(content)
         library = ctypes.CDLL(str(path))
-    library.simulate.argtypes = [ctypes.c_char_p, *[ctypes.c_uint] * 4]
+    library.simulate.argtypes = [ctypes.c_char_p, *[ctypes.c_uint] * 5]
     return library.simulate

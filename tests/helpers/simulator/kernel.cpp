@@ -14,8 +14,10 @@ static void work() { GPOE_KERNEL<Chosen>(arguments, shared_memory.data()); }
 
 // Shared memory is filled with a pattern first, and followed by one that must survive.
 extern "C" int simulate(
-    const void* packed, unsigned blocks, unsigned threads, unsigned shared, unsigned order) {
+    const void* packed, unsigned blocks, unsigned threads, unsigned shared, unsigned order,
+    unsigned errors) {
   const u32 pattern = 0x7fc0dead;  // as a float: not a number
+  simulation::errors = errors;
   memcpy(&arguments, packed, sizeof arguments);
   shared_memory.assign(shared / 4 + 16, pattern);
   const int result = simulation::launch(blocks, threads, order, work);

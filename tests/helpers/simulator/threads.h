@@ -4,6 +4,7 @@
 #pragma once
 #include <ucontext.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -102,6 +103,46 @@ static int launch(unsigned blocks, unsigned threads, unsigned order, void (*work
 }
 
 }  // namespace simulation
+
+// The special-function units. They may err by as much as NVIDIA says that those of a GPU do: up,
+// down, or either as the bits of the argument fall.
+namespace simulation {
+
+enum Errors { NONE = 0, UP = 1, DOWN = 2, EITHER = 3 };
+static unsigned errors;
+
+static float flushed(float x) { return fabsf(x) < 0x1p-126f ? 0.f : x; }
+
+static float erring(float x, double exact, double relative, double absolute) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  const bool up = errors == UP || (errors == EITHER && (bits * 2654435761u) >> 31);
+  const double error = errors == NONE ? 0 : relative * fabs(exact) + absolute;
+  return flushed((float)(up ? exact + error : exact - error));
+}
+
+}  // namespace simulation
+
+static inline float unit_exp2(float x) {
+  return simulation::erring(x, exp2((double)x), 0x1p-22, 0);
+}
+static inline float unit_log2(float x) {
+  const double y = log2((double)simulation::flushed(x));
+  const bool near = x > 0.5f && x < 2.f;
+  return simulation::erring(x, y, near ? 0 : 0x1p-22, near ? 0x1p-22 : 0);
+}
+static inline float unit_reciprocal(float x) {
+  return simulation::erring(x, 1 / (double)simulation::flushed(x), 0x1p-23, 0);
+}
+static inline float unit_square_root(float x) {
+  return simulation::erring(x, sqrt((double)simulation::flushed(x)), 0x1p-23, 0);
+}
+static inline float unit_sine(float x) {
+  return simulation::erring(x, sin((double)x), 0, exp2(-20.5));
+}
+static inline float unit_cosine(float x) {
+  return simulation::erring(x, cos((double)x), 0, exp2(-20.5));
+}
 
 static inline void __syncthreads() { simulation::wait_as(simulation::AT_BARRIER); }
 
