@@ -109,9 +109,9 @@ def log_marginal(
     In expectation, it is a lower bound of :math:`\log p(x_r)` that rises with :math:`K`; a small
     :func:`effective_sample_size` of the :func:`log_weights` says that it is loose. A large one
     says nothing by itself: a posterior that is too narrow never sees the weights that it lacks. As
-    an objective with a few samples, it is the importance-weighted bound. It records gradients, since
-    it is a training objective too; to estimate alone, call it under :class:`torch.no_grad`, which
-    takes less than half of the memory.
+    an objective with a few samples, it is the importance-weighted bound. So it records gradients:
+    to estimate alone, call it under :class:`torch.no_grad`, which takes less than half of the
+    memory.
 
     Arguments:
         model: The model.
