@@ -270,10 +270,11 @@ def check_entries(
             f"'x' should be on the device of the model, {parameter.device}, "
             f"but {modality!r} is on {entries.device}."
         )
-    free = parameter is None or torch.is_autocast_enabled(entries.device.type)
-    if not free and entries.is_floating_point() and entries.dtype != parameter.dtype:
+    autocast = torch.is_autocast_enabled(entries.device.type)
+    dtype = None if parameter is None or autocast else parameter.dtype  # None for any
+    if dtype is not None and entries.is_floating_point() and entries.dtype != dtype:
         raise ValueError(
-            f"'x' should have the dtype of the model, {parameter.dtype}, "
+            f"'x' should have the dtype of the model, {dtype}, "
             f"but {modality!r} has dtype {entries.dtype}."
         )
     if valid is not None:
