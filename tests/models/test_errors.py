@@ -20,13 +20,14 @@ class Returns(nn.Module):
         return self.value
 
 
-def model(encoder=None, decoder=None):
+def model(encoder=None, decoder=None, **options):
     """A model whose modality "a" has other networks."""
     encoder = nn.Linear(3, 4) if encoder is None else encoder
     decoder = nn.Linear(2, 3) if decoder is None else decoder
     return mmpoe.MVAE(
         {"a": encoder, "b": nn.Linear(2, 4)},
         {"a": Normal(decoder), "b": Normal(nn.Linear(2, 2))},
+        **options,
     )
 
 
@@ -93,6 +94,13 @@ def test_tensors_that_no_encoder_takes(entries, message):
 def test_a_model_without_numbers():
     with pytest.raises(ValueError, match="device of the model, meta, but 'a' is on cpu"):
         model().to("meta")(X)
+    with pytest.raises(ValueError, match="'x' should hold numbers, but is on the device 'meta'"):
+        model().to("meta")({m: v.to("meta") for m, v in X.items()})
+
+
+def test_nothing_given_is_generated_from_the_prior():
+    p = model(latent_dim=2).predict({}, torch.zeros(16, 2).bool())
+    assert {m: q.mean.shape for m, q in p.items()} == {"a": (16, 3), "b": (16, 2)}
 
 
 def test_a_bound_of_another_batch():
