@@ -231,8 +231,8 @@ class MultimodalVAE(Recorded, nn.Module):
         gather = not compiling if self.gather is None else self.gather
         if gather and needed.is_meta:
             raise ValueError(
-                "'x' should hold numbers, but is on the device 'meta'. A model there gets memory by "
-                "'to_empty', and its weights by 'load_state_dict'."
+                "'x' should hold numbers, but is on the device 'meta'. A model there gets memory "
+                "by 'to_empty', and its weights by 'load_state_dict'."
             )
         rows: dict[str, Tensor | None] = {}
         outputs: dict[str, Tensor | Sequence[Tensor]] = {}
@@ -452,9 +452,9 @@ class MultimodalVAE(Recorded, nn.Module):
     ) -> dict[str, Distribution | Draws]:
         r"""Predicts modalities from those that are given.
 
-        Nothing is recorded for gradients, and the model is in evaluation mode meanwhile. A row that
-        is given nothing is generated from the prior: ``predict({}, torch.zeros(16, M).bool())``
-        generates 16 samples.
+        Nothing is recorded for gradients, and the model is in evaluation mode meanwhile. A row
+        that is given nothing is generated from the prior: ``predict({}, torch.zeros(16,
+        M).bool())`` generates 16 samples.
 
         Arguments:
             x: The batch, as for :meth:`forward`.
