@@ -346,7 +346,7 @@ class LatentGroup(nn.Module):
             source = _rows_to_read(encodings.rows[m], pairs.rows, taking, encodings.given.shape[0])
             if h is None or not self.expert_sees_state:
                 out = _take(self._of_features(expert, m, level, encodings), source)
-            elif isinstance(network, ProjectionCell):
+            elif isinstance(network, ProjectionCell) and not asks_for(network, "context"):
                 # a cell that begins with a convolution: its part for the state is the same for
                 # all modalities, and its part for the features is the same for all subsets
                 if network not in of_state:

@@ -148,7 +148,7 @@ def _scored(
     p = cast("TorchDistribution", likelihood)
     if valid is not None:
         target = torch.where(valid, target, 0)
-        elements = cast("Independent", p).base_dist
+        elements = p.base_dist if isinstance(p, Independent) else p
         p = elements.mask(valid.expand(target.shape)).to_event(len(p.event_shape))
     return p, target
 

@@ -192,7 +192,7 @@ def whole_rows(seen: Tensor, valid: Tensor | None) -> Tensor:
         seen: The rows in which the modality was observed, boolean, with shape (B).
         valid: The elements that were observed, boolean, with shape (B, \*); all if None.
     """
-    return seen if valid is None else seen & valid.flatten(1).all(dim=1)
+    return seen if valid is None else seen & valid.unsqueeze(-1).flatten(1).all(dim=1)
 
 
 def place_draws(

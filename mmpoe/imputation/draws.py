@@ -15,7 +15,7 @@ from torch import Tensor
 from mmpoe.evidence._samples import place_draws, propose, whole_rows
 from mmpoe.missing import check_names, valid_of
 from mmpoe.models import MultimodalVAE, UncalibratedWarning
-from mmpoe.models._inputs import subset_mask
+from mmpoe.models._inputs import held, subset_mask
 from mmpoe.nn.modes import evaluation
 
 from .pooling import floating
@@ -113,8 +113,8 @@ def impute(
     if not x:
         raise ValueError("'x' should hold at least one modality.")
     size, device = len(next(iter(x.values()))), next(iter(x.values())).device
-    given = subset_mask(list(x) if observed is None else observed, modalities, size, "observed")
-    given = given.to(device)
+    observed = held(x, modalities) if observed is None else observed
+    given = subset_mask(observed, modalities, size, "observed").to(device)
     targets = modalities if targets is None else targets
     check_names(targets, modalities, argument="targets")
     if not model.is_matched:

@@ -25,6 +25,7 @@ from ._checks import check_within as check_within
 from .batch import Batch
 from .batch import check_valid as check_valid
 from .batch import context_of as context_of
+from .batch import held_entries as held_entries
 from .batch import valid_of as valid_of
 from .batch import with_valid as with_valid
 from .collate import collate, from_multivae, from_nan

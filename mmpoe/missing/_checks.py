@@ -113,5 +113,6 @@ def check_finite(x: Tensor, observed: Tensor, modality: str, valid: Tensor | Non
         more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
         raise ValueError(
             f"'x' should be finite wherever it is given or observed, but {modality!r} holds NaN "
-            f"or infinity in rows {rows[:10]}{more}. Mark them as missing, or clean them."
+            f"or infinity in rows {rows[:10]}{more}. Mark them as missing, mask single "
+            "elements (see mmpoe.missing.Batch and from_nan), or clean them."
         )

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 __all__ = ["Batch"]
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Batch(dict[str, Tensor]):
+class Batch(MutableMapping[str, Tensor]):
     r"""The entries of a batch by modality, and what else is known of its samples.
 
-    It is a dictionary, and goes wherever a batch `x` goes: into models, objectives, evidence,
-    imputation, calibration and Pyro programs.
+    It is a mapping, and goes wherever a batch `x` goes: into models, objectives, evidence,
+    imputation, calibration and Pyro programs. Dictionaries made of it (``dict(x)``, ``{**x}``)
+    hold the entries alone.
 
     Covariates are known of every sample (a site, an age, a label, the depth of sequencing). A
-    network whose ``forward`` has a parameter `context` is called with them, as a dictionary of
-    tensors of shape :math:`(N, *)`, one row for each row of its input; other networks are called
-    without. So are encoders with a parameter `valid`, the element mask of their input, boolean, of
-    the same shape.
+    network of a model whose ``forward`` has a parameter `context` is called with them, as a
+    dictionary of tensors of shape :math:`(N, *)`, one row for each row of its input; other
+    networks are called without. A network inside another gets what the outer one passes on. So do
+    encoders with a parameter `valid`, the element mask of their input, boolean, of the same shape.
 
     Element masks say which elements inside an entry were observed. What is outside is never read:
-    encoders see 0 there, likelihoods do not score it, and imputation fills it.
+    encoders see 0 there, likelihoods do not score it, and imputation fills it. An entry without
+    any is not given, unless a mask says that it is.
 
     Arguments:
-        entries: The entries of each modality, with shape :math:`(B, *)`.
+        entries: The entries of each modality, with shape :math:`(B, *)`, or a batch.
         context: The covariates by name, each with shape :math:`(B, *)`.
         valid: For some modalities, which elements were observed, boolean, broadcastable to
             :math:`(B, *)`; all of them by default.
         ids: The names of the samples, for the user alone.
+
+    What is None is taken from `entries` if that is a batch.
 
     Raises:
         ValueError: If a covariate is no tensor or has another number of rows than the entries,
@@ -39,7 +43,7 @@ class Batch(dict[str, Tensor]):
 
     Example:
         >>> x = Batch({"rna": torch.zeros(3, 5)}, context={"site": torch.tensor([0, 1, 1])})
-        >>> x.take(torch.tensor([2, 0])).context["site"]
+        >>> x.take([2, 0]).context["site"]
         tensor([1, 0])
     """
 
@@ -55,9 +59,10 @@ class Batch(dict[str, Tensor]):
         valid: Mapping[str, Tensor] | None = None,
         ids: Sequence[Hashable] | None = None,
     ) -> None:
-        super().__init__(entries)
-        self.context = dict(context or {})
-        self.valid = dict(valid or {})
+        self._entries = dict(entries)
+        self.context = dict(context_of(entries) if context is None else context)
+        self.valid = dict(valid_of(entries) if valid is None else valid)
+        ids = getattr(entries, "ids", None) if ids is None else ids
         self.ids = None if ids is None else list(ids)
         self._check()
 
@@ -66,18 +71,39 @@ class Batch(dict[str, Tensor]):
         """Returns a batch as it is, or makes one of a mapping."""
         return x if isinstance(x, Batch) else cls(x)
 
-    def take(self, rows: Tensor) -> Batch:
+    def __getitem__(self, modality: str) -> Tensor:
+        return self._entries[modality]
+
+    def __setitem__(self, modality: str, entries: Tensor) -> None:
+        self._entries[modality] = entries
+
+    def __delitem__(self, modality: str) -> None:
+        del self._entries[modality]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def take(self, rows: Tensor | Sequence[int] | slice) -> Batch:
         """Returns some samples of the batch.
 
         Arguments:
-            rows: Their positions, with shape :math:`(n)`.
+            rows: Their positions, with shape :math:`(n)`; a boolean mask of all samples, or a
+                slice.
         """
+        first = next(iter((*self.values(), *self.context.values())), None)
+        size = 0 if first is None else first.shape[0]
+        rows = rows.cpu() if isinstance(rows, Tensor) else rows
+        index = torch.arange(size)[rows]
+
+        def taken(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: v[index.to(v.device)] for name, v in tensors.items()}
+
         valid = {m: v.broadcast_to(self[m].shape) for m, v in self.valid.items() if m in self}
-        taken = _like(self, {m: v[rows.to(v.device)] for m, v in self.items()})
-        taken.context = {name: v[rows.to(v.device)] for name, v in self.context.items()}
-        taken.valid = {m: v[rows.to(v.device)] for m, v in valid.items()}
-        taken.ids = None if self.ids is None else [self.ids[row] for row in rows.tolist()]
-        return taken
+        ids = None if self.ids is None else [self.ids[row] for row in index.tolist()]
+        return _carrying(taken(self), taken(self.context), taken(valid), ids)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Returns the batch on a device.
@@ -90,18 +116,24 @@ class Batch(dict[str, Tensor]):
         def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {k: v.to(device, non_blocking=non_blocking) for k, v in tensors.items()}
 
-        copy = _like(self, moved(self))
-        copy.context, copy.valid = moved(self.context), moved(self.valid)
-        return copy
+        return _carrying(moved(self), moved(self.context), moved(self.valid), self.ids)
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in pinned memory, as a ``DataLoader`` asks for it."""
+
+        def pinned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v.pin_memory() for k, v in tensors.items()}
+
+        return _carrying(pinned(self), pinned(self.context), pinned(self.valid), self.ids)
 
     def copy(self) -> Batch:
         """Returns a batch with the same tensors."""
-        return _like(self, self)
+        return _carrying(self, self.context, self.valid, self.ids)
 
     def __repr__(self) -> str:
         parts = {"context": self.context, "valid": self.valid, "ids": self.ids}
         carried = "".join(f", {name}={part!r}" for name, part in parts.items() if part)
-        return f"Batch({super().__repr__()}{carried})"
+        return f"Batch({self._entries!r}{carried})"
 
     def _check(self) -> None:
         for name, v in self.context.items():
@@ -147,7 +179,7 @@ def with_valid(
     """
     if valid is None:
         return x
-    return Batch(x, context=context_of(x), valid=valid, ids=getattr(x, "ids", None))
+    return Batch(x, valid=valid)
 
 
 def check_valid(valid: Any, shape: Sequence[int] | None, modality: str) -> None:  # noqa: ANN401
@@ -172,9 +204,27 @@ def check_valid(valid: Any, shape: Sequence[int] | None, modality: str) -> None:
         ) from None
 
 
-def _like(batch: Batch, entries: Mapping[str, Tensor]) -> Batch:
-    """A batch of other entries that carries the same, without checks."""
-    copy = Batch.__new__(Batch)
-    dict.update(copy, entries)
-    copy.context, copy.valid, copy.ids = dict(batch.context), dict(batch.valid), batch.ids
-    return copy
+def held_entries(x: Mapping[str, Tensor], modality: str) -> Tensor:
+    """Returns which entries of a modality have an element that was observed, with shape (B).
+
+    Arguments:
+        x: The batch.
+        modality: A modality that it holds.
+    """
+    entries, valid = x[modality], valid_of(x).get(modality)
+    if valid is None:
+        return torch.ones(entries.shape[0], dtype=torch.bool, device=entries.device)
+    return valid.broadcast_to(entries.shape).unsqueeze(-1).flatten(1).any(dim=1)
+
+
+def _carrying(
+    entries: Mapping[str, Tensor],
+    context: Mapping[str, Tensor],
+    valid: Mapping[str, Tensor],
+    ids: list[Hashable] | None,
+) -> Batch:
+    """A batch without checks."""
+    batch = Batch.__new__(Batch)
+    batch._entries, batch.ids = dict(entries), ids
+    batch.context, batch.valid = dict(context), dict(valid)
+    return batch

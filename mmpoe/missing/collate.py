@@ -114,7 +114,13 @@ def _is_extra(name: str, sample: Mapping[str, Any], modalities: Sequence[str] | 
     """Whether a sample holds something under a name that is no modality."""
     if modalities is not None and name in modalities:
         return False
-    return sample.get(name) is not None
+    value = sample.get(name)
+    if name != "id" and value is not None and not isinstance(value, Mapping):
+        raise ValueError(
+            f"'samples' should hold a mapping under {name!r}, but one holds a "
+            f"{type(value).__name__}: if it is a modality, name the 'modalities'."
+        )
+    return value is not None
 
 
 def _stack(entries: Sequence[Tensor | None], modality: str) -> Tensor:

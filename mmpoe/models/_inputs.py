@@ -14,6 +14,7 @@ __all__ = [
     "components_of",
     "draw_component",
     "given_mask",
+    "held",
     "is_single_row",
     "subset_mask",
 ]
@@ -30,8 +31,10 @@ from mmpoe.missing import (
     check_names,
     check_valid,
     context_of,
+    held_entries,
     random_subsets,
     subsets,
+    valid_of,
 )
 
 
@@ -52,7 +55,7 @@ def given_mask(
     """
     size = _batch_size(x, modalities)
     if given is None:
-        given = list(x)
+        given = held(x, modalities) if x else []
     elif not isinstance(given, Tensor) and not hasattr(given, "__array__"):
         check_names(given, modalities, argument="given")
         if absent := [m for m in given if m not in x]:
@@ -60,11 +63,30 @@ def given_mask(
                 f"'given' should name modalities that 'x' holds ({', '.join(x) or 'none'}), "
                 f"but names {', '.join(absent)}."
             )
+        for m in given:
+            if m in valid_of(x) and bool((~held_entries(x, m)).any()):
+                rows = (~held_entries(x, m)).nonzero()[:10, 0].tolist()
+                raise ValueError(
+                    f"'given' should name modalities that every row has, but {m!r} has no "
+                    f"observed element in rows {rows}: pass a mask of shape (B, M)."
+                )
     mask = as_mask(given, modalities, size)
     if mask.dim() == 1:
         mask = mask.unsqueeze(0)
     mask = mask.to(next(iter(x.values()), like).device)
     return mask & torch.tensor([m in x for m in modalities], device=mask.device)
+
+
+def held(x: Mapping[str, Tensor], modalities: Sequence[str]) -> Tensor:
+    """Returns the entries that a batch holds, with shape (B, M): those with an observed element.
+
+    Arguments:
+        x: The batch, which holds at least one modality.
+        modalities: The names of the modalities.
+    """
+    first = next(iter(x.values()))
+    none = torch.zeros(first.shape[0], dtype=torch.bool, device=first.device)
+    return torch.stack([held_entries(x, m) if m in x else none for m in modalities], dim=1)
 
 
 def subset_mask(
@@ -309,6 +331,11 @@ def check_context(
             raise ValueError(
                 f"'context' should have one row per sample ({needed.shape[0]}), "
                 f"but {name!r} has shape {tuple(v.shape)}."
+            )
+        if v.device != needed.device:
+            raise ValueError(
+                f"'context' should be on the device of the batch, {needed.device}, "
+                f"but {name!r} is on {v.device}."
             )
         strict = v.is_floating_point() and not torch.is_autocast_enabled(v.device.type)
         if strict and v.dtype != like.dtype:

@@ -471,8 +471,9 @@ class MultimodalVAE(Recorded, nn.Module):
                 calibrated, since posteriors trained to reconstruct unseen modalities are too
                 narrow, and a warning says so.
             product: Whether to condition on the product of all that is given if the posterior is a
-                mixture. With exact experts, more given then never makes the error larger. That of
-                the mixture may be larger, since components that are given less take part.
+                mixture. That of :class:`~mmpoe.models.MoPoEVAE` never has a larger error with more
+                given if experts are exact; that of the mixture may, since components that are
+                given less take part.
 
         Returns:
             For each target, a distribution with ``mean`` and ``stddev`` of shape :math:`(B, *)`;
@@ -748,7 +749,7 @@ def _first_parameter(network: nn.Module) -> Tensor | None:
 def _run_decoder(decoder: nn.Module, state: State, context: Context) -> Distribution:
     if len(state.shape) == 1:
         return run(decoder, state.h, context=context)
-    options = {"context": context.gather()} if context.values else {}
+    options = {"context": context.gather()} if decoder.asks_for_context else {}
     return decoder(state.h.unflatten(0, state.shape), batch_dims=len(state.shape), **options)
 
 

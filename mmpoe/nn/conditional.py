@@ -55,12 +55,20 @@ class Conditional(nn.Module):
                     f"numbers, but has {number!r} for {name!r}."
                 )
 
-    def forward(self, x: Tensor, context: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | None,
+        context: Mapping[str, Tensor] | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
         r"""Returns the output of the network.
 
         Arguments:
-            x: The input, with shape :math:`(N, C, *)`.
+            x: The input, with shape :math:`(N, C, *)`; None for covariates alone, as for the prior
+                of the first group.
             context: The covariates by name, each with N rows.
+            valid: The element mask of the input, for a network that asks for it. Covariates count
+                as observed.
 
         Raises:
             ValueError: If a covariate is absent, of another shape, not finite or no category.
@@ -69,19 +77,25 @@ class Conditional(nn.Module):
             self._features(name, categories, x, context or {})
             for name, categories in self.covariates.items()
         ]
-        return call(self.network, torch.cat([x, *parts], dim=1), context=context)
+        seen = torch.cat(parts if x is None else [x, *parts], dim=1)
+        if valid is not None:
+            valid = torch.cat([valid, *(torch.ones_like(c).bool() for c in parts)], dim=1)
+        return call(self.network, seen, context=context, valid=valid)
 
     def _features(
-        self, name: str, categories: int | None, x: Tensor, context: Mapping[str, Tensor]
+        self, name: str, categories: int | None, x: Tensor | None, context: Mapping[str, Tensor]
     ) -> Tensor:
         """The features of a covariate, with the dimensions of the input."""
         if name not in context:
             raise ValueError(
                 f"'context' should hold the covariate {name!r}, "
-                f"but holds {', '.join(map(repr, context)) or 'nothing'}."
+                f"but holds {', '.join(map(repr, context)) or 'nothing'}. It comes from a batch, "
+                "see mmpoe.missing.Batch, and a network around this one has to pass it on."
             )
         c = context[name]
         c = c[:, None] if c.dim() == 1 else c  # (N, D) or (N, D, *)
+        if x is None:
+            x = c.new_zeros((len(c), 1), dtype=torch.get_default_dtype())
         flat = c.dim() == 2 and (categories is None or c.shape[1] == 1)
         full = categories is None and c.shape[2:] == x.shape[2:]
         if c.shape[:1] != x.shape[:1] or not (flat or full):

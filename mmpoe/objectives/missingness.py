@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mmpoe.evidence._samples import log_ratio, place_draws, propose, whole_rows
-from mmpoe.hierarchy import State
-from mmpoe.missing import check_names, check_observed, valid_of, with_valid
+from mmpoe.hierarchy import Context, State
+from mmpoe.missing import check_names, check_observed, context_of, valid_of, with_valid
 from mmpoe.models import MultimodalVAE
+from mmpoe.nn._asking import call
 
 
 def not_miwae(
@@ -51,7 +52,8 @@ def not_miwae(
         observed: What was observed, :math:`r`, boolean, with shape :math:`(B, M)`.
         missingness: Maps complete entries, a dictionary with a tensor of shape :math:`(N, *)` for
             each modality, to the logits of being observed, :math:`\operatorname{logit} p(r_m = 1
-            \mid x, z)`, with shape :math:`(N, M)`.
+            \mid x, z)`, with shape :math:`(N, M)`. It gets covariates if it has a parameter
+            `context`, see :class:`mmpoe.missing.Batch`.
         samples: The number of samples :math:`K`.
         latents: Whether `missingness` takes the latents as a second argument: a list of tensors of
             shape :math:`(N, *)`, one for each group, coarse to fine.
@@ -84,7 +86,8 @@ def not_miwae(
             for column, m in enumerate(model.modalities)
         }
         seen = (complete, [z.flatten(0, 1) for z in q.z]) if latents else (complete,)
-        logits = missingness(*seen)  # (K B, M)
+        context = Context(context_of(x)).repeat(count).gather()
+        logits = call(missingness, *seen, context=context)  # (K B, M)
         if logits.shape != (count * len(observed), len(model.modalities)):
             raise ValueError(
                 "'missingness' should return one logit per row and modality, with shape "

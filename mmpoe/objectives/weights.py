@@ -46,7 +46,8 @@ class SubsetWeights(nn.Module):
         >>> observed = torch.ones(5, 2, dtype=torch.bool)
         >>> family = SubsetWeights(2)(observed)  # 3 subsets and their weights
         >>> bound = mixture_elbo(oracle.model(), x, observed, family=family)
-        >>> total = bound + torch.special.entr(family[1]).sum(dim=0)
+        >>> log_weight = family[1].clamp(min=1e-30).log()  # finite where a weight is 0
+        >>> total = bound - (family[1] * log_weight).sum(dim=0)
     """
 
     patterns: Tensor

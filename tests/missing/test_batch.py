@@ -44,6 +44,38 @@ def test_rows_are_taken_of_all_that_it_carries():
 
 
 @pytest.mark.parametrize(
+    "rows", [torch.tensor([2, 0]), [2, 0], slice(1, 3), torch.tensor([False, True, True])]
+)
+def test_rows_are_positions_or_a_mask_or_a_slice(rows):
+    taken, index = carrying().take(rows), torch.arange(3)[rows]
+    assert torch.equal(taken["b"], index.to(torch.float32))
+    assert taken.ids == ["xyz"[row] for row in index]
+    assert torch.equal(taken.context["site"], carrying().context["site"][index])
+
+
+def test_a_batch_of_a_batch_carries_what_it_does_not_replace():
+    same(Batch(carrying()), carrying())
+    context = {"age": torch.zeros(3)}
+    other = Batch(carrying(), context=context)
+    assert other.context.keys() == {"age"}
+    assert other.ids == ["x", "y", "z"]
+    assert other.valid.keys() == {"a"}
+    assert Batch(carrying(), valid={}).context.keys() == {"site"}
+
+
+def test_nothing_makes_another_mapping_of_it_in_silence():
+    """Distributed training rebuilds dictionaries by their type, and knows no further attributes."""
+    from torch.distributed.utils import _to_kwargs
+
+    ((x,),), _ = _to_kwargs(
+        (carrying(),), {}, torch.device("cpu"), use_side_stream_for_tensor_copies=False
+    )
+    same(x, carrying())
+    with pytest.raises(TypeError):
+        carrying() | {"c": torch.zeros(3)}
+
+
+@pytest.mark.parametrize(
     "do",
     [
         lambda x: x.copy(),
@@ -110,6 +142,11 @@ def test_collate_carries_covariates_masks_and_names():
 def test_collate_of_plain_samples_makes_a_plain_dictionary():
     x, _ = collate([{"a": [1.0]}, {"a": [2.0]}])
     assert type(x) is dict
+
+
+def test_a_modality_with_a_name_of_these_has_to_be_named():
+    with pytest.raises(ValueError, match=r"mapping under 'valid', .* name the 'modalities'"):
+        collate([{"valid": torch.ones(2)}])
 
 
 def test_a_modality_may_have_any_name():

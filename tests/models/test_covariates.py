@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 from context_models import SHIFTED, shifted_batches
-from example_models import MODELS, NAMES, OBSERVED, SIZES, batch, make
+from example_models import MODELS, NAMES, OBSERVED, SIZES, batch, hierarchical, make
 from pyro import poutine
 from torch import nn
 
@@ -16,7 +16,7 @@ from mmpoe.imputation import add_matched_experts, impute
 from mmpoe.likelihoods import Normal
 from mmpoe.missing import Batch
 from mmpoe.models import Predictor
-from mmpoe.nn import MLP
+from mmpoe.nn import MLP, Conditional, ProjectionCell
 
 every_kind = pytest.mark.parametrize("kind", SHIFTED)
 
@@ -262,3 +262,90 @@ def test_the_prior_of_the_first_group_has_to_ask_for_covariates():
             [mmpoe.hierarchy.LatentGroup((2,), nn.Identity(), prior=nn.Linear(2, 4))],
             {"a": Normal(nn.Linear(2, 2))},
         )
+
+
+def test_an_entry_without_an_observed_element_is_not_given():
+    model = make(MODELS["hierarchical"])
+    model.fix_shapes(batch())
+    add_matched_experts(model)
+    rows = OBSERVED[1:]
+    x = {m: v[1:] for m, v in batch(filler=torch.nan).items()}
+    valid = {m: v.isfinite() for m, v in x.items()}
+    expected = model.predict(x, rows, temperature=0.0)
+    found = model.predict(Batch(x, valid=valid), temperature=0.0)
+    torch.manual_seed(0)
+    wanted = impute(model, x, rows, draws=2)
+    torch.manual_seed(0)
+    draws = impute(model, Batch(x, valid=valid), draws=2)
+    for m in NAMES:
+        assert torch.equal(found[m].mean, expected[m].mean)
+        assert torch.equal(draws[m].draws, wanted[m].draws)
+    with pytest.raises(ValueError, match=r"every row has, but 'us' has no .* rows \[1, 3, 5\]"):
+        model.predict(Batch(x, valid=valid), ["us"])
+
+
+def test_conditional_networks_pass_the_element_mask_on():
+    class Inner(nn.Module):
+        def forward(self, x, valid):
+            assert valid.shape == x.shape
+            assert valid[:, -2:].all()
+            return x[:, :8] * valid[:, :1]
+
+    conditional = Conditional(Inner(), {"site": 2})
+    valid = torch.rand(4, 8) < 0.5
+    out = conditional(torch.ones(4, 8), {"site": torch.tensor([0, 1, 1, 0])}, valid)
+    assert torch.equal(out, valid[:, :1].float().expand(-1, 8))
+
+
+def test_a_conditional_network_is_a_prior_of_the_first_group():
+    prior = Conditional(nn.Linear(1, 4), ["shift"])
+    model = mmpoe.models.MultimodalVAE(
+        {"a": nn.Linear(3, 4)},
+        [mmpoe.hierarchy.LatentGroup((2,), nn.Identity(), prior=prior)],
+        {"a": Normal(nn.Linear(2, 3))},
+    )
+    shift = torch.randn(5, 1)
+    x = Batch({"a": torch.zeros(5, 3)}, context={"shift": shift})
+    assert torch.equal(model(x, []).priors[0].loc, prior.network(shift)[:, :2])
+
+
+def test_a_projection_cell_that_asks_is_called_as_a_whole():
+    class Cell(ProjectionCell):
+        def forward(self, x, context):
+            seen.append(context["shift"].shape)
+            return super().forward(x)
+
+    seen = []
+    groups = hierarchical().groups
+    cell = Cell(7 + 6, 8, 4)
+    groups[1].expert = cell
+    model = mmpoe.MMHVAE(hierarchical().encoders, groups, hierarchical().decoders)
+    with pytest.raises((ValueError, RuntimeError)):  # a convolution of vectors
+        model(Batch(batch(), context={"shift": torch.zeros(8)}), OBSERVED)
+    assert seen
+
+
+def test_single_numbers_may_be_masked():
+    model = mmpoe.MVAE(
+        {"a": nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 4))},
+        {"a": Normal(nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)))},
+        latent_dim=2,
+    )
+    add_matched_experts(model)
+    x = Batch({"a": torch.tensor([1.0, torch.nan])}, valid={"a": torch.tensor([True, False])})
+    draws = impute(model, x, torch.ones(2, 1, dtype=torch.bool), draws=3)["a"].draws
+    assert (draws[:, 0] == 1).all()
+    assert draws[:, 1].isfinite().all()
+    trace = poutine.trace(mmpoe.pyro.model(model)).get_trace(x, torch.ones(2, 1).bool())
+    assert trace.log_prob_sum().isfinite()
+
+
+def test_a_model_of_missingness_may_ask_for_covariates():
+    def mechanism(x, context):
+        assert context["data"].shape == (2 * 8, 1)
+        assert torch.equal(context["data"][:8], context["data"][8:])
+        return torch.zeros(16, 3, dtype=torch.float64)
+
+    model, (_, x) = shifted("flat"), shifted_batches()
+    bound = mmpoe.objectives.not_miwae(model, x, OBSERVED, mechanism, samples=2)
+    assert bound.isfinite().all()
