@@ -64,7 +64,7 @@ def test_a_batch_of_a_batch_carries_what_it_does_not_replace():
 
 
 def test_nothing_makes_another_mapping_of_it_in_silence():
-    """Distributed training rebuilds dictionaries by their type, and knows no further attributes."""
+    """Distributed training rebuilds dictionaries by their type, without other attributes."""
     from torch.distributed.utils import _to_kwargs
 
     ((x,),), _ = _to_kwargs(
