@@ -139,6 +139,14 @@ def test_the_programs_of_the_deployment_page(tmp_path, monkeypatch):
             numpy.savez("batch.npz", expected=want["protein"].mean.numpy(), **arrays)
     subprocess.run([sys.executable, "-c", LOADED], check=True)
 
+    session = names["onnxruntime"].InferenceSession("of_age.onnx")
+    rna, given, context = names["rna"], names["given"][:, :1], names["context"]
+    inputs = {"x_rna": rna["rna"], "given": given, "context_age": context["age"]}
+    (found,) = session.run(None, {name: t.numpy() for name, t in inputs.items()})
+    with torch.no_grad():
+        expected = names["of_age"](rna, given, context)["rna"]
+    torch.testing.assert_close(torch.from_numpy(found), expected)
+
 
 def test_pictures_exist():
     for target in re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "README.md").read_text()):
