@@ -543,7 +543,8 @@ def _settle(given: Tensor, q: tuple[Tensor, Tensor], p: DiagNormal) -> tuple[Ten
     Backends compute their own hyperbolic tangent.
     """
     some = given.any(dim=1)
-    if torch.compiler.is_compiling() or bool(some.all()):
+    # a GPU would have to be waited for, to learn whether there is anything to do
+    if torch.compiler.is_compiling() or (some.device.type == "cpu" and bool(some.all())):
         return q
     some = some.reshape(-1, *(1,) * (q[0].dim() - 1))
     return torch.where(some, q[0], p.loc), torch.where(some, q[1], p.log_scale)

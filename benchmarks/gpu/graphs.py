@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.bench_poe import Case, fuse_with
 from mmpoe.kernels import use_backend
+from mmpoe.models import Predictor
 
 from . import published, rivals
 from .device import Device, Row, attempted
@@ -73,13 +74,19 @@ def calls(device: Device, backend: str) -> dict[str, Callable[[], object]]:
 
 
 def uses(device: Device, example: Example, backend: str) -> dict[str, Callable[[], object]]:
-    """Returns what a user would capture: a prediction, and a training step of all modalities."""
+    """Returns what a user would capture: a prediction, and a training step of all modalities.
+
+    Nothing is gathered and checked: the shapes in a graph do not depend on data.
+    """
+    example.model.gather, example.model.validate = False, False
+    predictor, given = Predictor(example.model, ["t2"]), torch.zeros_like(example.observed)
+    given[:, 0] = True
     parameters = example.model.parameters()
     optimizer = torch.optim.Adamax(parameters, lr=2e-3, capturable=not device.dry)
 
     def predict() -> object:
-        with use_backend(backend):
-            return example.model.predict(example.x, given=["us"], targets=["t2"])
+        with torch.no_grad(), use_backend(backend):
+            return predictor(example.x, given)
 
     def step() -> None:
         optimizer.zero_grad()

@@ -74,7 +74,8 @@ def given_mask(
     if mask.dim() == 1:
         mask = mask.unsqueeze(0)
     mask = mask.to(next(iter(x.values()), like).device)
-    return mask & torch.tensor([m in x for m in modalities], device=mask.device)
+    there = [m in x for m in modalities]
+    return mask if all(there) else mask & torch.tensor(there, device=mask.device)
 
 
 def held(x: Mapping[str, Tensor], modalities: Sequence[str]) -> Tensor:
