@@ -49,7 +49,9 @@ def check(special, architecture):
     packet = 8 * special.width * special.dtype.itemsize
     clamped = 2 * (experts + 1) if special.clamp else 0
     loads = {"forward": 5 * experts + 5, "backward": 6 * experts + 6 + clamped}
-    places = {"forward": 6, "backward": 4}  # the seed and the order of pairs: 64 bits
+    # the seed, offsets and the order of pairs: 64 bits; for older architectures the compiler
+    # writes divergences at two places, and each reads the order
+    places = {"forward": 6 if architecture < 100 else 5, "backward": 4}
     stores = {"forward": 3, "backward": 2 * experts + 2}
     if packet > 32:
         extra = places[special.direction] if packet == 64 else 0

@@ -98,6 +98,17 @@ struct Site {
   bool aligned;
   // Where they are, with a stride from one sample to the next.
   GPOE i64 in(i64 stride) const { return b * stride + element; }
+  // The same elements, whose addresses a GPU computes anew: those of many experts, kept for what
+  // rarely runs, would need more registers than there are.
+#if defined(__CUDACC__)
+  GPOE Site anew() const {
+    Site s = *this;
+    asm volatile("" : "+l"(s.b));
+    return s;
+  }
+#else
+  GPOE const Site& anew() const { return *this; }
+#endif
 };
 
 // Some pairs of one sample: pairs[k] is the row of the k-th of them.
@@ -191,7 +202,7 @@ GPOE void to_log_ratio(const typename C::A& a, const Factors<C>& f, Float* r) {
 template <class C>
 GPOE void log_ratio(
     const typename C::A& a, const Site& at, const Factors<C>& f, int m, Float* r) {
-  load<C>(a.expert[m].log_scale, at.in(a.expert[m].log_scale_stride), at, r);
+  load<C>(a.expert[m].log_scale, at.anew().in(a.expert[m].log_scale_stride), at, r);
   to_log_ratio<C>(a, f, r);
 }
 
