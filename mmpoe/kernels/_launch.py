@@ -4,8 +4,8 @@ from __future__ import annotations
 
 __all__ = ["Launcher", "allocate_gradients", "allocate_outputs", "backward", "dense", "forward"]
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -128,15 +128,14 @@ def _dense(inputs: Inputs) -> Inputs:
     """Copies what a kernel could not address; in a model, that is nothing."""
     if all(t is None or t.is_contiguous() for t in inputs.tensors):
         return inputs
-    return inputs._replace(
-        loc=[dense(t) for t in inputs.loc],
-        log_scale=[dense(t) for t in inputs.log_scale],
-        given=inputs.given.contiguous(),
-        rows=None if inputs.rows is None else inputs.rows.contiguous(),
-        prior_loc=None if inputs.prior_loc is None else dense(inputs.prior_loc),
-        prior_log_scale=None if inputs.prior_log_scale is None else dense(inputs.prior_log_scale),
-        noise=None if inputs.noise is None else inputs.noise.contiguous(),
-    )
+
+    def each(copy: Callable[[Tensor], Tensor], tensors: Sequence[Any]) -> list[Any]:
+        return [None if t is None else copy(t) for t in tensors]
+
+    whole = Tensor.contiguous
+    experts = each(dense, inputs.loc), each(dense, inputs.log_scale)
+    others = *each(whole, inputs[2:4]), *each(dense, inputs[4:6]), *each(whole, inputs[6:9])
+    return Inputs._make((*experts, *others, *inputs.numbers))
 
 
 def dense(tensor: Tensor) -> Tensor:
