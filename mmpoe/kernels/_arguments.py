@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "MAX_EXPERTS",
+    "NOTHING",
     "PRIOR_IN",
     "SIZE",
     "STORAGE",
@@ -12,7 +13,6 @@ __all__ = [
     "Plan",
     "Want",
     "gather",
-    "group",
     "pack",
 ]
 
@@ -101,15 +101,10 @@ class Inputs(NamedTuple):
         return (*self.given.shape[:-1], *self.loc[0].shape[1:])
 
 
-def group(row: Sequence[Any]) -> tuple[Any, ...]:
-    """Undoes `Inputs.tensors`, of tensors, gradients or flags: two lists of M, seven others."""
+def gather(row: Sequence[Any], numbers: tuple[Any, ...]) -> Inputs:
+    """Undoes `Inputs.tensors` and `Inputs.numbers`, or puts gradients in the place of tensors."""
     experts = (len(row) - 7) // 2
-    return ([*row[:experts]], [*row[experts:-7]], *row[-7:])
-
-
-def gather(row: Sequence[Tensor | None], numbers: Numbers) -> Inputs:
-    """Undoes `Inputs.tensors` and `Inputs.numbers`."""
-    return Inputs._make((*group(row), *numbers))
+    return Inputs._make(([*row[:experts]], [*row[experts:-7]], *row[-7:], *numbers))
 
 
 class Outputs(NamedTuple):
@@ -119,6 +114,9 @@ class Outputs(NamedTuple):
     loc: Tensor | None
     log_scale: Tensor | None
     kl: Tensor | None
+
+
+NOTHING = Outputs(None, None, None, None)
 
 
 class Plan(NamedTuple):
@@ -160,18 +158,13 @@ SIZE = _layout(1).size
 """Bytes of the arguments for one expert: the source checks it."""
 
 
-@cache
-def _nowhere(experts: int) -> tuple[Any, ...]:
-    return group((None,) * (2 * experts + 7))
-
-
 def pack(
     inputs: Inputs,
     order: Order,
-    outputs: Outputs,
-    gradients: Outputs,
-    into: Sequence[Tensor | None],
     plan: Plan,
+    outputs: Outputs = NOTHING,
+    gradients: Outputs = NOTHING,
+    into: Sequence[Tensor | None] = (),
 ) -> bytes:
     """Packs addresses, strides and sizes; the tensors must live until the kernel has run.
 
@@ -181,18 +174,16 @@ def pack(
     Arguments:
         inputs: The inputs.
         order: The order of their pairs.
+        plan: How the kernel runs.
         outputs: Where the outputs go, `kl` with shape ([S,] B, chunks) or (R, chunks).
         gradients: The gradients of the outputs, for a backward pass.
         into: Where the gradients of `inputs.tensors` go; empty for a forward pass.
-        plan: How the kernel runs.
     """
     first, experts = inputs.loc[0], len(inputs.loc)
-    to_loc, to_log_scale, _, _, *to_prior, _, _, to_common = (
-        group(into) if into else _nowhere(experts)
-    )
-    prior = _factor(inputs.prior_loc, inputs.prior_log_scale, *to_prior)
-    factors = [*map(_factor, inputs.loc, inputs.log_scale, to_loc, to_log_scale)]
-    noise, common = _at(inputs.noise), _at(to_common)
+    into = into or (None,) * (2 * experts + 7)
+    prior = _factor(inputs.prior_loc, inputs.prior_log_scale, into[-5], into[-4])
+    factors = [*map(_factor, inputs.loc, inputs.log_scale, into, into[experts:])]
+    noise, common = _at(inputs.noise), _at(into[-1])
     out, back = [*map(_at, outputs)], [*map(_at, gradients)]
     size, event = inputs.size, first.shape[1:]
 

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _cpu, _cuda
-from ._arguments import Inputs, Order, Outputs, Plan, Want, pack
-
-_NOTHING = Outputs(None, None, None, None)
+from ._arguments import NOTHING, Inputs, Order, Outputs, Plan, Want, pack
 
 
 class Launcher(Protocol):
@@ -36,10 +34,10 @@ def forward(inputs: Inputs, want: Want, on: Launcher | None = None) -> Outputs:
     plan, order = (on or _launcher(inputs)).plan("forward", inputs), _order(inputs)
     outputs = allocate_outputs(inputs, want)
     if outputs.kl is None or plan.chunks == 1:
-        plan.launch(pack(inputs, order, outputs, _NOTHING, (), plan))
+        plan.launch(pack(inputs, order, plan, outputs))
         return outputs
     parts = outputs.kl.new_empty((*outputs.kl.shape, plan.chunks))
-    plan.launch(pack(inputs, order, outputs._replace(kl=parts), _NOTHING, (), plan))
+    plan.launch(pack(inputs, order, plan, outputs._replace(kl=parts)))
     torch.sum(parts, dim=-1, out=outputs.kl)
     return outputs
 
@@ -59,7 +57,7 @@ def backward(
     plan, order = (on or _launcher(inputs)).plan("backward", inputs), _order(inputs)
     gradients = Outputs(*(None if g is None else g.contiguous() for g in gradients))
     into = allocate_gradients(inputs, needed)
-    plan.launch(pack(inputs, order, _NOTHING, gradients, into, plan))
+    plan.launch(pack(inputs, order, plan, NOTHING, gradients, into))
     if into[-1] is not None:
         into[-1] = _sum_per_channel(into[-1])
     return into

@@ -19,7 +19,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
 from . import _launch, _reference, backends
-from ._arguments import Inputs, Numbers, Outputs, Want, gather, group
+from ._arguments import Inputs, Numbers, Outputs, Want, gather
 
 
 def run(inputs: Inputs, want: Want) -> Outputs:
@@ -147,7 +147,7 @@ def _autograd(ctx: _Context, *gradients: Tensor | None) -> tuple:
     gradients = tuple(g if want else None for g, want in zip(gradients, ctx.want, strict=True))
     experts = [True] * (2 * len(inputs.loc))  # of a list of tensors, PyTorch does not say which
     into = _differentiate(inputs, gradients, [*experts, *needs[2:9]], _call_backward)
-    return (*group(into), *[None] * 5)
+    return (*gather(into, (None,) * 4), None)  # none of numbers, nor of what is wanted
 
 
 def _call_backward(
