@@ -57,9 +57,12 @@ def backward(
     plan, order = (on or _launcher(inputs)).plan("backward", inputs), _order(inputs)
     gradients = Outputs(*(None if g is None else g.contiguous() for g in gradients))
     into = allocate_gradients(inputs, needed)
-    plan.launch(pack(inputs, order, plan, NOTHING, gradients, into))
-    if into[-1] is not None:
-        into[-1] = _sum_per_channel(into[-1])
+    common, parts = into[-1], None
+    if common is not None:
+        parts = torch.empty(inputs.loc[0].shape, dtype=torch.float32, device=common.device)
+    plan.launch(pack(inputs, order, plan, NOTHING, gradients, [*into[:-1], parts]))
+    if common is not None and parts is not None:
+        torch.sum(parts.view(len(parts), len(common), -1), dim=(0, 2), out=common)
     return into
 
 
@@ -78,13 +81,12 @@ def allocate_outputs(inputs: Inputs, want: Want) -> Outputs:
 
 
 def allocate_gradients(inputs: Inputs, needed: Sequence[bool]) -> list[Tensor | None]:
-    """Returns empty tensors for the gradients needed; that of the common noise per element."""
-    first = inputs.loc[0]
+    """Returns empty tensors for the gradients needed."""
+    first, common = inputs.loc[0], inputs.common_noise
     if not first.is_contiguous():
         first = first.new_empty(first.shape)
     into = [torch.empty_like(first) if need else None for need in needed[:-1]]
-    common = torch.empty_like(first, dtype=torch.float32) if needed[-1] else None
-    return [*into, common]
+    return [*into, torch.empty_like(common) if needed[-1] and common is not None else None]
 
 
 def _order(inputs: Inputs) -> Order:
@@ -114,12 +116,6 @@ def _order(inputs: Inputs) -> Order:
 
 def _launcher(inputs: Inputs) -> Launcher:
     return _cpu if inputs.loc[0].device.type == "cpu" else _cuda.launcher()
-
-
-def _sum_per_channel(rows: Tensor) -> Tensor:
-    """Sums over samples and what follows the channels."""
-    others = [d for d in range(rows.dim()) if d != 1]
-    return rows.sum(dim=others) if rows.dim() > 1 else rows.sum().reshape(1)
 
 
 def _dense(inputs: Inputs) -> Inputs:

@@ -104,32 +104,20 @@ _GRADIENTS = "Tensor? grad_z, Tensor? grad_loc, Tensor? grad_log_scale, Tensor? 
 _COUNT = len(Inputs._fields)
 
 
-def _forward(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:_COUNT])
+def _operator(compute: Callable[..., Sequence[Tensor | None]]) -> Callable[..., list[Tensor]]:
+    """Makes an operator of a function of `Inputs`, gradients as `Outputs` if any, and flags."""
+
+    def run(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
+        inputs, (*gradients, flags) = Inputs(*arguments[:_COUNT]), arguments[_COUNT:]
+        found = compute(inputs, *([Outputs(*gradients)] if gradients else []), flags)
+        return [inputs.loc[0].new_empty(0) if t is None else t for t in found]
+
+    return run
+
+
+def _forward(inputs: Inputs, want: Want) -> Outputs:
     backends.note(inputs.loc[0].device.type)
-    return _fill(inputs, _launch.forward(inputs, arguments[_COUNT]))
-
-
-def _forward_shapes(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:_COUNT])
-    return _fill(inputs, _launch.allocate_outputs(inputs, arguments[_COUNT]))
-
-
-def _backward(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs, gradients = Inputs(*arguments[:_COUNT]), Outputs(*arguments[_COUNT:-1])
-    return _fill(inputs, _launch.backward(inputs, gradients, arguments[-1]))
-
-
-def _backward_shapes(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:_COUNT])
-    into = _launch.allocate_gradients(inputs, arguments[-1])
-    if into[-1] is not None and inputs.common_noise is not None:
-        into[-1] = torch.empty_like(inputs.common_noise)
-    return _fill(inputs, into)
-
-
-def _fill(inputs: Inputs, tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    return [inputs.loc[0].new_empty(0) if t is None else t for t in tensors]
+    return _launch.forward(inputs, want)
 
 
 def _only(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -160,10 +148,13 @@ _library = torch.library.Library("mmpoe", "DEF")
 _library.define(f"gaussian_poe({_ARGUMENTS}, bool[4] want) -> (Tensor, Tensor, Tensor, Tensor)")
 _library.define(f"gaussian_poe_backward({_ARGUMENTS}, {_GRADIENTS}, bool[] need) -> Tensor[]")
 for _device in ("CPU", "CUDA"):
-    _library.impl("gaussian_poe", _forward, _device)
-    _library.impl("gaussian_poe_backward", _backward, _device)
-torch.library.register_fake("mmpoe::gaussian_poe", _forward_shapes, lib=_library)
-torch.library.register_fake("mmpoe::gaussian_poe_backward", _backward_shapes, lib=_library)
+    _library.impl("gaussian_poe", _operator(_forward), _device)
+    _library.impl("gaussian_poe_backward", _operator(_launch.backward), _device)
+for _name, _shapes in (
+    ("gaussian_poe", _launch.allocate_outputs),
+    ("gaussian_poe_backward", lambda inputs, _, need: _launch.allocate_gradients(inputs, need)),
+):
+    torch.library.register_fake(f"mmpoe::{_name}", _operator(_shapes), lib=_library)
 torch.library.register_autograd(
     "mmpoe::gaussian_poe", _autograd, setup_context=_setup_context, lib=_library
 )
