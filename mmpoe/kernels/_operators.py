@@ -11,7 +11,7 @@ from __future__ import annotations
 __all__ = ["run"]
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,20 +45,6 @@ def _is_traced(first: Tensor) -> bool:
     )
 
 
-Gradients = Callable[[Inputs, Outputs, Sequence[bool]], Sequence[Tensor | None]]
-"""Computes the gradients needed of `Inputs.tensors` from those of the outputs."""
-
-
-def _differentiate(
-    inputs: Inputs, gradients: Sequence[Tensor | None], needed: Sequence[bool], kernel: Gradients
-) -> Sequence[Tensor | None]:
-    if all(g is None for g in gradients):
-        return [None] * len(needed)
-    if torch.is_grad_enabled():  # they will be differentiated again, which PyTorch can do
-        kernel = _reference.gradients
-    return kernel(inputs, Outputs(*gradients), needed)
-
-
 class _Context(FunctionCtx):
     """The tensors that a forward pass keeps for the backward pass."""
 
@@ -66,6 +52,20 @@ class _Context(FunctionCtx):
     needs_input_grad: tuple[bool, ...]
     numbers: Numbers
     want: Want
+
+
+def _differentiate(
+    ctx: _Context,
+    gradients: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    kernel: Callable[..., Sequence[Tensor | None]],
+) -> Sequence[Tensor | None]:
+    """Computes the gradients needed, in the order of `Inputs.tensors`."""
+    if all(g is None for g in gradients):
+        return [None] * len(needed)
+    if torch.is_grad_enabled():  # they will be differentiated again, which PyTorch can do
+        kernel = _reference.gradients
+    return kernel(gather(ctx.saved_tensors, ctx.numbers), Outputs(*gradients), needed)
 
 
 def _save(ctx: _Context, tensors: Sequence[Any], numbers: Numbers) -> None:
@@ -84,9 +84,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor | None) -> tuple:
-        inputs = gather(ctx.saved_tensors, ctx.numbers)
         needed = ctx.needs_input_grad[2:]
-        return (None, None, *_differentiate(inputs, gradients, needed, _launch.backward))
+        return (None, None, *_differentiate(ctx, gradients, needed, _launch.backward))
 
 
 # ---- The operators --------------------------------------------------------------------------
@@ -120,7 +119,7 @@ def _forward(inputs: Inputs, want: Want) -> Outputs:
     return _launch.forward(inputs, want)
 
 
-def _only(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+def _only(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
     return [t if want else None for t, want in zip(tensors, wanted, strict=True)]
 
 
@@ -131,10 +130,9 @@ def _setup_context(ctx: _Context, inputs: tuple, output: tuple) -> None:
 
 
 def _autograd(ctx: _Context, *gradients: Tensor | None) -> tuple:
-    inputs, needs = gather(ctx.saved_tensors, ctx.numbers), ctx.needs_input_grad
-    gradients = tuple(g if want else None for g, want in zip(gradients, ctx.want, strict=True))
-    experts = [True] * (2 * len(inputs.loc))  # of a list of tensors, PyTorch does not say which
-    into = _differentiate(inputs, gradients, [*experts, *needs[2:9]], _call_backward)
+    loc, log_scale, *others = cast("Any", ctx.needs_input_grad[:9])  # lists of the experts
+    needed = (*loc, *log_scale, *others)
+    into = _differentiate(ctx, _only(gradients, ctx.want), needed, _call_backward)
     return (*gather(into, (None,) * 4), None)  # none of numbers, nor of what is wanted
 
 
