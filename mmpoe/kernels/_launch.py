@@ -23,13 +23,7 @@ class Launcher(Protocol):
 
 
 def forward(inputs: Inputs, want: Want, on: Launcher | None = None) -> Outputs:
-    """Computes what is wanted of `z`, `loc`, `log_scale` and `kl`.
-
-    Arguments:
-        inputs: The inputs.
-        want: For each output, whether it is wanted.
-        on: What launches the kernel; that of the device of the inputs if None.
-    """
+    """Computes the outputs that are wanted, with the launcher of the device if `on` is None."""
     inputs = _dense(inputs)
     plan, order = (on or _launcher(inputs)).plan("forward", inputs), _order(inputs)
     outputs = allocate_outputs(inputs, want)
@@ -45,13 +39,9 @@ def forward(inputs: Inputs, want: Want, on: Launcher | None = None) -> Outputs:
 def backward(
     inputs: Inputs, gradients: Outputs, needed: Sequence[bool], on: Launcher | None = None
 ) -> list[Tensor | None]:
-    """Computes the gradients of `inputs.tensors` that are needed; None for the others.
+    """Computes the gradients of `inputs.tensors` that are needed, from those of the outputs.
 
-    Arguments:
-        inputs: Those of the forward pass.
-        gradients: The gradients of the outputs, None for zero.
-        needed: Which gradients to compute, in the order of `inputs.tensors`.
-        on: What launches the kernel; that of the device of the inputs if None.
+    The gradient of an output may be None, for zero; one that is not needed is None.
     """
     inputs = _dense(inputs)
     plan, order = (on or _launcher(inputs)).plan("backward", inputs), _order(inputs)
