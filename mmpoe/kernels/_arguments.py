@@ -134,17 +134,6 @@ class Plan(NamedTuple):
     """Pairs that the shared memory of a GPU has room for at once."""
 
 
-class Order(NamedTuple):
-    """The pairs of each sample, as in a sparse matrix of compressed rows."""
-
-    offsets: Tensor | None
-    """The place in `pairs` where those of each sample begin, int64, with shape (B + 1); None if
-    every sample has one for each subset."""
-    pairs: Tensor | None
-    """The pairs of one sample after those of the other, int64, with shape (R); None if they are
-    in that order already."""
-
-
 # ---- The bytes a kernel gets ----------------------------------------------------------------
 
 
@@ -160,7 +149,7 @@ SIZE = _layout(1).size
 
 def pack(
     inputs: Inputs,
-    order: Order,
+    order: tuple[Tensor | None, Tensor | None],
     plan: Plan,
     outputs: Outputs = NOTHING,
     gradients: Outputs = NOTHING,
@@ -173,7 +162,9 @@ def pack(
 
     Arguments:
         inputs: The inputs.
-        order: The order of their pairs.
+        order: The order of their pairs: where those of each sample begin, int64, with shape
+            (B + 1), and the pairs, int64, with shape (R), those of one sample after those of the
+            other; None if every sample has one for each subset, and if they are in that order.
         plan: How the kernel runs.
         outputs: Where the outputs go, `kl` with shape ([S,] B, chunks) or (R, chunks).
         gradients: The gradients of the outputs, for a backward pass.
@@ -234,14 +225,8 @@ def _factor(
     """Returns addresses, strides from row to row, and where gradients go; 0 for what is not."""
     if loc is None or log_scale is None:
         return (0,) * 6
-    return (
-        loc.data_ptr(),
-        log_scale.data_ptr(),
-        loc.stride(0),
-        log_scale.stride(0),
-        0 if grad_loc is None else grad_loc.data_ptr(),
-        0 if grad_log_scale is None else grad_log_scale.data_ptr(),
-    )
+    strides = loc.stride(0), log_scale.stride(0)
+    return (loc.data_ptr(), log_scale.data_ptr(), *strides, _at(grad_loc), _at(grad_log_scale))
 
 
 def _at(tensor: Tensor | None) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 __all__ = ["Launcher", "allocate_gradients", "allocate_outputs", "backward", "dense", "forward"]
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import _cpu, _cuda
-from ._arguments import NOTHING, Inputs, Order, Outputs, Plan, Want, pack
+from ._arguments import NOTHING, Inputs, Outputs, Plan, Want, pack
 
 
 class Launcher(Protocol):
@@ -59,15 +60,11 @@ def backward(
 def allocate_outputs(inputs: Inputs, want: Want) -> Outputs:
     """Returns empty tensors for the outputs that are wanted."""
     first, rows = inputs.loc[0], inputs.given.shape[:-1]
-    alike = inputs.shape == first.shape and first.is_contiguous()
-
-    def one(wanted: bool) -> Tensor | None:
-        if not wanted:
-            return None
-        return torch.empty_like(first) if alike else first.new_empty(inputs.shape)  # the slower
-
+    alike = inputs.shape == first.shape and first.is_contiguous()  # faster
+    empty = partial(torch.empty_like, first) if alike else partial(first.new_empty, inputs.shape)
+    z, loc, log_scale = (empty() if wanted else None for wanted in want[:3])
     kl = first.new_empty(rows, dtype=torch.float32) if want[3] else None
-    return Outputs(one(want[0]), one(want[1]), one(want[2]), kl)
+    return Outputs(z, loc, log_scale, kl)
 
 
 def allocate_gradients(inputs: Inputs, needed: Sequence[bool]) -> list[Tensor | None]:
@@ -79,8 +76,8 @@ def allocate_gradients(inputs: Inputs, needed: Sequence[bool]) -> list[Tensor | 
     return [*into, torch.empty_like(common) if needed[-1] and common is not None else None]
 
 
-def _order(inputs: Inputs) -> Order:
-    """Returns the order of the pairs, sorted by their sample.
+def _order(inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the order of the pairs, as in a sparse matrix of compressed rows, see `pack`.
 
     Raises:
         ValueError: If a pair is about a sample that is not there; on a GPU, where to look is to
@@ -88,7 +85,7 @@ def _order(inputs: Inputs) -> Order:
     """
     rows, samples = inputs.rows, inputs.loc[0].shape[0]
     if rows is None:
-        return Order(None, None)
+        return None, None
     pairs = None
     if rows.is_cuda or bool((rows[1:] < rows[:-1]).any()):
         rows, pairs = rows.sort(stable=True)
@@ -101,7 +98,7 @@ def _order(inputs: Inputs) -> Order:
             f"'rows' should hold samples, 0 to {samples - 1}, but holds {int(rows[0])} to "
             f"{int(rows[-1])}."
         )
-    return Order(offsets, pairs)
+    return offsets, pairs
 
 
 def _launcher(inputs: Inputs) -> Launcher:
