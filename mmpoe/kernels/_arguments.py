@@ -42,35 +42,28 @@ Numbers = tuple[int, float, float, str]
 
 
 class Inputs(NamedTuple):
-    """The arguments of :func:`mmpoe.kernels.gaussian_poe`, checked.
+    """The arguments of :func:`mmpoe.kernels.gaussian_poe`, checked, and a seed in place of noise.
 
     The operator ``torch.ops.mmpoe.gaussian_poe`` takes the same ones in the same order.
     """
 
     loc: Sequence[Tensor]
-    """M means, each with shape (B, \\*)."""
     log_scale: Sequence[Tensor]
-    """M log standard deviations, each with shape (B, \\*)."""
     given: Tensor
-    """The experts that take part, boolean, with shape ([S,] B, M), or (R, M) for R pairs."""
     rows: Tensor | None
-    """The sample of each pair, int64, with shape (R); None if there is one for each subset."""
     prior_loc: Tensor | None
-    """The mean of the prior, with shape (B, \\*); None, as the scale, for a standard normal."""
+    """None, as the scale, for a standard normal."""
     prior_log_scale: Tensor | None
-    """The log standard deviation of the prior, with shape (B, \\*)."""
     noise: Tensor | None
     """Standard normal noise, with the shape of `z`, or else"""
     seed: Tensor | None
     """the seed that a kernel draws noise from, one int64 number; without either, `z` is `loc`."""
     common_noise: Tensor | None
-    """The noise that experts have in common, with shape (channels)."""
     power: int
     clamp: float
     """The limit of the soft clamp; 0 is none."""
     temperature: float
     prior_in: str
-    """The products that the prior is a factor of, one of `PRIOR_IN`."""
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -162,9 +155,9 @@ def pack(
 
     Arguments:
         inputs: The inputs.
-        order: The order of their pairs: where those of each sample begin, int64, with shape
-            (B + 1), and the pairs, int64, with shape (R), those of one sample after those of the
-            other; None if every sample has one for each subset, and if they are in that order.
+        order: Where the pairs of each sample begin, int64, with shape (B + 1), and the pairs,
+            int64, with shape (R), those of one sample after those of the other; None if every
+            sample has one for each subset, and if they are in that order.
         plan: How the kernel runs.
         outputs: Where the outputs go, `kl` with shape ([S,] B, chunks) or (R, chunks).
         gradients: The gradients of the outputs, for a backward pass.

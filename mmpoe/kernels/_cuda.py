@@ -29,11 +29,7 @@ _SLOTS = 256
 
 
 class Launcher:
-    """Compiles, loads and launches the kernels.
-
-    Arguments:
-        driver: The GPU.
-    """
+    """Compiles, loads and launches the kernels on the GPU behind a driver."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
