@@ -61,7 +61,10 @@ class Row(NamedTuple):
 
 
 def compare(device: torch.device | str, on: _launch.Launcher | None = None) -> Iterator[Row]:
-    """Compares outputs and gradients on a device with the float64 reference, case by case."""
+    """Compares outputs and gradients with the float64 reference, case by case.
+
+    The launcher of the device runs the kernels if `on` is None.
+    """
     for name, case in _CASES.items():
         for dtype, tolerance in _TOLERANCES.items():
             yield Row(name, dtype, _error(_draw(case, torch.device(device), dtype), on), tolerance)
