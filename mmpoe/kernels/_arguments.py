@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "MAX_EXPERTS",
+    "NOTHING",
     "PRIOR_IN",
     "SIZE",
     "STORAGE",
@@ -12,7 +13,6 @@ __all__ = [
     "Plan",
     "Want",
     "gather",
-    "group",
     "pack",
 ]
 
@@ -42,35 +42,28 @@ Numbers = tuple[int, float, float, str]
 
 
 class Inputs(NamedTuple):
-    """The arguments of :func:`mmpoe.kernels.gaussian_poe`, checked.
+    """The arguments of :func:`mmpoe.kernels.gaussian_poe`, checked, and a seed in place of noise.
 
     The operator ``torch.ops.mmpoe.gaussian_poe`` takes the same ones in the same order.
     """
 
     loc: Sequence[Tensor]
-    """M means, each with shape (B, \\*)."""
     log_scale: Sequence[Tensor]
-    """M log standard deviations, each with shape (B, \\*)."""
     given: Tensor
-    """The experts that take part, boolean, with shape ([S,] B, M), or (R, M) for R pairs."""
     rows: Tensor | None
-    """The sample of each pair, int64, with shape (R); None if there is one for each subset."""
     prior_loc: Tensor | None
-    """The mean of the prior, with shape (B, \\*); None, as the scale, for a standard normal."""
+    """None, as the scale, for a standard normal."""
     prior_log_scale: Tensor | None
-    """The log standard deviation of the prior, with shape (B, \\*)."""
     noise: Tensor | None
     """Standard normal noise, with the shape of `z`, or else"""
     seed: Tensor | None
     """the seed that a kernel draws noise from, one int64 number; without either, `z` is `loc`."""
     common_noise: Tensor | None
-    """The noise that experts have in common, with shape (channels)."""
     power: int
     clamp: float
     """The limit of the soft clamp; 0 is none."""
     temperature: float
     prior_in: str
-    """The products that the prior is a factor of, one of `PRIOR_IN`."""
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -101,15 +94,10 @@ class Inputs(NamedTuple):
         return (*self.given.shape[:-1], *self.loc[0].shape[1:])
 
 
-def group(row: Sequence[Any]) -> tuple[Any, ...]:
-    """Undoes `Inputs.tensors`, of tensors, gradients or flags: two lists of M, seven others."""
+def gather(row: Sequence[Any], numbers: tuple[Any, ...]) -> Inputs:
+    """Undoes `Inputs.tensors` and `Inputs.numbers`, or puts gradients in the place of tensors."""
     experts = (len(row) - 7) // 2
-    return ([*row[:experts]], [*row[experts:-7]], *row[-7:])
-
-
-def gather(row: Sequence[Tensor | None], numbers: Numbers) -> Inputs:
-    """Undoes `Inputs.tensors` and `Inputs.numbers`."""
-    return Inputs._make((*group(row), *numbers))
+    return Inputs._make(([*row[:experts]], [*row[experts:-7]], *row[-7:], *numbers))
 
 
 class Outputs(NamedTuple):
@@ -119,6 +107,9 @@ class Outputs(NamedTuple):
     loc: Tensor | None
     log_scale: Tensor | None
     kl: Tensor | None
+
+
+NOTHING = Outputs(None, None, None, None)
 
 
 class Plan(NamedTuple):
@@ -136,17 +127,6 @@ class Plan(NamedTuple):
     """Pairs that the shared memory of a GPU has room for at once."""
 
 
-class Order(NamedTuple):
-    """The pairs of each sample, as in a sparse matrix of compressed rows."""
-
-    offsets: Tensor | None
-    """The place in `pairs` where those of each sample begin, int64, with shape (B + 1); None if
-    every sample has one for each subset."""
-    pairs: Tensor | None
-    """The pairs of one sample after those of the other, int64, with shape (R); None if they are
-    in that order already."""
-
-
 # ---- The bytes a kernel gets ----------------------------------------------------------------
 
 
@@ -160,18 +140,13 @@ SIZE = _layout(1).size
 """Bytes of the arguments for one expert: the source checks it."""
 
 
-@cache
-def _nowhere(experts: int) -> tuple[Any, ...]:
-    return group((None,) * (2 * experts + 7))
-
-
 def pack(
     inputs: Inputs,
-    order: Order,
-    outputs: Outputs,
-    gradients: Outputs,
-    into: Sequence[Tensor | None],
+    order: tuple[Tensor | None, Tensor | None],
     plan: Plan,
+    outputs: Outputs = NOTHING,
+    gradients: Outputs = NOTHING,
+    into: Sequence[Tensor | None] = (),
 ) -> bytes:
     """Packs addresses, strides and sizes; the tensors must live until the kernel has run.
 
@@ -180,19 +155,19 @@ def pack(
 
     Arguments:
         inputs: The inputs.
-        order: The order of their pairs.
+        order: Where the pairs of each sample begin, int64, with shape (B + 1), and the pairs,
+            int64, with shape (R), those of one sample after those of the other; None if every
+            sample has one for each subset, and if they are in that order.
+        plan: How the kernel runs.
         outputs: Where the outputs go, `kl` with shape ([S,] B, chunks) or (R, chunks).
         gradients: The gradients of the outputs, for a backward pass.
         into: Where the gradients of `inputs.tensors` go; empty for a forward pass.
-        plan: How the kernel runs.
     """
     first, experts = inputs.loc[0], len(inputs.loc)
-    to_loc, to_log_scale, _, _, *to_prior, _, _, to_common = (
-        group(into) if into else _nowhere(experts)
-    )
-    prior = _factor(inputs.prior_loc, inputs.prior_log_scale, *to_prior)
-    factors = [*map(_factor, inputs.loc, inputs.log_scale, to_loc, to_log_scale)]
-    noise, common = _at(inputs.noise), _at(to_common)
+    into = into or (None,) * (2 * experts + 7)
+    prior = _factor(inputs.prior_loc, inputs.prior_log_scale, into[-5], into[-4])
+    factors = [*map(_factor, inputs.loc, inputs.log_scale, into, into[experts:])]
+    noise, common = _at(inputs.noise), _at(into[-1])
     out, back = [*map(_at, outputs)], [*map(_at, gradients)]
     size, event = inputs.size, first.shape[1:]
 
@@ -243,14 +218,8 @@ def _factor(
     """Returns addresses, strides from row to row, and where gradients go; 0 for what is not."""
     if loc is None or log_scale is None:
         return (0,) * 6
-    return (
-        loc.data_ptr(),
-        log_scale.data_ptr(),
-        loc.stride(0),
-        log_scale.stride(0),
-        0 if grad_loc is None else grad_loc.data_ptr(),
-        0 if grad_log_scale is None else grad_log_scale.data_ptr(),
-    )
+    strides = loc.stride(0), log_scale.stride(0)
+    return (loc.data_ptr(), log_scale.data_ptr(), *strides, _at(grad_loc), _at(grad_log_scale))
 
 
 def _at(tensor: Tensor | None) -> int:

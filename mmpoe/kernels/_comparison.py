@@ -15,8 +15,6 @@ from . import _cuda, _launch, _reference, jit
 from ._arguments import Inputs, Outputs, gather
 from ._cache import cached, log
 
-_ALL = (True, True, True, True)
-
 
 class Case(NamedTuple):
     """The inputs of a comparison."""
@@ -63,11 +61,9 @@ class Row(NamedTuple):
 
 
 def compare(device: torch.device | str, on: _launch.Launcher | None = None) -> Iterator[Row]:
-    """Compares kernels with the float64 reference, outputs and gradients.
+    """Compares outputs and gradients with the float64 reference, case by case.
 
-    Arguments:
-        device: Where the tensors are.
-        on: What launches the kernels; that of the device if None.
+    The launcher of the device runs the kernels if `on` is None.
     """
     for name, case in _CASES.items():
         for dtype, tolerance in _TOLERANCES.items():
@@ -156,24 +152,19 @@ def _draw(case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:
 def _error(inputs: Inputs, on: _launch.Launcher | None) -> float:
     double = [t.double() if t is not None and t.is_floating_point() else t for t in inputs.tensors]
     exact = gather(double, inputs.numbers)
-    prior, common_noise = (exact.prior_loc, exact.prior_log_scale), exact.common_noise
-    for leaf in (*exact.loc, *exact.log_scale, *prior, common_noise):
+    needed = [t is not None and t.is_floating_point() and t is not exact.noise for t in double]
+    for leaf, need in zip(double, needed, strict=True):
         if leaf is not None:
-            leaf.requires_grad_()
-    needed = [t is not None and t.requires_grad for t in exact.tensors]
+            leaf.requires_grad_(need)
 
-    outputs = _launch.forward(inputs, _ALL, on)
+    outputs = _launch.forward(inputs, (True, True, True, True), on)
     weights = [_weights(t) for t in outputs if t is not None]
     gradients = _launch.backward(inputs, Outputs(*weights), needed, on)
     expected = _reference.forward(exact)
-    expected_gradients = _reference.gradients(
-        exact, Outputs(*(t.double() for t in weights)), needed
-    )
-    return max(
-        _relative(a, b)
-        for a, b in zip((*outputs, *gradients), (*expected, *expected_gradients), strict=True)
-        if a is not None and b is not None
-    )
+    double_weights = Outputs(*(t.double() for t in weights))
+    expected = (*expected, *_reference.gradients(exact, double_weights, needed))
+    found = zip((*outputs, *gradients), expected, strict=True)
+    return max(_relative(a, b) for a, b in found if a is not None and b is not None)
 
 
 def _weights(output: Tensor) -> Tensor:

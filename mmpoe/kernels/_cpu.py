@@ -43,12 +43,11 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     Raises:
         mmpoe.kernels.BuildError: If they cannot be built; remembered, not tried again.
     """
-    found = _libraries.get(dtype)
-    if found is None:
+    if dtype not in _libraries:
         with _lock:
-            found = _libraries.get(dtype)
-            if found is None:
-                found = _libraries[dtype] = _load(dtype)
+            if dtype not in _libraries:
+                _libraries[dtype] = _load(dtype)
+    found = _libraries[dtype]
     if isinstance(found, jit.BuildError):
         raise found
     return found

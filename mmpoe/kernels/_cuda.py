@@ -29,11 +29,7 @@ _SLOTS = 256
 
 
 class Launcher:
-    """Compiles, loads and launches the kernels.
-
-    Arguments:
-        driver: The GPU.
-    """
+    """Compiles, loads and launches the kernels on the GPU behind a driver."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -51,13 +47,8 @@ class Launcher:
         """
         first, size = inputs.loc[0], inputs.size
         samples, device = first.shape[0], first.device
-        special = Specialisation(
-            direction,
-            first.dtype,
-            len(inputs.loc),
-            inputs.clamp > 0,
-            inputs.common_noise is not None,
-        )
+        rare = inputs.clamp > 0, inputs.common_noise is not None
+        special = Specialisation(direction, first.dtype, len(inputs.loc), *rare)
         threads = self._threads(size, special.width)
         turn = threads * special.width
         most = max(1, _WAVES * self.driver.processors(device) // samples)
@@ -81,16 +72,13 @@ class Launcher:
             RuntimeError: If it is the first call, while a CUDA graph is captured.
         """
         key = (special, device)
-        found = self._functions.get(key)
-        if found is None:
+        if key not in self._functions:
             with self._lock:
-                found = self._functions.get(key)
-                if found is None:
+                if key not in self._functions:
                     check_not_capturing(self.driver)
                     binary = jit.cuda_binary(special, self.driver.architecture(device))
-                    found = self.driver.load(binary, special.name, device)
-                    self._functions[key] = found
-        return found
+                    self._functions[key] = self.driver.load(binary, special.name, device)
+        return self._functions[key]
 
     def _threads(self, size: int, width: int) -> int:
         """Returns the threads of a block: whole warps, no more than one sample needs."""
@@ -154,11 +142,8 @@ class Driver:
         stream = torch.cuda.current_stream(device).cuda_stream
         grid = (blocks, 1, 1, threads, 1, 1)
         with _current(_context(stream, device)):
-            _check(
-                driver.cuLaunchKernel(
-                    function, *grid, shared, stream, ctypes.addressof(pointers), 0
-                )
-            )
+            at = ctypes.addressof(pointers)
+            _check(driver.cuLaunchKernel(function, *grid, shared, stream, at, 0))
 
 
 def _context(stream: int, device: torch.device) -> Any:  # noqa: ANN401

@@ -11,7 +11,7 @@ from __future__ import annotations
 __all__ = ["run"]
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
 from . import _launch, _reference, backends
-from ._arguments import Inputs, Numbers, Outputs, Want, gather, group
+from ._arguments import Inputs, Numbers, Outputs, Want, gather
 
 
 def run(inputs: Inputs, want: Want) -> Outputs:
@@ -45,20 +45,6 @@ def _is_traced(first: Tensor) -> bool:
     )
 
 
-Gradients = Callable[[Inputs, Outputs, Sequence[bool]], Sequence[Tensor | None]]
-"""Computes the gradients needed of `Inputs.tensors` from those of the outputs."""
-
-
-def _differentiate(
-    inputs: Inputs, gradients: Sequence[Tensor | None], needed: Sequence[bool], kernel: Gradients
-) -> Sequence[Tensor | None]:
-    if all(g is None for g in gradients):
-        return [None] * len(needed)
-    if torch.is_grad_enabled():  # they will be differentiated again, which PyTorch can do
-        kernel = _reference.gradients
-    return kernel(inputs, Outputs(*gradients), needed)
-
-
 class _Context(FunctionCtx):
     """The tensors that a forward pass keeps for the backward pass."""
 
@@ -66,6 +52,20 @@ class _Context(FunctionCtx):
     needs_input_grad: tuple[bool, ...]
     numbers: Numbers
     want: Want
+
+
+def _differentiate(
+    ctx: _Context,
+    gradients: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    kernel: Callable[..., Sequence[Tensor | None]],
+) -> Sequence[Tensor | None]:
+    """Computes the gradients needed, in the order of `Inputs.tensors`."""
+    if all(g is None for g in gradients):
+        return [None] * len(needed)
+    if torch.is_grad_enabled():  # they will be differentiated again, which PyTorch can do
+        kernel = _reference.gradients
+    return kernel(gather(ctx.saved_tensors, ctx.numbers), Outputs(*gradients), needed)
 
 
 def _save(ctx: _Context, tensors: Sequence[Any], numbers: Numbers) -> None:
@@ -84,9 +84,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor | None) -> tuple:
-        inputs = gather(ctx.saved_tensors, ctx.numbers)
         needed = ctx.needs_input_grad[2:]
-        return (None, None, *_differentiate(inputs, gradients, needed, _launch.backward))
+        return (None, None, *_differentiate(ctx, gradients, needed, _launch.backward))
 
 
 # ---- The operators --------------------------------------------------------------------------
@@ -104,35 +103,23 @@ _GRADIENTS = "Tensor? grad_z, Tensor? grad_loc, Tensor? grad_log_scale, Tensor? 
 _COUNT = len(Inputs._fields)
 
 
-def _forward(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:_COUNT])
+def _operator(compute: Callable[..., Sequence[Tensor | None]]) -> Callable[..., list[Tensor]]:
+    """Makes an operator of a function of `Inputs`, gradients as `Outputs` if any, and flags."""
+
+    def run(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
+        inputs, (*gradients, flags) = Inputs(*arguments[:_COUNT]), arguments[_COUNT:]
+        found = compute(inputs, *([Outputs(*gradients)] if gradients else []), flags)
+        return [inputs.loc[0].new_empty(0) if t is None else t for t in found]
+
+    return run
+
+
+def _forward(inputs: Inputs, want: Want) -> Outputs:
     backends.note(inputs.loc[0].device.type)
-    return _fill(inputs, _launch.forward(inputs, arguments[_COUNT]))
+    return _launch.forward(inputs, want)
 
 
-def _forward_shapes(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:_COUNT])
-    return _fill(inputs, _launch.allocate_outputs(inputs, arguments[_COUNT]))
-
-
-def _backward(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs, gradients = Inputs(*arguments[:_COUNT]), Outputs(*arguments[_COUNT:-1])
-    return _fill(inputs, _launch.backward(inputs, gradients, arguments[-1]))
-
-
-def _backward_shapes(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-    inputs = Inputs(*arguments[:_COUNT])
-    into = _launch.allocate_gradients(inputs, arguments[-1])
-    if into[-1] is not None and inputs.common_noise is not None:
-        into[-1] = torch.empty_like(inputs.common_noise)
-    return _fill(inputs, into)
-
-
-def _fill(inputs: Inputs, tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    return [inputs.loc[0].new_empty(0) if t is None else t for t in tensors]
-
-
-def _only(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+def _only(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
     return [t if want else None for t, want in zip(tensors, wanted, strict=True)]
 
 
@@ -143,11 +130,10 @@ def _setup_context(ctx: _Context, inputs: tuple, output: tuple) -> None:
 
 
 def _autograd(ctx: _Context, *gradients: Tensor | None) -> tuple:
-    inputs, needs = gather(ctx.saved_tensors, ctx.numbers), ctx.needs_input_grad
-    gradients = tuple(g if want else None for g, want in zip(gradients, ctx.want, strict=True))
-    experts = [True] * (2 * len(inputs.loc))  # of a list of tensors, PyTorch does not say which
-    into = _differentiate(inputs, gradients, [*experts, *needs[2:9]], _call_backward)
-    return (*group(into), *[None] * 5)
+    loc, log_scale, *others = cast("Any", ctx.needs_input_grad[:9])  # lists of the experts
+    needed = (*loc, *log_scale, *others)
+    into = _differentiate(ctx, _only(gradients, ctx.want), needed, _call_backward)
+    return (*gather(into, (None,) * 4), None)  # none of numbers, nor of what is wanted
 
 
 def _call_backward(
@@ -160,10 +146,13 @@ _library = torch.library.Library("mmpoe", "DEF")
 _library.define(f"gaussian_poe({_ARGUMENTS}, bool[4] want) -> (Tensor, Tensor, Tensor, Tensor)")
 _library.define(f"gaussian_poe_backward({_ARGUMENTS}, {_GRADIENTS}, bool[] need) -> Tensor[]")
 for _device in ("CPU", "CUDA"):
-    _library.impl("gaussian_poe", _forward, _device)
-    _library.impl("gaussian_poe_backward", _backward, _device)
-torch.library.register_fake("mmpoe::gaussian_poe", _forward_shapes, lib=_library)
-torch.library.register_fake("mmpoe::gaussian_poe_backward", _backward_shapes, lib=_library)
+    _library.impl("gaussian_poe", _operator(_forward), _device)
+    _library.impl("gaussian_poe_backward", _operator(_launch.backward), _device)
+for _name, _shapes in (
+    ("gaussian_poe", _launch.allocate_outputs),
+    ("gaussian_poe_backward", lambda inputs, _, need: _launch.allocate_gradients(inputs, need)),
+):
+    torch.library.register_fake(f"mmpoe::{_name}", _operator(_shapes), lib=_library)
 torch.library.register_autograd(
     "mmpoe::gaussian_poe", _autograd, setup_context=_setup_context, lib=_library
 )

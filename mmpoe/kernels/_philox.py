@@ -42,12 +42,9 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
 
 
 def normal(seed: Tensor, rows: int, size: int) -> Tensor:
-    r"""Draws what the kernels draw: standard normal noise, with shape (rows, size), in float64.
+    """Draws what the kernels draw from a seed: standard normal noise, in float64.
 
-    Arguments:
-        seed: The seed, one int64 number.
-        rows: The number of rows, subsets times samples.
-        size: The number of elements of a row.
+    There is a row for each pair, with `size` elements.
     """
     quads = -(-size // 4)
     row = torch.arange(rows, device=seed.device)[:, None].expand(rows, quads)

@@ -134,33 +134,19 @@ def _draw(inputs: Inputs) -> Tensor | None:
 
 
 def gradients(inputs: Inputs, gradients: Outputs, needed: Sequence[bool]) -> list[Tensor | None]:
-    """Computes the gradients of the inputs so that they can be differentiated again.
-
-    Arguments:
-        inputs: The inputs.
-        gradients: The gradients of the outputs, None for zero.
-        needed: Which gradients to compute, in the order of `inputs.tensors`.
-    """
+    """Does what `_launch.backward` does, so that gradients can be differentiated again."""
     with torch.enable_grad():
         # views, so that an input that is given twice gets each of its two gradients
         views = [None if t is None else t.view_as(t) for t in inputs.tensors]
         outputs = forward(gather(views, inputs.numbers))
-        pairs = [
-            (t, g)
-            for t, g in zip(outputs, gradients, strict=True)
-            if t is not None and g is not None
+        weights = [g for g in gradients if g is not None]
+        used = [
+            t for t, g in zip(outputs, gradients, strict=True) if t is not None and g is not None
         ]
-        wanted = [t is not None and need for t, need in zip(views, needed, strict=True)]
-        found = iter(
-            torch.autograd.grad(
-                [t for t, _ in pairs],
-                [t for t, want in zip(views, wanted, strict=True) if t is not None and want],
-                [g for _, g in pairs],
-                create_graph=True,
-                materialize_grads=True,
-            )
-        )
-    return [next(found) if want else None for want in wanted]
+        leaves = [t for t, need in zip(views, needed, strict=True) if t is not None and need]
+        options = {"create_graph": True, "materialize_grads": True}
+        found = iter(torch.autograd.grad(used, leaves, weights, **options))
+    return [next(found) if need else None for need in needed]
 
 
 def _log_discount(log_ratios: Tensor, gamma: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -125,19 +125,27 @@ class Call(NamedTuple):
     """Whether there is nothing to run: PyTorch makes what is empty, whatever was asked for."""
 
 
-def choose(backend: str | None, call: Call) -> str:
+def choose(backend: str | None, *call: Any) -> str:  # noqa: ANN401
     """Returns the backend to run, and remembers it.
 
     The one asked for, by the call, `use_backend` or ``MMPOE_BACKEND``; else that of the device if
-    it can run the call, else eager.
+    it can run the call, else eager. `torch.compile` takes the answer for a constant.
+
+    Arguments:
+        backend: The backend that the call asks for, if any.
+        call: The fields of a `Call`: the compiler knows no named tuples.
 
     Raises:
         ValueError: If no backend has the name asked for.
         RuntimeError: If the backend asked for cannot run here, or not this call.
     """
-    choice = _choose(backend, call)
+    choice = _choose(backend, Call(*call))
     _last.set(choice)
     return choice
+
+
+# as torch.compiler.assume_constant_result does, which imports the compiler
+choose._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _choose(backend: str | None, call: Call) -> str:

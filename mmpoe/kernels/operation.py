@@ -15,7 +15,6 @@ from mmpoe.gaussian import check_power
 
 from . import _reference, backends
 from ._arguments import PRIOR_IN, Inputs, Outputs, Want
-from .backends import Call
 
 
 class Product(NamedTuple):
@@ -131,14 +130,11 @@ def gaussian_poe(
     )
     _check(inputs)
 
-    choose = backends.choose
-    if torch.compiler.is_compiling():
-        from ._tracing import choose
     first = inputs.loc[0]
-    call = Call(first.device, first.dtype, len(inputs.loc), _beyond(inputs))
+    call = (first.device, first.dtype, len(inputs.loc), _beyond(inputs))
     if first.numel() == 0 or given.numel() == 0:
-        call = call._replace(empty=True)
-    choice = choose(backend, call)
+        call = (*call, True)
+    choice = backends.choose(backend, *call)
 
     compute = want
     if not sample:  # z is loc: write it once

@@ -234,6 +234,13 @@ def test_common_noise_of_zero_is_the_plain_product_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(plain, zero[:-1], strict=True))
 
 
+def test_common_noise_with_gaps_between_its_numbers():
+    inputs = make(experts=3, rows=4, event=(5, 30), common=True)
+    spaced = torch.stack([inputs.common_noise, torch.full((5,), torch.nan)], dim=1)[:, 0]
+    plain, found = run(inputs), run(inputs._replace(common_noise=spaced))
+    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+
+
 def test_only_what_is_wanted_and_needed_is_computed():
     inputs = make(rows=4, event=(6, 30), subsets=2)
     everything = _launch.forward(inputs, (True,) * 4)

@@ -251,6 +251,22 @@ def test_opcheck(inputs, change, want):
     torch.library.opcheck(operator, (*arguments, *gradients, needed(inputs)))
 
 
+def test_the_operator_is_differentiated_again_where_gradients_are_needed(inputs):
+    tensors = leaves(inputs)
+    for k in (0, 4, 7):
+        tensors[k].requires_grad_(False)
+    needed = [t for t in tensors if t.requires_grad]
+
+    def second(backend):
+        q = fuse(inputs, tensors, backend)
+        first = torch.autograd.grad(total(q), needed, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), needed)
+
+    with FlopCounterMode(display=False):  # any dispatch mode
+        found = second("cpu")
+    assert_near(found, second("eager"))
+
+
 def test_the_operator_computes_what_the_function_does(inputs):
     with use_backend("cpu"):
         tensors = leaves(inputs)

@@ -8,6 +8,6 @@ def test_what_is_listed_is_there():
 
 
 def test_former_names_still_mean_the_same():
-    assert kernels.Product is kernels.Product
+    assert kernels.PoE is kernels.Product
     assert kernels.warmup is kernels.build
     assert not {"PoE", "warmup"} & set(kernels.__all__)
