@@ -21,7 +21,7 @@ from mmpoe.objectives._matching import match, teaching_rows
 
 from .matched import add_matched_experts
 
-Reader = Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]
+Reader = Callable[[Tensor], tuple[Mapping[str, Tensor], Tensor]]
 """Returns the batch and the mask of some rows."""
 
 CHECK_EVERY = 25
@@ -212,7 +212,7 @@ def _reader(
         def batch(rows: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
             return model.collate([samples[i] for i in rows.tolist()])
 
-    def read(rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def read(rows: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         x, seen = batch(rows)
         return Batch.of(x).to(device), seen.to(device)
 

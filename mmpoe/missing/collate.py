@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["collate", "from_multivae", "from_nan"]
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -20,7 +20,7 @@ def collate(
     modalities: Sequence[str] | None = None,
     *,
     pad: Mapping[str, int] | None = None,
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[MutableMapping[str, Tensor], Tensor]:
     r"""Makes one batch of samples that each hold whichever modalities they have.
 
     A sample may hold more than its modalities, by three names: ``"context"``, a mapping of its

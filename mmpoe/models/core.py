@@ -7,7 +7,7 @@ __all__ = ["MultimodalVAE", "Output", "UncalibratedWarning"]
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -429,7 +429,9 @@ class MultimodalVAE(Recorded, nn.Module):
         return score(self, state, x, Cells(scored, rows, weight), valid)
 
     @property
-    def collate(self) -> Callable[[Sequence[Mapping[str, Any]]], tuple[dict[str, Tensor], Tensor]]:
+    def collate(
+        self,
+    ) -> Callable[[Sequence[Mapping[str, Any]]], tuple[MutableMapping[str, Tensor], Tensor]]:
         """Makes a batch of incomplete samples, columns in the order of this model's modalities.
 
         It is :func:`mmpoe.missing.collate` with the names of the modalities, and fits the argument

@@ -100,7 +100,7 @@ def batch_slices(
 ) -> tuple[Images, Tensor, Tensor]:
     """Makes a batch: images by modality (B, 1, H, W), what was observed (B, M), fields of view."""
     x, observed = collate([images for images, _ in slices], modalities)
-    return x, observed, torch.stack([fov for _, fov in slices])
+    return dict(x), observed, torch.stack([fov for _, fov in slices])
 
 
 def batch_targets(
@@ -109,7 +109,7 @@ def batch_targets(
     """Makes a batch of `TargetSlices`: inputs, targets, what was observed, fields of view."""
     x, observed = collate([images for images, _, _ in slices], modalities)
     targets, _ = collate([targets for _, targets, _ in slices], modalities)
-    return x, targets, observed, torch.stack([fov for _, _, fov in slices])
+    return dict(x), dict(targets), observed, torch.stack([fov for _, _, fov in slices])
 
 
 def _cut(volumes: dict[str, Volume], k: int) -> Images:
