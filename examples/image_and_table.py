@@ -17,7 +17,6 @@ measures of the stroke are computed here.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +77,16 @@ def image_likelihood(network: nn.Module) -> Normal:
     return Normal(nn.Sequential(network, nn.Unflatten(1, (1, 8, 8))), scale=0.2, learn_scale=True)
 
 
+def digit_likelihood(network: nn.Module) -> Categorical:
+    """The ten outputs of a network as one class, which has no dimension of its own."""
+    return Categorical(nn.Sequential(network), classes=10)
+
+
 def build() -> MMHVAE:
     """Builds the model: one expert and one likelihood for the image and for each cell."""
     model = vector_mmhvae(
         {"image": 64, "digit": 10, **dict.fromkeys(STROKES, 1)},
-        likelihoods={"image": image_likelihood, "digit": partial(Categorical, classes=10)},
+        likelihoods={"image": image_likelihood, "digit": digit_likelihood},
         hidden=128,
         latents=(8, 24),
     )
