@@ -10,8 +10,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_batch_and_depth_are_worth_many_nats(name):
-    cells, observed, _ = make_cells(1000, seed=0)
-    test, seen, truth = make_cells(100, seed=1)
+    cells, observed, _ = make_cells(2000, seed=0)
+    test, seen, truth = make_cells(300, seed=1)
     values = []
     for covariates in (False, True):
         torch.manual_seed(0)
