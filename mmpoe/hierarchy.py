@@ -6,8 +6,8 @@ to the next; the state after the last group is what decoders see.
 
 Everything is computed for R *pairs* of a sample of the batch and a subset of its modalities: a
 plain batch is one pair for each sample, and an objective over several subsets has several.
-Encodings belong to samples, and are shared by all pairs of one. So do covariates: a network that
-asks for them gets those of the sample of each row.
+Encodings and covariates belong to samples, and are shared by all pairs of one: a network that asks
+for covariates gets those of the sample of each row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import kernels
 from .distributions import DiagNormal
 from .missing import Pairs, distinct_pairs
 from .nn import ModalityDict, ProjectionCell
-from .nn._asking import asks_for
+from .nn._asking import asks_for, call
 from .posteriors import Draw, Factors, PoE, Posterior
 
 Experts = Literal["trained", "matched"]
@@ -416,23 +416,23 @@ class LatentGroup(nn.Module):
         return f"The {part} of {modality!r}"
 
 
-def run(network: nn.Module, *inputs: Tensor | None, context: Context, **masks: Tensor) -> Any:  # noqa: ANN401
+def run(network: nn.Module, *inputs: object, context: Context, valid: Tensor | None = None) -> Any:  # noqa: ANN401
     """Runs a network, with the covariates and the element mask if it asks for them.
 
     Arguments:
         network: The network.
         inputs: Its inputs.
         context: The covariates of the rows of its input.
-        masks: The element mask by the name of its parameter.
+        valid: The element mask of its input.
 
     Raises:
         ValueError: If the batch lacks a covariate that the network reads.
     """
-    options: dict[str, Any] = {k: v for k, v in masks.items() if asks_for(network, k)}
+    held: dict[str, Tensor] | None = None
     if asks_for(network, "context"):
         held = context.gather()
-        options["context"] = held if torch.compiler.is_compiling() else _Covariates(held)
-    return network(*inputs, **options)
+        held = held if torch.compiler.is_compiling() else _Covariates(held)
+    return call(network, *inputs, context=held, valid=valid)
 
 
 class _Covariates(dict[str, Tensor]):

@@ -191,7 +191,9 @@ def check_valid(valid: Any, shape: Sequence[int] | None, modality: str) -> None:
         modality: The name of the modality.
     """
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
-        kind = f"dtype {valid.dtype}" if isinstance(valid, Tensor) else f"type {type(valid)}"
+        kind = (
+            f"dtype {valid.dtype}" if isinstance(valid, Tensor) else f"type {type(valid).__name__}"
+        )
         raise ValueError(f"'valid' should be boolean, but {modality!r} has {kind}.")
     if shape is None:
         return

@@ -40,9 +40,9 @@ def collate(
     Returns:
         The batch, a mapping from modality names to tensors of shape :math:`(B, *)`, and the
         boolean mask of what was observed, with shape :math:`(B, M)`. Missing entries hold NaN
-        (zero, if the modality is not floating-point), as does padding: nothing reads them, and a
-        call that would is an error instead of a wrong answer. A modality that no sample has is
-        absent.
+        (zero, if the modality is not floating-point), as does padding: nothing reads them. A call
+        that is told to is an error instead of a wrong answer, unless the modality has an element
+        mask. A modality that no sample has is absent.
 
     Raises:
         ValueError: If a sample holds an unknown name, the entries of a modality or the values of a

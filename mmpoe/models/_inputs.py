@@ -15,7 +15,6 @@ __all__ = [
     "draw_component",
     "given_mask",
     "held",
-    "is_single_row",
     "subset_mask",
 ]
 
@@ -351,14 +350,9 @@ def check_context(
             )
 
 
-def is_single_row(error: Exception) -> bool:
-    """Returns whether batch normalisation fails for want of a second row."""
-    return "more than 1 value per channel" in str(error)
-
-
 def advice(error: Exception) -> str:
     """Returns a way out of what an encoder fails for, if there is one."""
-    if not is_single_row(error):
+    if "more than 1 value per channel" not in str(error):
         return ""
     return (
         " Batch normalisation needs two rows that have the modality; use a normalisation of "

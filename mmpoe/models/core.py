@@ -54,7 +54,6 @@ from ._inputs import (
     components_of,
     draw_component,
     given_mask,
-    is_single_row,
 )
 from ._saving import explain_matched, load, save
 from ._scoring import Cells, score
@@ -638,17 +637,15 @@ class MultimodalVAE(Recorded, nn.Module):
             context: Their covariates.
             valid: Their elements that were observed, of the same shape; all if None.
         """
-        encoder, masks = self.encoders[modality], {}
-        if asks_for(encoder, "valid"):
-            masks["valid"] = torch.ones_like(entries).bool() if valid is None else valid
+        encoder = self.encoders[modality]
+        if valid is None and asks_for(encoder, "valid"):
+            valid = torch.ones_like(entries, dtype=torch.bool)
         if torch.compiler.is_compiling():
-            return run(encoder, entries, context=context, **masks)
+            return run(encoder, entries, context=context, valid=valid)
         try:
-            return run(encoder, entries, context=context, **masks)
+            return run(encoder, entries, context=context, valid=valid)
         except (RuntimeError, ValueError) as error:
             if type(error) not in (RuntimeError, ValueError):  # out of memory, say
-                raise
-            if isinstance(error, ValueError) and not is_single_row(error):
                 raise
             raise ValueError(
                 f"'x' should hold what the encoders take, but that of {modality!r}, given entries "
@@ -749,10 +746,11 @@ def _first_parameter(network: nn.Module) -> Tensor | None:
 
 
 def _run_decoder(decoder: nn.Module, state: State, context: Context) -> Distribution:
+    if isinstance(decoder, Likelihood) and not decoder.asks_for_context:
+        context = Context({})  # which costs nothing to gather
     if len(state.shape) == 1:
         return run(decoder, state.h, context=context)
-    options = {"context": context.gather()} if decoder.asks_for_context else {}
-    return decoder(state.h.unflatten(0, state.shape), batch_dims=len(state.shape), **options)
+    return run(decoder, state.h.unflatten(0, state.shape), len(state.shape), context=context)
 
 
 def _unflatten(q: DiagNormal, shape: tuple[int, ...]) -> DiagNormal:

@@ -20,10 +20,10 @@ class WassersteinBarycenter(Posterior):
         W_2^2\big(q, \mathcal{N}(\mu_m, \sigma_m^2)\big) = \mathcal{N}\Big(z;
         \frac{1}{|s|} \sum_{m \in s} \mu_m, \Big(\frac{1}{|s|} \sum_{m \in s} \sigma_m\Big)^2\Big)
 
-    Each expert is a posterior by itself: as in the paper, the barycentre is that of the posteriors
-    of single modalities, evenly weighted, and the prior is not among them. Divergences are from
-    the prior. More modalities do not make it narrower, so it is no exact posterior where they are
-    independent given z.
+    Each expert is a posterior by itself: the barycentre is that of the posteriors of single
+    modalities, evenly weighted, and the prior is not among them. Divergences are from the prior.
+    More modalities do not make it narrower, so it is no exact posterior where they are independent
+    given z.
 
     The mixture of barycentres of the paper is :func:`mmpoe.objectives.mopoe` with this rule.
 

@@ -1,4 +1,4 @@
-"""What a distribution says of its density is what is scored."""
+"""A distribution is scored by its own density, replaced or not."""
 
 import pyro.distributions as dist
 import pytest
