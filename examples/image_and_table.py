@@ -77,16 +77,12 @@ def image_likelihood(network: nn.Module) -> Normal:
     return Normal(nn.Sequential(network, nn.Unflatten(1, (1, 8, 8))), scale=0.2, learn_scale=True)
 
 
-def digit_likelihood(network: nn.Module) -> Categorical:
-    """The ten outputs of a network as one class, which has no dimension of its own."""
-    return Categorical(nn.Sequential(network), classes=10)
-
-
 def build() -> MMHVAE:
     """Builds the model: one expert and one likelihood for the image and for each cell."""
+    one_class = lambda network: Categorical(nn.Sequential(network), classes=10)  # of ten outputs
     model = vector_mmhvae(
         {"image": 64, "digit": 10, **dict.fromkeys(STROKES, 1)},
-        likelihoods={"image": image_likelihood, "digit": digit_likelihood},
+        likelihoods={"image": image_likelihood, "digit": one_class},
         hidden=128,
         latents=(8, 24),
     )
