@@ -167,7 +167,7 @@ def rows_decoded(model):
     rows = dict.fromkeys(NAMES, 0)
 
     def count(module, arguments, keywords, output, m):
-        dims = keywords.get("batch_dims", 1)
+        dims = arguments[1] if len(arguments) > 1 else keywords.get("batch_dims", 1)
         rows[m] += arguments[0].shape[:dims].numel()
 
     for m in NAMES:
