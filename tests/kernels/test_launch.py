@@ -174,6 +174,26 @@ def test_a_subset_does_not_underflow_beside_a_sharper_one(gap, power, common):
         assert torch.equal(together[1:], apart[1:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("prior", [True, False])
+@pytest.mark.parametrize("common", [True, False])
+def test_a_far_expert_changes_no_bit_of_what_other_subsets_give(dtype, power, prior, common):
+    # another kernel computes the pieces where an expert is far
+    options = {"power": power, "prior": prior, "common": common, "share": 1.0, "event": (4, 80)}
+    inputs = make(dtype=dtype, subsets=2, **options)
+    inputs.given[:] = torch.tensor([[1, 0, 0, 0], [0, 1, 1, 1]]).bool()[:, None]
+    near = run(inputs)
+    inputs.log_scale[0][..., ::150] -= 100.0
+    far = run(inputs)
+    assert not torch.equal(near[0][0], far[0][0])
+    for a, b in zip(near[:4], far[:4], strict=True):
+        assert torch.equal(a[1], b[1])
+    for m in (1, 2, 3):
+        for a, b in ((near[4 + m], far[4 + m]), (near[8 + m], far[8 + m])):
+            assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("gap", [45.0, 110.0])
 def test_a_sharp_subset_does_not_underflow_beside_a_sharper_one(gap):
     inputs = make(experts=2, subsets=3, rows=2, event=(4, 40), share=1.0)

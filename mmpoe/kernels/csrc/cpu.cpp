@@ -8,15 +8,24 @@
 #endif
 
 // A few experts without what is rarely used have kernels of their own, which store far less, and so
-// have short rows.
-typedef Specialisation<GPOE_STORAGE, 4, 4, false, false> Usual;
+// have short rows. Of a few, what usually runs has one too.
+typedef Specialisation<GPOE_STORAGE, 4, 4, false, false, true> Usual;
+typedef Usual::Careful Few;
 typedef Specialisation<GPOE_STORAGE, 32, 2, true, true> Narrow;
 typedef Specialisation<GPOE_STORAGE, 32, 4, true, true> General;
 
-static bool is_usual(const General::A& a) {
-  return a.experts <= Usual::EXPERTS && a.clamp == 0.f && !a.common_noise;
+// Calls run with the specialisation for the arguments.
+template <class Run>
+static void choose(const General::A& a, Run run) {
+  if (a.size <= Narrow::ELEMENTS)
+    run(Narrow());
+  else if (a.experts > Few::EXPERTS || a.clamp > 0.f || a.common_noise)
+    run(General());
+  else if (a.prior_in == ALWAYS)
+    run(Usual());
+  else
+    run(Few());
 }
-static bool is_narrow(const General::A& a) { return a.size <= Narrow::ELEMENTS; }
 
 struct LaneSums {
   Float* sums;  // one for each pair
@@ -79,6 +88,44 @@ static void for_each_chunk(
   }
 }
 
+// Compute a piece, or return false if a plain kernel cannot.
+template <class C>
+GPOE bool forward_piece(
+    const typename C::A& a, const Site& at, const Given& given, LaneSums& sums) {
+  return forward<C>(a, at, given.pairs, given.bits, given.wanted, sums);
+}
+template <class C>
+GPOE bool backward_piece(const typename C::A& a, const Site& at, const Given& given) {
+  Accumulated<C> sums;
+  clear<C>(a, sums);
+  if (!backward<C>(a, at, given.pairs, given.bits, given.wanted, sums)) return false;
+  finish<C>(a, at, given.wanted, sums);
+  return true;
+}
+
+// The same in functions of their own: what rarely runs would take registers from what usually does.
+template <class C>
+__attribute__((noinline)) static void forward_apart(
+    const typename C::A& a, const Site& at, const Given& given, LaneSums& sums) {
+  forward_piece<C>(a, at, given, sums);
+}
+template <class C>
+__attribute__((noinline)) static void backward_apart(
+    const typename C::A& a, const Site& at, const Given& given) {
+  backward_piece<C>(a, at, given);
+}
+
+// Whether a plain kernel may try a piece, which then has a length that the compiler knows.
+template <class C>
+GPOE bool is_whole(const Site& at) {
+  return C::PLAIN && at.count == C::ELEMENTS;
+}
+template <class C>
+GPOE Site whole(const Site& at) {
+  const Site site = {at.b, at.element, C::ELEMENTS, at.aligned};
+  return site;
+}
+
 template <class C>
 static void forward_as(const void* arguments, int threads) {
   const typename C::A& a = *(const typename C::A*)arguments;
@@ -93,7 +140,8 @@ static void forward_as(const void* arguments, int threads) {
       },
       [&](const Site& at, const Given& given, Float* lanes) {
         LaneSums sums = {lanes};
-        forward<C>(a, at, given.pairs, given.bits, given.wanted, sums);
+        if (!is_whole<C>(at) || !forward_piece<C>(a, whole<C>(at), given, sums))
+          forward_apart<typename C::Careful>(a, at, given, sums);
       },
       [&](const Given& given, i64 chunk, const Float* sums) {
         if (!a.kl) return;
@@ -115,28 +163,16 @@ static void backward_as(const void* arguments, int threads) {
   for_each_chunk<C>(
       a, threads, [](const Given&, Float*) {},
       [&](const Site& at, const Given& given, Float*) {
-        Accumulated<C> sums;
-        clear<C>(a, sums);
-        backward<C>(a, at, given.pairs, given.bits, given.wanted, sums);
-        finish<C>(a, at, given.wanted, sums);
+        if (!is_whole<C>(at) || !backward_piece<C>(a, whole<C>(at), given))
+          backward_apart<typename C::Careful>(a, at, given);
       },
       [](const Given&, i64, const Float*) {});
 }
 
 extern "C" void forward(const General::A* a, int threads) {
-  if (is_narrow(*a))
-    forward_as<Narrow>(a, threads);
-  else if (is_usual(*a))
-    forward_as<Usual>(a, threads);
-  else
-    forward_as<General>(a, threads);
+  choose(*a, [&](auto c) { forward_as<decltype(c)>(a, threads); });
 }
 
 extern "C" void backward(const General::A* a, int threads) {
-  if (is_narrow(*a))
-    backward_as<Narrow>(a, threads);
-  else if (is_usual(*a))
-    backward_as<Usual>(a, threads);
-  else
-    backward_as<General>(a, threads);
+  choose(*a, [&](auto c) { backward_as<decltype(c)>(a, threads); });
 }

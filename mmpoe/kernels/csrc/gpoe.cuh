@@ -61,15 +61,17 @@ const i64 ALWAYS = 0, FULL = 1;
 static_assert(sizeof(Arguments<1>) == GPOE_ARGUMENTS_SIZE, "mmpoe.kernels._arguments differs");
 
 // A kernel is compiled for a storage type, a largest number of experts, a number of Floats, and
-// with or without what is rarely used.
-template <class T_, int EXPERTS_, int WIDTH_, bool CLAMP_, bool COMMON_NOISE_>
+// with or without what is rarely used. A plain one knows the prior as a factor of every product, and
+// no expert that is far: it leaves those that find_far looks for to another.
+template <class T_, int EXPERTS_, int WIDTH_, bool CLAMP_, bool COMMON_NOISE_, bool PLAIN_ = false>
 struct Specialisation {
   typedef T_ T;
   static const int EXPERTS = EXPERTS_, WIDTH = WIDTH_, ELEMENTS = WIDTH_ * LANES;
-  static const bool CLAMP = CLAMP_, COMMON_NOISE = COMMON_NOISE_;
+  static const bool CLAMP = CLAMP_, COMMON_NOISE = COMMON_NOISE_, PLAIN = PLAIN_;
   // Whether experts are loaded before one is used: a CPU reorders by itself and has fewer registers.
   static const bool AHEAD = LANES == 1 && EXPERTS <= 8;
   typedef Arguments<EXPERTS> A;
+  typedef Specialisation<T_, EXPERTS_, WIDTH_, CLAMP_, COMMON_NOISE_> Careful;  // what is not plain
 };
 
 #define GPOE_LANES(v) GPOE_UNROLL for (int v = 0; v < C::WIDTH; ++v)
@@ -266,8 +268,9 @@ GPOE void load_ahead(const typename C::A& a, const Site& at, u32 wanted, Factors
   }
 }
 
+// Returns whether the kernel can go on: a plain one cannot if an expert may be far.
 template <class C>
-GPOE void load_factors(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
+GPOE bool load_factors(const typename C::A& a, const Site& at, u32 wanted, Factors<C>& f) {
   if (C::AHEAD && GPOE_USUALLY(at.aligned)) {
     const Site whole = {at.b, at.element, at.count, true};  // one test for all loads
     load_ahead<C>(a, whole, wanted, f);
@@ -297,7 +300,11 @@ GPOE void load_factors(const typename C::A& a, const Site& at, u32 wanted, Facto
     }
   }
   f.far = 0;
-  if (GPOE_RARELY(any(widest > FAR))) find_far<C>(a, at, wanted, f);
+  if (GPOE_RARELY(any(widest > FAR))) {
+    if (C::PLAIN) return false;
+    find_far<C>(a, at, wanted, f);
+  }
+  return true;
 }
 
 // ---- The product of one subset --------------------------------------------------------------
@@ -416,6 +423,11 @@ GPOE void fuse_far(
 template <class C, bool DELTA>
 GPOE void fuse(
     const typename C::A& a, const Site& at, const Factors<C>& f, u32 given, Fused<C>& q) {
+  if (C::PLAIN) {
+    q.joins = 1.f;
+    q.alone = q.far = false;
+    return fuse_near<C, DELTA>(a, f, given, q);
+  }
   const bool all = a.prior_in == FULL && given == ~0u >> (32 - (int)a.experts);
   q.joins = a.prior_in == ALWAYS || given == 0 || all ? 1.f : 0.f;
   q.alone = GPOE_RARELY(q.joins == 0.f && (given & (given - 1)) == 0);
@@ -479,16 +491,16 @@ GPOE Float growth(const typename C::A& a, const Fused<C>& q, int v) {
 // e^-v - 1 + v
 template <class C>
 GPOE Float tangent(const typename C::A& a, const Fused<C>& q, int v) {
-  return a.power == 2.f ? q.excess[v] : q.drop[v] * q.drop[v] + 2.f * q.excess[v];
+  return a.power == 2.f ? q.excess[v] : q.drop[v] * q.drop[v] + (q.excess[v] + q.excess[v]);
 }
 
 // `given` has the experts of each pair as bits, `wanted` their union; `sum` takes the divergences.
 template <class C, class Sum>
-GPOE void forward(
+GPOE bool forward(
     const typename C::A& a, const Site& at, const Pairs& pairs, const u32* given, u32 wanted,
     Sum& sum) {
   Factors<C> f;
-  load_factors<C>(a, at, wanted, f);
+  if (!load_factors<C>(a, at, wanted, f)) return false;
   for (int k = 0; k < pairs.count; ++k) {
     const i64 row = pairs[k], offset = row * a.size + at.element;
     Fused<C> q;
@@ -497,12 +509,6 @@ GPOE void forward(
     parameters<C>(a, at, f, given[k], q, loc, log_scale);
     if (a.fused_loc) store<C>(a.fused_loc, offset, at, loc);
     if (a.fused_log_scale) store<C>(a.fused_log_scale, offset, at, log_scale);
-    if (a.z) {
-      Float z[C::WIDTH];
-      scaled_noise<C>(a, at, row, f, q, z);
-      GPOE_LANES(v) z[v] = loc[v] + z[v];
-      store<C>(a.z, offset, at, z);
-    }
     if (a.kl) {
       Float each[C::WIDTH], kl = splat(0.f);
       GPOE_LANES(v) {
@@ -513,7 +519,14 @@ GPOE void forward(
       GPOE_LANES(v) kl = kl + each[v];
       sum.add(k, 0.5f * kl);
     }
+    if (a.z) {
+      Float z[C::WIDTH];
+      scaled_noise<C>(a, at, row, f, q, z);
+      GPOE_LANES(v) z[v] = loc[v] + z[v];
+      store<C>(a.z, offset, at, z);
+    }
   }
+  return true;
 }
 
 // ---- Backward -------------------------------------------------------------------------------
@@ -615,11 +628,11 @@ GPOE void clear(const typename C::A& a, Accumulated<C>& sums) {
 
 // Adds the gradients of some pairs.
 template <class C>
-GPOE void backward(
+GPOE bool backward(
     const typename C::A& a, const Site& at, const Pairs& pairs, const u32* given, u32 wanted,
     Accumulated<C>& sums) {
   Factors<C> f;
-  load_factors<C>(a, at, wanted, f);
+  if (!load_factors<C>(a, at, wanted, f)) return false;
   for (int k = 0; k < pairs.count; ++k) {
     Fused<C> q;
     Gradients<C> g;
@@ -627,6 +640,7 @@ GPOE void backward(
     gradients_of_pair<C>(a, at, pairs[k], f, q, g);
     add_gradients<C>(a, at, f, given[k], q, g, sums);
   }
+  return true;
 }
 
 // Writes the gradients of a sample, of whose experts some pair was given the `wanted`.

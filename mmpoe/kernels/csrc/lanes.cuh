@@ -138,6 +138,10 @@ const float FAR = 60.f;  // the largest exponents that are near
 
 // ---- Elementary functions -------------------------------------------------------------------
 //
+// A compiler may round a product and a sum once, together. Which of two products it takes, and
+// whether one that is used elsewhere too, depends on the code around. So that all kernels get the same
+// bits, sums here and in a forward pass leave it no choice.
+//
 // On a CPU, branch-free polynomials with less than 2 ulp of error; the coefficients of log, sine and
 // cosine are those of the Cephes library (S. L. Moshier), single precision, those of exp a fit of
 // least largest error.
@@ -201,8 +205,7 @@ GPOE Float logarithm(Float x) {  // of a positive normal number
   p = p * m + 2.0000714765e-1f;
   p = p * m - 2.4999993993e-1f;
   p = p * m + 3.3333331174e-1f;
-  const Float tail = z * (m * p - 0.5f) - e * 2.12194440e-4f;
-  return (m + tail) + e * 0.693359375f;
+  return ((m - e * 2.12194440e-4f) + z * (m * p - 0.5f)) + e * 0.693359375f;
 }
 GPOE Float hyperbolic_tangent(Float x) {
   const Float a = magnitude(x), z = x * x;
@@ -301,7 +304,7 @@ GPOE Float log_excess(Float w, Float log) {
   p = p * w + 2.496638745e-1f;
   p = p * w + 3.333392441e-1f;
   p = p * w + 0.5f;
-  return select(w < 0.5625f, w * w * p, log - w);
+  return select(w < 0.5625f, w * (w * p), log - w);
 }
 
 GPOE Float infinity() { return as_float(as_word(splat(0.f)) | 0x7f800000u); }
