@@ -173,7 +173,7 @@ def information_gain(
 
 
 class _Query(NamedTuple):
-    """What was observed, and what is asked about it."""
+    """A question about a batch: its entries, the target and the candidates."""
 
     model: MultimodalVAE
     x: Batch

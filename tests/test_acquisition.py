@@ -1,4 +1,4 @@
-"""What observing another modality would tell: closed forms of linear-Gaussian models."""
+"""Closed forms, on linear-Gaussian models, of how much another modality tells."""
 
 import math
 
