@@ -6,7 +6,9 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from . import acquisition as acquisition
     from . import adversarial as adversarial
+    from . import consistency as consistency
     from . import distributions as distributions
     from . import evidence as evidence
     from . import gaussian as gaussian
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
     from .objectives import elbo as elbo
 
 __all__ = [  # noqa: RUF022  # modules, and then names of theirs
+    "acquisition",
     "adversarial",
+    "consistency",
     "distributions",
     "evidence",
     "gaussian",
