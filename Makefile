@@ -135,8 +135,8 @@ bench-downstream-full: $(READY)  ## The same with three seeds, under two hours; 
 gpu: $(READY)  ## Check and time everything that needs an NVIDIA GPU, nine minutes; write the tables
 	$(BIN)/python -m benchmarks.gpu --out runs/gpu --write
 
-reliability: $(READY)  ## Inject faults, and print the table of what happens, minutes
-	$(BIN)/python -m benchmarks.reliability
+reliability: $(READY)  ## Inject faults, write the table of what happens, minutes
+	$(BIN)/python -m benchmarks.reliability --write
 
 test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
 	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels

@@ -123,7 +123,7 @@ def test_strict_shows_networks_what_is_in_view():
     assert found["st_lpips"] == pytest.approx(st_lpips(a, b).mean())
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault(45, simulated=True)
 def test_what_cannot_be_computed_has_a_reason_and_no_number(monkeypatch):
     def absent(*_, **__):
         raise PerceptualWeightsUnavailable("no weights here")

@@ -267,7 +267,7 @@ def test_matched_experts_make_the_spread_and_not_the_mean(model):
     assert (matched.std["t2"][inside] > plain.std["t2"][inside]).mean() > 0.7
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault(40, simulated=True)
 def test_memory_that_runs_out_halves_the_batch(model, monkeypatch):
     """Fault 40: with the same result; and an error if there is no room for one slice."""
     x = np.random.default_rng(0).uniform(-1, 1, (11, 16, 16)).astype(np.float32)

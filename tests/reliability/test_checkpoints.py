@@ -199,7 +199,7 @@ def test_nothing_is_pickled(checkpoints):
         save_state(checkpoints.folder / "bad", [1, {"run": train}])
 
 
-@pytest.mark.fault(37)
+@pytest.mark.fault(37, simulated=True)
 def test_a_full_disk_leaves_what_was_saved(checkpoints, tmp_path, monkeypatch):
     """No room for all of it."""
     usage = namedtuple("usage", "total used free")
@@ -229,7 +229,7 @@ def test_a_write_that_fails_leaves_what_was_saved(checkpoints, tmp_path):
     assert checkpoints.load(6)
 
 
-@pytest.mark.fault(34)
+@pytest.mark.fault(34, simulated=True)
 def test_a_save_that_is_cut_short_leaves_whole_checkpoints(tmp_path, monkeypatch):
     """Stopped before any operation on files, including those that remove old ones."""
 

@@ -82,7 +82,7 @@ def test_what_was_loading_is_named_if_its_process_is_killed(persistent, generato
     assert f"With resume=True, the run resumes from {checkpoint}." in said
 
 
-@pytest.mark.fault(38)
+@pytest.mark.fault(38, simulated=True)
 def test_a_batch_that_is_lost_with_its_process_is_awaited_no_more(tmp_path):
     """Whatever error that gives in this process, and whenever."""
 
@@ -134,7 +134,7 @@ def test_errors_in_a_loader_are_their_own(tmp_path):
     assert not isinstance(caught.value, WorkerError)
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault(40, simulated=True)
 def test_a_device_without_memory_ends_the_run_with_advice(tmp_path):
     """With enough of it, training resumes from the last checkpoint to the same bits."""
     with warnings.catch_warnings():
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(what,
     assert seen == []
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault(41, simulated=True)
 def test_a_folder_that_became_read_only_is_found_before_the_first_step(tmp_path, monkeypatch):
     """It is there, and nothing new can be written to it."""
 
@@ -215,7 +215,7 @@ def test_a_folder_that_became_read_only_is_found_before_the_first_step(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault(43, simulated=True)
 def test_a_gpu_that_is_not_there_is_named_before_the_first_step(tmp_path, monkeypatch):
     """Unless any device will do."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -35,7 +35,7 @@ def index(tmp_path):
     return write_index(tmp_path / "data", {"a": ("us", "t2", "cet1", "flair")})
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault(41, simulated=True)
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_output_folders_that_cannot_be_written_to(number, index, tmp_path, answer, monkeypatch):
     """Fault 41: exit code 5 before any image is read or any model trained."""
@@ -61,7 +61,7 @@ def test_output_folders_that_cannot_be_written_to(number, index, tmp_path, answe
         assert str(run if arguments[0] == "calibrate" else out) in err
 
 
-@pytest.mark.fault(42)
+@pytest.mark.fault(42, simulated=False)
 def test_two_runs_in_one_folder(index, tmp_path, answer, monkeypatch):
     """Fault 42: exit code 2 at once, naming who is there; and nothing of theirs is changed."""
     monkeypatch.setattr(train_module, "load_subjects", lambda *_: pytest.fail("read images"))
@@ -97,7 +97,7 @@ def test_a_gpu_that_is_not_there(index, tmp_path, answer, capsys):
     assert "'precision' should be '32-true' or 'bf16-mixed' on a CPU" in err
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault(43, simulated=False)
 def test_a_gpu_is_not_needed(index, tmp_path, monkeypatch, capsys):
     changes = [*SET, "--set", "training.steps=1"]
     arguments = ["train", "--data", index, "--out", tmp_path / "out", "--device", "cpu", *changes]
