@@ -6,6 +6,8 @@ __all__ = ["Evaluation", "EvaluationError", "read_evaluation"]
 
 import csv
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +63,11 @@ def read_evaluation(folder: Path) -> Evaluation:
         views = {}
         for name in facts["views"]["cases"]:
             path = folder / "views" / f"{name}.npz"
+            if path.parent != folder / "views":
+                raise ValueError(f"{name!r} is no name of a case")
             with np.load(path, allow_pickle=False) as view:
                 views[name] = dict(view)
-    except (OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise EvaluationError(f"{path} cannot be read: {error}. Run 'evaluate' again.") from error
     return Evaluation(facts, tests, coverage, cases, views)
 
@@ -75,7 +79,7 @@ def _json(path: Path) -> dict[str, Any]:
         raise EvaluationError(
             f"{path} should be there, but is not: run 'evaluate' with --out {path.parent} first."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be read: {error}. Run 'evaluate' again.") from error
     if value.get("format") != FORMAT:
         raise EvaluationError(
