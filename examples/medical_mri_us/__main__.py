@@ -29,6 +29,7 @@ with needs("medical"):
         synthesize,
         train,
     )
+    from .writing import patient_output
 
 SUBCOMMANDS: dict[str, Any] = {
     "demo": (demo.Demo, demo.run),
@@ -59,6 +60,11 @@ where they come from.
 
 def main() -> int:
     """Runs the subcommand that the command line asks for, and returns the exit code."""
+    with patient_output():
+        return _main()
+
+
+def _main() -> int:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         options, run = parse(arguments)

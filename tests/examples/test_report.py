@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from planting import PLANTED, planted
 
 from examples.medical_mri_us.evaluation.runs import _read_data
 from examples.medical_mri_us.report import EvaluationError, make_page, read_evaluation
@@ -152,33 +153,12 @@ def test_a_short_training_has_no_curve_and_says_so(evaluated):
     assert "too short" not in text(training(facts))
 
 
-PLANTED = "</script>' onplanted=1 \"><x-planted>"
-"""Text that would end a script, an attribute and an element, if it were not escaped."""
-
-
 class Harvest(HTMLParser):
     """Looks for planted markup that has taken root."""
 
     def handle_starttag(self, tag, attrs):
         assert tag != "x-planted"
         assert not [name for name, _ in attrs if "planted" in name]
-
-
-def planted(value):
-    """Yields a value with markup in the place of an entry, or as the key of one more entry.
-
-    Each entry has its turn; of a list, the first one.
-    """
-    if isinstance(value, dict):
-        key = next(iter(value), "")
-        yield {**value, PLANTED: value.get(key, PLANTED)}
-    entries = list(value.items() if isinstance(value, dict) else enumerate(value[:1]))
-    for key, entry in entries:
-        changes = planted(entry) if isinstance(entry, (dict, list)) else ()
-        for change in (PLANTED, *changes):
-            changed = value.copy()
-            changed[key] = change
-            yield changed
 
 
 def harvest(folder, capsys):

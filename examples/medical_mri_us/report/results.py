@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["Evaluation", "EvaluationError", "read_evaluation"]
 
-import csv
 import json
 import zipfile
 import zlib
@@ -16,6 +15,7 @@ import numpy as np
 
 from examples.medical_mri_us.evaluation import FORMAT, PROTOCOLS
 from examples.medical_mri_us.modalities import LABELS
+from examples.medical_mri_us.writing import csv_rows
 
 
 class EvaluationError(ValueError):
@@ -58,8 +58,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         )
     path = folder / "cases.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            cases = list(csv.DictReader(file))
+        cases = csv_rows(path.read_bytes().decode())
         views = {}
         for name in facts["views"]["cases"]:
             path = folder / "views" / f"{name}.npz"
