@@ -394,6 +394,7 @@ def test_what_was_kept_by_oneself_is_used(tmp_path, monkeypatch):
         assert compiler.calls == 0
 
 
+@pytest.mark.fault(53, simulated=False)
 @pytest.mark.parametrize("prepare", ATTACKS)
 def test_what_others_could_have_written_is_not_used(tmp_path, monkeypatch, caplog, prepare):
     assert not succeeds(_cache, prepare, tmp_path / "base", monkeypatch)

@@ -1,5 +1,6 @@
 """Damaged, foreign and unfinished checkpoints: what is said, and what is left."""
 
+import errno
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conditions import fill, small_disk
 from torch import nn
 
 from mmpoe.training import (
@@ -210,6 +212,25 @@ def test_a_full_disk_leaves_what_was_saved(checkpoints, tmp_path, monkeypatch):
     assert checkpoints.steps() == [4, 6]
     assert len(list(checkpoints.folder.iterdir())) == 2
     assert len(train(tmp_path, steps=8).bounds) == 8
+
+
+@pytest.mark.fault(37)
+@pytest.mark.parametrize("left", [0, 9000])
+def test_a_disk_that_fills_up_leaves_what_was_saved(left, tmp_path):
+    """No room at all, and room for some of the files of a checkpoint."""
+    with small_disk(tmp_path / "disk", 200_000) as disk:
+        train(disk)
+        checkpoints = Checkpoints(disk / "checkpoints")
+        filler = fill(disk, left)
+        with pytest.raises(OSError, match="No space left") as caught:
+            train(disk, steps=8)
+        assert caught.value.errno == errno.ENOSPC
+        assert str(disk) in str(caught.value)
+        assert checkpoints.steps() == [4, 6]
+        assert len(list(checkpoints.folder.iterdir())) == 2
+        assert checkpoints.load(6)
+        filler.unlink()
+        assert len(train(disk, steps=8).bounds) == 8
 
 
 @pytest.mark.fault(37)
