@@ -17,6 +17,7 @@ from .checks import check_choice, check_integer, check_number, check_positive
 from .critics import Critics
 from .modalities import MODALITIES
 from .models import DEFAULT, Network, build_model
+from .names import check_modalities
 from .settings import Settings
 from .tables import from_table, to_table
 
@@ -74,6 +75,7 @@ class Config:
         check_integer("size", self.size, 4)
         for part in (self.training, self.adversary, self.calibration):
             part.check()
+        check_modalities(self.modalities)
         build_model(self.size, self.modalities, self.model)
 
 
