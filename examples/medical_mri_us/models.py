@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmpoe.imputation import add_matched_experts
-from mmpoe.models import MMHVAE, image_mmhvae, published_mmhvae
+from mmpoe.models import MMHVAE, image_mmhvae, is_out_of_memory, published_mmhvae
 from mmpoe.training import CheckpointError, load_checkpoint, load_weights
 
 from .modalities import MODALITIES
@@ -134,6 +134,8 @@ def load_model(
             add_matched_experts(model)
         load_weights(model, state, folder)
     except (TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{folder} holds no model that can be built: {error}") from error
     return model.eval(), description
 
