@@ -533,7 +533,7 @@ def test_a_path_that_leaves_the_folder(index, tmp_path_factory, cell):
 def test_a_name_that_leaves_the_folder(index):
     for name in ("../a", "a/b", "..", ".hidden", "a\\b"):
         text = HEADER + f"{name},train,a/us.nii.gz,,,\n"
-        refused(index, text, "a name that a folder can have")
+        refused(index, text, f"line 2: the name of a case cannot be {name!r}: it should")
 
 
 @pytest.mark.fault(26)
