@@ -151,6 +151,9 @@ gpu: $(READY)  ## Check and time everything that needs an NVIDIA GPU, nine minut
 reliability: $(READY)  ## Inject faults, write the table of what happens, minutes
 	$(BIN)/python -m benchmarks.reliability --write
 
+mutants: $(READY)  ## Break the code in one place at a time, and print which test finds it, 15 minutes
+	$(BIN)/python -m benchmarks.mutants --write
+
 test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
 	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels
 

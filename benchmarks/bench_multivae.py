@@ -370,7 +370,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}/multivae.*")
     options = parser.parse_args()
     if not options.smoke and not peer.importable():
-        sys.exit('multivae is not installed: pip install --group bench')
+        sys.exit("multivae is not installed: pip install --group bench")
 
     torch.set_num_threads(1)
     sizes = SMOKE if options.smoke else FULL

@@ -40,7 +40,7 @@ class Copy:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._written = folder, time.time()
         folder.mkdir()
         leave = shutil.ignore_patterns("__pycache__", "results")
         for part in PARTS:
@@ -63,11 +63,11 @@ class Copy:
                 f"{text.count(mutant.old)} times."
             )
         started = time.monotonic()
-        file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        self._write(file, text.replace(mutant.old, mutant.new))
         try:
             code, output = self._test(mutant.tests.split())
         finally:
-            file.write_text(text, encoding="utf-8")
+            self._write(file, text)
         seconds = time.monotonic() - started
         if code == 0:
             return Found(None, seconds)
@@ -83,13 +83,19 @@ class Copy:
         code, output = self._test(tests)
         return None if code == 0 else output[-5000:]
 
+    def _write(self, file: Path, text: str) -> None:
+        """Writes a source file, at a time that tells Python that it is another one."""
+        file.write_text(text, encoding="utf-8")
+        self._written += 1
+        os.utime(file, (self._written, self._written))
+
     def _test(self, tests: list[str]) -> tuple[int | None, str]:
         """Runs tests until one fails; returns pytest's exit code, None if there is no end."""
         options = ["-x", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider", "-p", "no:randomly"]
         done = subprocess.Popen(
             [sys.executable, "-m", "pytest", *options, *tests],
             cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
