@@ -43,8 +43,10 @@ FAULTS = {
     # input images
     1: Fault("a missing image file", "an error names case, modality and path"),
     2: Fault("an empty image file", "an error names the case; the others continue"),
-    3: Fault("a truncated .nii.gz", "an error, never zeros in place of what is gone"),
-    4: Fault("one flipped byte in a .nii.gz", "an error, by its checksum"),
+    3: Fault(
+        "a truncated image (NIfTI, MHA, NRRD)", "an error, never zeros in place of what is gone"
+    ),
+    4: Fault("one flipped byte in a compressed image", "an error, by its checksum"),
     5: Fault("text in a file named .nii.gz", "an error names the case"),
     6: Fault("a 4D image", "an error, unless a channel is chosen"),
     7: Fault("NaN or infinite voxels", "an error with their number"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mmpoe.training import lock, scratch, sweep, write_file
-from mmpoe.training.files import shown_size
+from mmpoe.training.files import publish, shown_size
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +29,44 @@ def dead_process():
 def temporary(folder, process, machine=None, number=10**6):
     machine = socket.gethostname() if machine is None else machine
     return folder / f".mmpoe-{machine}-{process}-{number}.tmp"
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What is brought to the disk, with its size, and what is renamed, in their order."""
+    found = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor):
+        place = Path(f"/proc/self/fd/{descriptor}").readlink()
+        size = os.fstat(descriptor).st_size if place.is_file() else "folder"
+        found.append((place, size))
+        fsync(descriptor)
+
+    def renamed(path, target):
+        found.append((path, target))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system has no /proc")
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, events):
+    """Whole, under a temporary name; and the name is brought to the disk at the end."""
+    write_file(tmp_path / "file", b"content")
+    temporary = events[0][0]
+    assert temporary.parent == tmp_path
+    assert events == [
+        (temporary, len(b"content")),
+        (temporary, tmp_path / "file"),
+        (tmp_path, "folder"),
+    ]
+    events.clear()
+    with scratch(tmp_path) as made:
+        publish(made, tmp_path / "folder")
+    assert events == [(made, "folder"), (made, tmp_path / "folder"), (tmp_path, "folder")]
 
 
 @pytest.mark.fault(76)
