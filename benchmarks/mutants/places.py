@@ -129,7 +129,7 @@ MUTANTS = [
         CHECKPOINT,
         '    if digest(content) != head["sha256"]:\n',
         "    if False:\n",
-        "tests/training/test_checkpoint.py",
+        "tests/training/test_checkpoint.py::test_no_bit_of_the_tensors_of_a_state_flips_unnoticed",
     ),
     Mutant(
         "the format of a state not checked",
@@ -164,8 +164,7 @@ MUTANTS = [
         f"{MRI_US}/data/foreign.py",
         '        if not stream.eof:\n            raise ValueError("its compressed part is incom',
         '        if False:\n            raise ValueError("its compressed part is incom',
-        "tests/reliability/test_images_and_index.py::test_a_truncated_archive "
-        "tests/reliability/test_foreign_images.py::test_no_flipped_bit_changes_voxels",
+        "tests/reliability/test_images_and_index.py::test_a_truncated_file_of_any_format",
     ),
     Mutant(
         "the checksum of a compressed image not checked",
@@ -233,7 +232,7 @@ MUTANTS = [
         PROCESSES,
         "    for number in SIGNALS:\n        signal.signal(number, note)\n",
         "    signal.signal(signal.SIGINT, note)\n",
-        "tests/reliability/test_resume.py::test_handlers_are_as_before",
+        "tests/reliability/test_resume.py::test_signals_end_a_program_after_its_step_with_a_checkpoint",
     ),
     Mutant(
         "a second signal noted, too",
