@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmpoe.extras import needs
+from mmpoe.models import is_out_of_memory
 from mmpoe.training import write_file
 
 from .checks import check_choice, check_integer, check_number, check_positive
@@ -93,12 +94,20 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
     source = _find(path)
     try:
         content = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} should be TOML, but is not: {error}.") from error
     for change in changes:
         _apply(content, change)
-    config = from_table(Config, content, source)
-    config.check()
+    try:
+        config = from_table(Config, content, source)
+        config.check()
+    except Exception as error:  # of any type: what builds a model expects no odd numbers
+        if is_out_of_memory(error):
+            raise
+        said = str(error) or type(error).__name__
+        raise ValueError(
+            said if str(source) in said else f"{source} (or --set): {said}"
+        ) from error
     return config
 
 
@@ -125,7 +134,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # a string without quotes
     for table in tables:
         content = content.setdefault(table, {})

@@ -293,6 +293,9 @@ def _read(binary: Path, text: Path, argument: str) -> tuple[bytes, Any]:
     with needs("train"):
         import safetensors.torch  # noqa: F401  # its absence comes before errors about files
 
+    for file in (binary, text):
+        if file.exists() and not file.is_file():
+            raise CheckpointError(f"{file} should be a file, but is a folder, pipe or device.")
     try:
         return binary.read_bytes(), json.loads(text.read_text())
     except OSError as error:

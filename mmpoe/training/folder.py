@@ -154,8 +154,10 @@ def _verify(path: Path) -> None:
             f"{path} should hold {MANIFEST}, but it cannot be read ({error.strerror}): "
             "the checkpoint is incomplete."
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # of any type, for what was edited
         raise CheckpointError(f"{path / MANIFEST} is damaged: {error}.") from error
+    if strange := [name for name in entries if Path(name).name != name or "\0" in name]:
+        raise CheckpointError(f"{path / MANIFEST} was altered: it names {strange[0]!r}.")
     if absent := [name for name in FILES if name not in entries]:
         raise CheckpointError(f"{path / MANIFEST} was altered: it does not name {absent[0]}.")
     for name, (size, sha256) in entries.items():

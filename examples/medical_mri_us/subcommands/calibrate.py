@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["Calibrate", "run"]
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
 from examples.medical_mri_us.data import CaseError, Slices, Subject, load_subjects, read_index
+from examples.medical_mri_us.facts import read_data
 from examples.medical_mri_us.models import load_model
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.windows import fit_subjects
@@ -82,7 +82,7 @@ def _calibrate(folder: Path, options: Calibrate) -> int:
         for group in model.groups:
             group.matched = None
     config = read_config(folder / "config.toml", options.set)
-    data = json.loads((folder / "data.json").read_text())
+    data = read_data(folder)
     index = Path(data["index"]) if options.data is None else options.data
     cases = [c for c in read_index(index, model.modalities) if c.split == data["split"]]
     subjects = fit_subjects(load_subjects(cases)[0], config.size)

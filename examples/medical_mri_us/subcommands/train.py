@@ -16,7 +16,7 @@ import tyro
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config, write_config
 from examples.medical_mri_us.data import CaseError, check_training, load_subjects, read_index
-from examples.medical_mri_us.facts import data_of, facts_of
+from examples.medical_mri_us.facts import data_of, facts_of, read_data
 from examples.medical_mri_us.finished import has_card, is_finished
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.train import save_model, train
@@ -145,4 +145,4 @@ def _index_of(options: Train) -> Path:
     kept = options.out / "data.json"
     if not options.resume or not kept.exists():
         raise ValueError("'data' should be an index of cases, but is not given: --data index.csv.")
-    return Path(json.loads(kept.read_text())["index"])
+    return Path(read_data(options.out)["index"])
