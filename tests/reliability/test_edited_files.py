@@ -125,7 +125,7 @@ def test_a_description_that_is_a_pipe(edited):
         load_model(folder)
 
 
-@pytest.mark.fault(66)
+@pytest.mark.fault(66, simulated=False)
 def test_the_exit_code(edited, tmp_path, monkeypatch, capsys):
     run = edited(put("architecture", "patch", value=0))
     us = write(tmp_path / "p" / "p.nii.gz", volume(0))
