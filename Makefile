@@ -10,7 +10,7 @@ EXTRAS := tensorboard,downstream,examples
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs audit-poe bench-smoke \
 	bench-ablations bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-poe \
-	bench-recipe bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate gpu lock mutants \
+	bench-recipe bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate fuzz gpu lock mutants \
 	reliability test-kernels format clean
 
 help:  ## List the targets
@@ -153,6 +153,11 @@ reliability: $(READY)  ## Inject faults, write the table of what happens, minute
 
 mutants: $(READY)  ## Break the code in one place at a time, and print which test finds it, 15 minutes
 	$(BIN)/python -m benchmarks.mutants --write
+
+BUDGET := 600
+
+fuzz: $(READY)  ## Change files at random and read them, ten minutes, or BUDGET=60 for a minute
+	$(BIN)/python -m benchmarks.fuzz --seconds $(BUDGET)
 
 test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
 	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels

@@ -100,7 +100,7 @@ def _fuzz(name: str, folder: Path, seconds: float, first: int) -> float:
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(st.data())
     def some(data: st.DataObject) -> None:

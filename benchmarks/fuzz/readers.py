@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import SimpleITK as sitk
 import torch
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from examples.medical_mri_us import official
 from examples.medical_mri_us.config import Config, read_config, write_config
@@ -75,11 +76,11 @@ def _read_images(folder: Path) -> None:
 
 def _write_series(folder: Path) -> None:
     for k in range(3):
-        meta = pydicom.dataset.FileMetaDataset()
-        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
         meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
         meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}"
-        file = pydicom.dataset.FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         file.SOPClassUID = meta.MediaStorageSOPClassUID
         file.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
         file.Modality, file.SeriesInstanceUID = "MR", "1.2.3"

@@ -101,12 +101,13 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
     try:
         config = from_table(Config, content, source)
         config.check()
-    except ValueError:
-        raise
     except Exception as error:  # of any type: what builds a model expects no odd numbers
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"{source} cannot be used: {type(error).__name__}, {error}") from error
+        said = str(error) or type(error).__name__
+        raise ValueError(
+            said if str(source) in said else f"{source} (or --set): {said}"
+        ) from error
     return config
 
 

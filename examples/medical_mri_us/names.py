@@ -11,7 +11,7 @@ LONGEST = 64
 """The largest size of a name, in bytes: results are files that begin with it."""
 
 OTHERS = "-_. "
-"""What a name may hold beside letters and digits."""
+"""The characters of a name beside letters and digits."""
 
 COLUMNS = frozenset({"case", "split", "patient", "fov", "label", "landmarks"})
 """The columns of an index that are no modalities."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import mmpoe
 from mmpoe.gaussian import soft_clamp
 from mmpoe.hierarchy import LatentGroup
-from mmpoe.models import MMHVAE, published_mmhvae
+from mmpoe.models import MMHVAE, is_out_of_memory, published_mmhvae
 from mmpoe.posteriors import PoE
 from mmpoe.training import CheckpointError, write_file
 from mmpoe.training import save_checkpoint as save_folder
@@ -220,6 +220,8 @@ def _load(path: str | os.PathLike[str]) -> tuple[MMHVAE, dict[str, Any]]:
         check_modalities(modalities)
         model = published_mmhvae(modalities, **architecture)
     except Exception as error:  # of any type, for shapes that no model has
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{path} should hold published MMHVAE weights: {error}") from error
     model.to(next(iter(state.values())).dtype)
 

@@ -99,7 +99,8 @@ def test_an_index_refuses_names(tmp_path, column):
         read_index(tmp_path / "index.csv")
 
 
-@pytest.mark.fault(62)
+@pytest.mark.slow
+@pytest.mark.fault(62, simulated=False)
 def test_a_folder_with_a_name_that_is_refused_fails_alone(tmp_path, monkeypatch, capsys):
     """And the files of a single case get a name that is like theirs."""
     run = make_run(tmp_path / "run", modalities=("us", "t2"))

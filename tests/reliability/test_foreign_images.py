@@ -74,6 +74,15 @@ def test_every_flipped_bit_is_found(compressed):
     np.testing.assert_array_equal(read_image(path).data, noise)
 
 
+@pytest.mark.fault(3)
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_what_is_cut_is_found(compressed, kept):
+    path, content, start, _ = compressed
+    path.write_bytes(content[: start + int(kept * (len(content) - start))])
+    with pytest.raises(ImageError, match=path.name):
+        read_image(path)
+
+
 @pytest.mark.fault(56)
 @given(data=st.data())
 def test_no_flipped_bit_changes_voxels(compressed, data):

@@ -13,6 +13,7 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from tqdm import tqdm
 
 from .foreign import check_voxels, inflate_raw, read_bytes, walled
@@ -139,7 +140,7 @@ def read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
         deflated = DEFLATED.encode() in file.read(2**12)
     if deflated:  # pydicom would inflate it whatever its size
         content = read_bytes(path)
-        length = pydicom.filereader.read_file_meta_info(path).FileMetaInformationGroupLength
+        length = read_file_meta_info(path).FileMetaInformationGroupLength
         inflate_raw(content[144 + length :])
     dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
     if pixels:
