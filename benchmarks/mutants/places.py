@@ -338,7 +338,7 @@ MUTANTS = [
         "mmpoe/missing/subsets.py",
         "    return members[:, None] & inside[..., None], inside",
         "    return members[:, None].expand(-1, observed.shape[0], -1), inside",
-        "tests/missing/test_subsets.py::test_weights_form_a_mixture_over_what_was_observed",
+        "tests/missing/test_subsets.py::test_no_subset_holds_what_was_not_observed_whatever_it_weighs",
     ),
     # the algebra
     Mutant(

@@ -39,13 +39,13 @@ class _Patient(io.TextIOBase):
         complaints: Where to say that it is given up.
     """
 
-    def __init__(self, stream: TextIO | None, complaints: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, complaints: io.TextIOBase | None) -> None:
         self._stream, self._complaints = stream, complaints
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
     @property
-    def encoding(self) -> str:
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The encoding of the stream."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
