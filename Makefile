@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOCK := requirements.lock
+EXTRAS := tensorboard,downstream,examples
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs audit-poe bench-smoke \
 	bench-ablations bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-poe \
-	bench-recipe bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate gpu reliability \
-	test-kernels format clean
+	bench-recipe bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate fuzz gpu lock mutants \
+	reliability test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -17,14 +19,24 @@ help:  ## List the targets
 setup: $(READY)  ## Create .venv and install mmpoe with everything it needs
 
 # the second way is for a Python without ensurepip, as Debian's is without python3-venv
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(LOCK)
 	@echo "Setting up $(VENV): PyTorch and friends are a few GB, this takes some minutes once."
 	$(PYTHON) -m venv $(VENV) || ( \
 		$(PYTHON) -m pip install --quiet --target $(VENV)/bootstrap virtualenv && \
 		PYTHONPATH=$(VENV)/bootstrap $(PYTHON) -m virtualenv $(VENV))
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@if $(BIN)/python .ci/lock.py --fits; then set -e; \
+		echo "Installing the versions of $(LOCK), each checked by its SHA-256."; \
+		$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCK); \
+		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .; \
+	else set -e; \
+		echo "$(LOCK) is for another platform or Python: installing what pyproject.toml allows."; \
+		$(BIN)/python -m pip install --quiet --upgrade pip; \
+		$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]" --group dev; \
+	fi
 	@touch $(READY)
+
+lock:  ## Resolve again what set-up installs, and write requirements.lock; needs .venv
+	$(BIN)/python .ci/lock.py --write $(EXTRAS) dev
 
 setup-browser:  ## Install Chromium, which a test of the report needs (Debian, as root or with sudo)
 	@if command -v chromium >/dev/null; then echo "Chromium is there."; \
@@ -55,12 +67,13 @@ journey: $(READY)  ## Every subcommand on phantom patients, from data to a repor
 test: check tests  ## Everything the project checks before a change lands
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 --output-sync=target doctest docs bench-smoke
 
-check: $(READY)  ## Format, lint, layers, types, spelling
+check: $(READY)  ## Format, lint, layers, types, spelling, packages that fit one another
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 	$(BIN)/codespell
+	$(BIN)/python -m pip check
 
 tests: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -99,7 +112,7 @@ bench-recipe: $(READY)  ## Compare how long training takes to reach a bound, hal
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_recipe | tee benchmarks/results/recipe.txt"
 
 bench-multivae: $(READY)  ## Measure side by side with MultiVae, which is installed; write the tables
-	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks.bench_multivae --write
 
 calibration-gate: $(READY)  ## Train models, calibrate them, and hold them against exact conditionals
@@ -135,8 +148,16 @@ bench-downstream-full: $(READY)  ## The same with three seeds, under two hours; 
 gpu: $(READY)  ## Check and time everything that needs an NVIDIA GPU, nine minutes; write the tables
 	$(BIN)/python -m benchmarks.gpu --out runs/gpu --write
 
-reliability: $(READY)  ## Inject faults, and print the table of what happens, minutes
-	$(BIN)/python -m benchmarks.reliability
+reliability: $(READY)  ## Inject faults, write the table of what happens, minutes
+	$(BIN)/python -m benchmarks.reliability --write
+
+mutants: $(READY)  ## Break the code in one place at a time, and print which test finds it, 15 minutes
+	$(BIN)/python -m benchmarks.mutants --write
+
+BUDGET := 600
+
+fuzz: $(READY)  ## Change files at random and read them, ten minutes, or BUDGET=60 for a minute
+	$(BIN)/python -m benchmarks.fuzz --seconds $(BUDGET)
 
 test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
 	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels

@@ -1,6 +1,6 @@
 """MultiVae, the other library, with the networks of :mod:`benchmarks._networks`, and its draws.
 
-It is an optional package, for the benchmark and its tests alone: ``pip install -e ".[bench]"``.
+It is an optional package, for the benchmark and its tests alone: ``pip install --group bench``.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ included: other programs do not count, and one thread is used; the conditional l
 by the clock with all cores as well. First, each objective is computed by both with the same draws,
 so that speed compares equal computations. Exits with 1 if a promise is not kept.
 
-    pip install -e ".[bench]"
+    pip install --group bench
     python -m benchmarks.bench_multivae --write
 
 A smoke run is small, needs no MultiVae and measures too little to tell.
@@ -370,7 +370,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}/multivae.*")
     options = parser.parse_args()
     if not options.smoke and not peer.importable():
-        sys.exit('multivae is not installed: pip install -e ".[bench]"')
+        sys.exit("multivae is not installed: pip install --group bench")
 
     torch.set_num_threads(1)
     sizes = SMOKE if options.smoke else FULL

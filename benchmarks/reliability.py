@@ -4,20 +4,28 @@ Each fault is injected by tests, which say its number with the marker ``fault``;
 a fault is passed if all of its tests are. Faults that no test injects are listed as not covered.
 Tests that a machine cannot run (a GPU, rights that the superuser has) are counted as skipped.
 
+A test that puts something in the place of the system, so that a function raises what a full disk
+would, says so with ``simulated=True``. The table says of each fault under which conditions tests
+of it passed: real ones, simulated ones, or both.
+
     python -m benchmarks.reliability
     python -m benchmarks.reliability 31 34
+    python -m benchmarks.reliability --write
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
-from collections import defaultdict
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+
+from benchmarks._results import facts, write
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,8 +43,10 @@ FAULTS = {
     # input images
     1: Fault("a missing image file", "an error names case, modality and path"),
     2: Fault("an empty image file", "an error names the case; the others continue"),
-    3: Fault("a truncated .nii.gz", "an error, never zeros in place of what is gone"),
-    4: Fault("one flipped byte in a .nii.gz", "an error, by its checksum"),
+    3: Fault(
+        "a truncated image (NIfTI, MHA, NRRD)", "an error, never zeros in place of what is gone"
+    ),
+    4: Fault("one flipped byte in a compressed image", "an error, by its checksum"),
     5: Fault("text in a file named .nii.gz", "an error names the case"),
     6: Fault("a 4D image", "an error, unless a channel is chosen"),
     7: Fault("NaN or infinite voxels", "an error with their number"),
@@ -93,7 +103,46 @@ FAULTS = {
     53: Fault("no compiler, damaged or contended cache", "rebuilt, or PyTorch, said once"),
     54: Fault("more experts than kernels are compiled for", "right all the same"),
     55: Fault("pickles in what is loaded", "refused"),
+    # hostile or damaged images
+    56: Fault("one flipped bit in compressed voxels (MHA, NRRD)", "an error, by a checksum"),
+    57: Fault("a DICOM slice with too few voxels", "an error, never zeros or other memory"),
+    58: Fault("a header that asks for what is not there", "its case fails by name; others go on"),
+    59: Fault("a detached header that leaves the data set", "refused; a pipe does not hang"),
+    # text for people
+    60: Fault("markup in any field that the report reads", "escaped"),
+    61: Fault("markup in what a model card says", "escaped; no heading, no table is made"),
+    62: Fault("ids and modality names that no file should have", "refused with the reason"),
+    63: Fault("formulas in cells of a CSV file", "written as text"),
+    64: Fault("a terminal that is ASCII, full or closed", "the exit code is that of the work"),
+    # models and checkpoints
+    65: Fault("a calibration without a single step that helps", "an error, or said in the model"),
+    66: Fault("hand-edited files whose checksums agree", "an error names the file"),
+    67: Fault("an empty manifest", "an error: the checkpoint is incomplete"),
+    68: Fault("a checkpoint of an older format", "migrated, or an error with its format"),
+    69: Fault("a description that JSON cannot hold", "an error before training"),
+    70: Fault("official weights that hold NaN", "an error names the first"),
+    # training runs
+    71: Fault("memory of the machine that runs out", "exit code 5 with advice"),
+    72: Fault("a file system without locks", "said; it is not in use by anybody"),
+    73: Fault("loader processes that outlive a killed run", "the folder is free at once"),
+    74: Fault("a lock that is a link", "not followed"),
+    75: Fault("a damaged log", "the run resumes"),
+    76: Fault("files that killed processes left", "removed; the work is done again"),
+    77: Fault("a last checkpoint that is a link", "an error before training"),
+    78: Fault("a disk that fills up in a subcommand", "an error names the file and the space"),
+    79: Fault("more processes than batches", "an error says both numbers"),
+    80: Fault("a resume with another number of processes", "the run resumes, and says so"),
+    81: Fault("a scan that is larger than memory", "synthesised in parts"),
 }
+
+
+class Ended(NamedTuple):
+    """A test of a fault that has ended."""
+
+    outcome: str
+    """``passed``, ``skipped`` or ``failed``."""
+    simulated: bool
+    """Whether something took the place of the system."""
 
 
 class Collector:
@@ -105,7 +154,8 @@ class Collector:
 
     def __init__(self, wanted: Sequence[int]) -> None:
         self.wanted = set(wanted) or set(FAULTS)
-        self.numbers: dict[str, set[int]] = {}
+        self.faults: dict[str, dict[int, bool]] = {}
+        """The faults that each test injects, and whether they are simulated."""
         self.outcomes: dict[str, str] = {}
 
     def pytest_collection_modifyitems(
@@ -113,13 +163,12 @@ class Collector:
     ) -> None:
         """Keeps the tests of these faults."""
         for item in items:
-            numbers = {mark.args[0] for mark in item.iter_markers("fault")}
-            if unknown := numbers - set(FAULTS):
-                raise pytest.UsageError(f"{item.nodeid} injects {unknown}, which is no fault.")
-            self.numbers[item.nodeid] = numbers & self.wanted
-        dropped = [item for item in items if not self.numbers[item.nodeid]]
+            self.faults[item.nodeid] = {
+                n: simulated for n, simulated in _injected(item).items() if n in self.wanted
+            }
+        dropped = [item for item in items if not self.faults[item.nodeid]]
         config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if self.numbers[item.nodeid]]
+        items[:] = [item for item in items if self.faults[item.nodeid]]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Notes how a test ended; set-up and what follows it count as well."""
@@ -128,51 +177,122 @@ class Collector:
         elif report.when == "call" or report.skipped:
             self.outcomes.setdefault(report.nodeid, report.outcome)
 
-    def counts(self) -> dict[int, dict[str, int]]:
-        """Returns the number of tests of each fault by how they ended."""
-        found: dict[int, dict[str, int]] = {n: defaultdict(int) for n in sorted(self.wanted)}
-        for test, numbers in self.numbers.items():
-            for number in numbers:
+    def ended(self) -> dict[int, list[Ended]]:
+        """Returns how the tests of each fault ended."""
+        found: dict[int, list[Ended]] = {n: [] for n in sorted(self.wanted)}
+        for test, faults in self.faults.items():
+            for number, simulated in faults.items():
                 # a test that was collected but has not ended is no success
-                found[number][self.outcomes.get(test, "failed")] += 1
+                found[number].append(Ended(self.outcomes.get(test, "failed"), simulated))
         return found
 
 
-def result(counts: Mapping[str, int]) -> str:
-    """Returns the result of a fault from the number of its tests by how they ended."""
-    if not counts:
+def _injected(item: pytest.Item) -> dict[int, bool]:
+    """Returns the faults that a test injects, and whether they are simulated."""
+    marks = list(item.iter_markers("fault"))
+    if unknown := {mark.args[0] for mark in marks} - set(FAULTS):
+        raise pytest.UsageError(f"{item.nodeid} injects {unknown}, which is no fault.")
+    patches = (
+        isinstance(item, pytest.Function)
+        and "monkeypatch" in inspect.signature(item.function).parameters
+    )
+    if patches and not all("simulated" in mark.kwargs for mark in marks):
+        raise pytest.UsageError(
+            f"{item.nodeid} takes 'monkeypatch', so that its marker 'fault' should say whether "
+            "the fault is simulated."
+        )
+    return {mark.args[0]: mark.kwargs.get("simulated", False) for mark in marks}
+
+
+def result(tests: Sequence[Ended]) -> str:
+    """Returns the result of a fault from how its tests ended."""
+    outcomes = {test.outcome for test in tests}
+    if not outcomes:
         return "not covered"
-    if counts.get("failed", 0):
+    if "failed" in outcomes:
         return "FAILED"
-    return "passed" if counts.get("passed", 0) else "skipped"
+    return "passed" if "passed" in outcomes else "skipped"
 
 
-def table(counts: Mapping[int, Mapping[str, int]]) -> str:
-    """Returns the table of faults, and the total."""
-    rows = [("fault", "injected", "what should happen", "tests", "result")]
-    rows += [
-        (str(n), *FAULTS[n], str(sum(found.values())), result(found))
-        for n, found in counts.items()
+def conditions(tests: Sequence[Ended]) -> str:
+    """Returns whether tests that passed had real conditions, simulated ones, or both."""
+    passed = {test.simulated for test in tests if test.outcome == "passed"}
+    if len(passed) == 2:
+        return "both"
+    return "".join("simulated" if simulated else "real" for simulated in passed)
+
+
+def rows(found: Mapping[int, Sequence[Ended]]) -> list[tuple[str, ...]]:
+    """Returns the table of faults, its head first."""
+    head = ("fault", "injected", "what should happen", "conditions", "tests", "result")
+    return [head] + [
+        (str(n), *FAULTS[n], conditions(tests), str(len(tests)), result(tests))
+        for n, tests in found.items()
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    results = [result(found) for found in counts.values()]
+
+
+def total(found: Mapping[int, Sequence[Ended]]) -> str:
+    """Returns how many faults were passed, and what became of the others."""
+    results = [result(tests) for tests in found.values()]
     kinds = {kind: results.count(kind) for kind in ("FAILED", "skipped", "not covered")}
     others = "".join(f", {number} {kind}" for kind, number in kinds.items() if number)
-    return "\n".join([*lines, "", f"{results.count('passed')} of {len(results)} passed{others}"])
+    simulated = sum(conditions(tests) == "simulated" for tests in found.values())
+    alone = f"; {simulated} of them under simulated conditions alone" if simulated else ""
+    return f"{results.count('passed')} of {len(results)} passed{others}{alone}"
+
+
+def table(found: Mapping[int, Sequence[Ended]]) -> str:
+    """Returns the table of faults for a terminal, and the total."""
+    lines = rows(found)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join([*text, "", total(found)])
+
+
+def markdown(found: Mapping[int, Sequence[Ended]], about: Mapping[str, Any]) -> str:
+    """Returns the page of the results.
+
+    Arguments:
+        found: How the tests of each fault ended.
+        about: What `benchmarks._results.facts` says.
+    """
+    head, *lines = [f"| {' | '.join(line)} |" for line in rows(found)]
+    return (
+        "# Faults\n\n"
+        f"`{about['command']}`, commit {about['commit']}, {about['date']}, "
+        f"{about['machine']['cpu']}: {total(found)}.\n\n"
+        "Conditions are real where the system itself refused or damaged something, and simulated "
+        "where the test put something in its place.\n\n"
+        + "\n".join([head, "|---:|---|---|---|---:|---|", *lines])
+    )
 
 
 def main() -> None:
     """Runs the tests and prints the table; exits with 1 if one has failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("faults", nargs="*", type=int, help="their numbers; all by default")
-    wanted = parser.parse_args().faults
-    if unknown := set(wanted) - set(FAULTS):
+    parser.add_argument("--write", action="store_true", help="write the table of all faults")
+    options = parser.parse_args()
+    if unknown := set(options.faults) - set(FAULTS):
         parser.error(f"faults are numbered 1 to {max(FAULTS)}, but some are {sorted(unknown)}")
-    collector = Collector(wanted)
-    options = ["-q", "-m", "fault", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
-    code = pytest.main([*options, str(ROOT / "tests")], plugins=[collector])
-    print(f"\n{table(collector.counts())}")
+    if options.write and options.faults:
+        parser.error("--write is for the table of all faults")
+    collector = Collector(options.faults)
+    started = time.monotonic()
+    arguments = ["-q", "-m", "fault", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    code = pytest.main([*arguments, str(ROOT / "tests")], plugins=[collector])
+    if code == pytest.ExitCode.USAGE_ERROR:
+        sys.exit(2)
+    found = collector.ended()
+    print(f"\n{table(found)}")
+    if options.write:
+        about = facts("make reliability", "full", [])
+        results = {
+            n: {"result": result(tests), "conditions": conditions(tests), "tests": len(tests)}
+            for n, tests in found.items()
+        }
+        about["seconds"] = round(time.monotonic() - started)
+        write("reliability", {**about, "faults": results}, markdown(found, about))
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         sys.exit(1)
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Union
 from mmpoe.extras import needs
 
 with needs("medical"):
-    import torch
     import tyro
 
+    from mmpoe.models import is_out_of_memory
     from mmpoe.training import CheckpointError, DeviceMemoryError, NonFiniteError, WorkerError
 
     from . import demo
@@ -29,6 +29,7 @@ with needs("medical"):
         synthesize,
         train,
     )
+    from .writing import patient_output
 
 SUBCOMMANDS: dict[str, Any] = {
     "demo": (demo.Demo, demo.run),
@@ -59,6 +60,11 @@ where they come from.
 
 def main() -> int:
     """Runs the subcommand that the command line asks for, and returns the exit code."""
+    with patient_output():
+        return _main()
+
+
+def _main() -> int:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         options, run = parse(arguments)
@@ -88,15 +94,18 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, "Interrupted."
     message = f"Error: {error}"
+    if isinstance(error, (DeviceMemoryError, WorkerError)):
+        return 5, message
+    if is_out_of_memory(error):
+        first = str(error).partition("\n")[0].rstrip(". ") or type(error).__name__
+        return 5, (
+            f"Error: out of memory: {first}. Take a smaller batch, model or size, or give this "
+            "process more memory."
+        )
     if isinstance(error, CheckpointError):
         return 4, message
     if isinstance(error, (CaseError, ImageError)):
         return 3, message
-    if isinstance(error, (DeviceMemoryError, WorkerError)):
-        return 5, message
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        first = str(error).partition("\n")[0]
-        return 5, f"Error: out of memory: {first} Take a smaller batch, model or size."
     if isinstance(error, OSError):
         return (5 if error.errno in RESOURCES else 2), message
     if isinstance(error, (ValueError, ImportError, NonFiniteError)):

@@ -7,12 +7,14 @@ __all__ = ["write_card"]
 import json
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from mmpoe.training import write_file
+from mmpoe.training import CheckpointError, write_file
 
 from .modalities import LABELS
 from .phantom import CREDIT
+from .writing import Markdown, code, code_block, fill, joined, table
 
 PURPOSE = (
     "For research on synthesis with missing modalities. **Not for clinical use**: images that it "
@@ -30,18 +32,33 @@ def write_card(run: Path, scores: str | None = None) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        CheckpointError: If ``data.json`` or ``model.json`` does not hold what it should.
     """
-    model = json.loads((run / "model" / "model.json").read_text())
-    data = json.loads((run / "data.json").read_text())
-    names = [str(LABELS.get(m, m)) for m in model["modalities"]]
+    try:
+        model = json.loads((run / "model" / "model.json").read_text(encoding="utf-8"))
+        data = json.loads((run / "data.json").read_text(encoding="utf-8"))
+        text = _card(run, model, data, scores)
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{run} should hold the data.json and the model/model.json of a run, but they are "
+            f"damaged: {type(error).__name__}: {error}."
+        ) from error
+    path = run / "model" / "README.md"
+    write_file(path, f"{text}\n".encode())
+    return path
+
+
+def _card(run: Path, model: dict[str, Any], data: dict[str, Any], scores: str | None) -> Markdown:
+    names = [LABELS.get(m, m) for m in model["modalities"]]
     parts = [
-        f"# {model['model']} of {', '.join(names)}",
+        fill("# {} of {}", model["model"], joined(names)),
         _warning(data),
         "## Intended use",
         PURPOSE,
         "## How to use it",
-        f"```console\n$ python -m examples.medical_mri_us synthesize {run} "
-        f"--{_option(model['modalities'][0])} FILE --out OUT\n```",
+        code_block(_command(run, model["modalities"][0]), "console"),
         _inputs(model),
         "## What it was trained on",
         _data(model, data),
@@ -54,13 +71,15 @@ def write_card(run: Path, scores: str | None = None) -> Path:
         "## Uncertainty",
         _uncertainty(model),
         "## Files and licence",
-        f"`model.safetensors` has SHA-256 `{model['sha256']}`; `model.json` describes it. The "
-        "code that built it is under the MIT licence; whether weights may be passed on depends on "
-        "the terms of the training data." + (f" {CREDIT}" if data["phantom"] else ""),
+        fill(
+            "`model.safetensors` has SHA-256 {}; `model.json` describes it. The code that built "
+            "it is under the MIT licence; whether weights may be passed on depends on the terms "
+            "of the training data.{}",
+            code(model["sha256"]),
+            f" {CREDIT}" if data["phantom"] else "",
+        ),
     ]
-    path = run / "model" / "README.md"
-    write_file(path, ("\n\n".join(parts) + "\n").encode())
-    return path
+    return Markdown("\n\n".join(parts))
 
 
 def _warning(data: dict[str, Any]) -> str:
@@ -69,46 +88,59 @@ def _warning(data: dict[str, Any]) -> str:
     return "> Research only, not for clinical use."
 
 
-def _option(modality: str) -> str:
-    return modality if modality in LABELS else f"input {modality}="
+def _command(run: Path, modality: str) -> str:
+    given = f"--{modality} FILE" if modality in LABELS else f"--input {quote(modality)}=FILE"
+    folder = quote(str(run))
+    return f"$ python -m examples.medical_mri_us synthesize {folder} {given} --out OUT"
 
 
-def _inputs(model: dict[str, Any]) -> str:
-    size, spacing = model["architecture"]["size"], model["spacing"]
-    axes = model["axes"] or "those of the files"
-    return (
-        f"Slices of {size} x {size} pixels, {spacing[0]:g} x {spacing[1]:g} mm, "
-        f"{spacing[2]:g} mm apart; axes: {axes}. {model['normalisation']} Outputs are on a scale "
-        f"from 0 to {model['intensity_scale']:g}."
+def _inputs(model: dict[str, Any]) -> Markdown:
+    return fill(
+        "Slices of {size} x {size} pixels, {spacing[0]:g} x {spacing[1]:g} mm, {spacing[2]:g} mm "
+        "apart; axes: {axes}. {normalisation} Outputs are on a scale from 0 to {scale:g}.",
+        size=model["architecture"]["size"],
+        spacing=model["spacing"],
+        axes=model["axes"] or "those of the files",
+        normalisation=model["normalisation"],
+        scale=model["intensity_scale"],
     )
 
 
-def _data(model: dict[str, Any], data: dict[str, Any]) -> str:
-    table = data["missingness"]
-    names = model["modalities"]
-    rows = ["| " + " | ".join((*names, "cases")) + " |", "|---" * (len(names) + 1) + "|"]
-    for pattern in table["patterns"]:
-        marks = ["x" if there else "" for there in pattern["observed"]]
-        rows.append("| " + " | ".join((*marks, str(pattern["cases"]))) + " |")
-    kind = "simulated patients" if data["phantom"] else "cases"
-    text = (
-        f"{table['cases']} {kind} of the split `{data['split']}`, of which {table['incomplete']} "
-        "lack some modality:\n\n" + "\n".join(rows)
-    )
+def _data(model: dict[str, Any], data: dict[str, Any]) -> Markdown:
+    found = data["missingness"]
+    rows = [
+        [*("x" if there else "" for there in pattern["observed"]), pattern["cases"]]
+        for pattern in found["patterns"]
+    ]
+    parts = [
+        fill(
+            "{} {} of the split {}, of which {} lack some modality:",
+            found["cases"],
+            "simulated patients" if data["phantom"] else "cases",
+            code(data["split"]),
+            found["incomplete"],
+        ),
+        table([*model["modalities"], "cases"], rows),
+    ]
     if model["harmonised"]:
-        text += f"\n\nTargets are harmonised images for {', '.join(model['harmonised'])}."
+        parts.append(fill("Targets are harmonised images for {}.", joined(model["harmonised"])))
     if data["problems"]:
-        text += f"\n\nLeft out, as their files could not be used: {len(data['problems'])}."
-    return text
+        left_out = "Left out, as their files could not be used: {}."
+        parts.append(fill(left_out, len(data["problems"])))
+    return Markdown("\n\n".join(parts))
 
 
-def _training(model: dict[str, Any]) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in model["settings"].items())
-    stopped = " It was stopped before its end." if model["interrupted"] else ""
-    return (
-        f"{model['steps']} steps in {model['seconds'] / 60:.1f} minutes, {model['skipped']} of "
-        f"them skipped.{stopped} Settings: {settings}. The whole configuration is in "
-        f"`config.toml`. Software: mmpoe {model['mmpoe']}, torch {model['torch']}."
+def _training(model: dict[str, Any]) -> Markdown:
+    return fill(
+        "{} steps in {:.1f} minutes, {} of them skipped.{} Settings: {}. The whole configuration "
+        "is in `config.toml`. Software: mmpoe {}, torch {}.",
+        model["steps"],
+        model["seconds"] / 60,
+        model["skipped"],
+        " It was stopped before its end." if model["interrupted"] else "",
+        joined(f"{key} {value}" for key, value in model["settings"].items()),
+        model["mmpoe"],
+        model["torch"],
     )
 
 
@@ -119,8 +151,12 @@ def _uncertainty(model: dict[str, Any]) -> str:
             "experts, from which they then come."
         )
     how = model["calibration"]
-    return (
-        f"Standard deviations come from matched experts, fitted for {how['steps']} steps to "
-        f"{how['slices']} slices ({how['complete']} of them complete, of {how['complete_cases']} "
-        "cases). How many complete cases there were limits how far they are to be trusted."
+    return fill(
+        "Standard deviations come from matched experts, fitted for {} steps to {} slices ({} of "
+        "them complete, of {} cases). How many complete cases there were limits how far they are "
+        "to be trusted.",
+        how["steps"],
+        how["slices"],
+        how["complete"],
+        how["complete_cases"],
     )

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmpoe.extras import needs
+from mmpoe.models import is_out_of_memory
 from mmpoe.training import write_file
 
 from .checks import check_choice, check_integer, check_number, check_positive
 from .critics import Critics
 from .modalities import MODALITIES
 from .models import DEFAULT, Network, build_model
+from .names import check_modalities
 from .settings import Settings
 from .tables import from_table, to_table
 
@@ -74,6 +76,7 @@ class Config:
         check_integer("size", self.size, 4)
         for part in (self.training, self.adversary, self.calibration):
             part.check()
+        check_modalities(self.modalities)
         build_model(self.size, self.modalities, self.model)
 
 
@@ -91,12 +94,20 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> Config:
     source = _find(path)
     try:
         content = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} should be TOML, but is not: {error}.") from error
     for change in changes:
         _apply(content, change)
-    config = from_table(Config, content, source)
-    config.check()
+    try:
+        config = from_table(Config, content, source)
+        config.check()
+    except Exception as error:  # of any type: what builds a model expects no odd numbers
+        if is_out_of_memory(error):
+            raise
+        said = str(error) or type(error).__name__
+        raise ValueError(
+            said if str(source) in said else f"{source} (or --set): {said}"
+        ) from error
     return config
 
 
@@ -123,7 +134,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # a string without quotes
     for table in tables:
         content = content.setdefault(table, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["data_of", "facts_of", "is_phantom"]
+__all__ = ["data_of", "facts_of", "is_phantom", "read_data"]
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from mmpoe.training import CheckpointError
+
 from .data import Case, CaseError, Subject, axis_codes, missingness_table
+from .data.foreign import read_bytes
+from .names import check_name
 from .synthesis.intensities import FACTS
 
 
@@ -43,6 +47,24 @@ def data_of(
         "missingness": table["splits"][split],
         "problems": [str(problem) for problem in problems],
     }
+
+
+def read_data(run: Path) -> dict[str, Any]:
+    """Reads the record of the training data of a run, ``data.json``, as of `data_of`.
+
+    Raises:
+        CheckpointError: If it is not there, or does not name an index and a split.
+    """
+    path = run / "data.json"
+    try:
+        data = json.loads(read_bytes(path))
+        split = check_name("split", data["split"])
+        return {**data, "index": str(data["index"]), "split": split}
+    except Exception as error:  # of any type, for what was edited
+        said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{path} should be what `train` wrote, but cannot be read: {said}."
+        ) from error
 
 
 def facts_of(subjects: Sequence[Subject]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["is_finished"]
+__all__ = ["has_card", "is_finished"]
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,3 +42,10 @@ def is_finished(run: Path, config: Config) -> bool:
         return False
     same = (name in weights and torch.equal(weights[name], value) for name, value in last.items())
     return description.get("interrupted") is False and all(same)
+
+
+def has_card(run: Path) -> bool:
+    """Returns whether a run has the card of its model, and not that of an earlier one."""
+    card = run / "model" / "README.md"
+    _, description = load_checkpoint(run / "model")
+    return card.is_file() and description["sha256"] in card.read_text(errors="replace")

@@ -13,16 +13,20 @@ __all__ = [
     "model_folder",
 ]
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mmpoe.imputation import add_matched_experts
-from mmpoe.models import MMHVAE, image_mmhvae, published_mmhvae
+from mmpoe.models import MMHVAE, image_mmhvae, is_out_of_memory, published_mmhvae
 from mmpoe.training import CheckpointError, load_checkpoint, load_weights
 
+from .checks import check_integer, check_number
+from .data.geometry import SPACINGS
 from .modalities import MODALITIES
+from .names import check_modalities
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,17 @@ Network = ImageModel | PublishedModel
 
 BUILDERS = {"image_mmhvae": image_mmhvae, "published_mmhvae": published_mmhvae}
 """The builders of the models that are saved, by name."""
+
+LARGEST_SIZE, LARGEST, MOST_LEVELS = 8192, 2048, 32
+"""The largest height and width of slices, number of channels, and number of levels of a model that
+is read: an edited number beyond them would take all memory before anything is compared."""
+
+AXES = frozenset(
+    "".join(codes)
+    for order in itertools.permutations(("LR", "AP", "IS"))
+    for codes in itertools.product(*order)
+)
+"""The axes of voxels that there are, as of `data.axis_codes`."""
 
 DEFAULT = ImageModel()
 """The model of the demo."""
@@ -129,13 +144,49 @@ def load_model(
             f"{folder} should hold a model of {' or '.join(BUILDERS)}, but holds one of {builder}."
         )
     try:
-        model = BUILDERS[builder](found, **description.get("architecture", {}))
+        check_modalities(found)
+        _check_architecture(description.get("architecture"))
+        _check_facts(description)
+        model = BUILDERS[builder](found, **description["architecture"])
         if description.get("calibrated"):
             add_matched_experts(model)
         load_weights(model, state, folder)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # of any type: what builds a model expects no edited numbers
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{folder} holds no model that can be built: {error}") from error
     return model.eval(), description
+
+
+def _check_architecture(architecture: object) -> None:
+    """Raises a ValueError unless an architecture has numbers that some model could have."""
+    if not isinstance(architecture, dict):
+        raise ValueError(f"'architecture' should be an object, but is {architecture!r}.")
+    size = check_integer("size", architecture.get("size"), 1)
+    if size > LARGEST_SIZE:
+        raise ValueError(f"'size' should be at most {LARGEST_SIZE}, but is {size}.")
+    for name, value in architecture.items():
+        values = value if isinstance(value, list) else [value]
+        numbers = [v for v in values if isinstance(v, (int, float))]
+        if len(values) > MOST_LEVELS or any(not v <= LARGEST for v in numbers if name != "size"):
+            raise ValueError(
+                f"'{name}' should be up to {LARGEST}, and at most {MOST_LEVELS} of them, but is "
+                f"{value!r:.100}."
+            )
+
+
+def _check_facts(description: Mapping[str, Any]) -> None:
+    """Raises a ValueError if what is said of the images of a model cannot be."""
+    spacing, axes = description.get("spacing"), description.get("axes")
+    if spacing is not None:
+        if not isinstance(spacing, list) or len(spacing) != 3:
+            raise ValueError(f"'spacing' should be three numbers, but is {spacing!r}.")
+        for value in spacing:
+            check_number("spacing", value, *SPACINGS)
+    if axes is not None and axes not in AXES:
+        raise ValueError(f"'axes' should be three letters, as in 'RAS', but is {axes!r}.")
 
 
 def _architecture(network: Network) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import copy
 import io
 import math
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from torch import Tensor, nn
 import mmpoe
 from mmpoe.gaussian import soft_clamp
 from mmpoe.hierarchy import LatentGroup
-from mmpoe.models import MMHVAE, published_mmhvae
+from mmpoe.models import MMHVAE, is_out_of_memory, published_mmhvae
 from mmpoe.posteriors import PoE
 from mmpoe.training import CheckpointError, write_file
 from mmpoe.training import save_checkpoint as save_folder
 
+from .names import check_modalities
 from .official_names import architecture_of, published_state, rename
 
 SHOWN = 5
@@ -50,8 +52,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> MMHVAE:
         path: The file. It is read as tensors alone: code inside is never run.
 
     Raises:
-        CheckpointError: If it holds anything else, or tensors are missing, unexpected or of
-            another shape; the message names them.
+        CheckpointError: If it holds anything else, tensors are missing, unexpected or of another
+            shape, or weights are not finite; the message names them.
         OSError: If it cannot be read.
     """
     return _load(path)[0]
@@ -215,8 +217,11 @@ def _load(path: str | os.PathLike[str]) -> tuple[MMHVAE, dict[str, Any]]:
     state = rename(_read(path))
     try:
         modalities, architecture = architecture_of(state)
+        check_modalities(modalities)
         model = published_mmhvae(modalities, **architecture)
-    except ValueError as error:
+    except Exception as error:  # of any type, for shapes that no model has
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{path} should hold published MMHVAE weights: {error}") from error
     model.to(next(iter(state.values())).dtype)
 
@@ -245,6 +250,14 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a file, by name."""
     with Path(path).open("rb") as file:
         try:
+            if zipfile.is_zipfile(file) and any(
+                entry.compress_type != zipfile.ZIP_STORED
+                for entry in zipfile.ZipFile(file).infolist()
+            ):
+                raise ValueError(
+                    "compressed, which PyTorch never does: it may inflate without end"
+                )
+            file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # of many kinds, for files of other kinds
             # not the words of PyTorch, which advise to run what code a file holds
@@ -257,6 +270,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise CheckpointError(f"{path} should hold tensors by name, and nothing else.")
+    for name, value in state.items():
+        _check_tensor(name, value, path)
     kinds = sorted({str(value.dtype) for value in state.values()})
     if len(kinds) != 1 or not next(iter(state.values())).is_floating_point():
         raise CheckpointError(
@@ -264,6 +279,20 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"but holds {', '.join(kinds) or 'none'}."
         )
     return state
+
+
+def _check_tensor(name: str, value: Tensor, path: str | os.PathLike[str]) -> None:
+    """Raises a CheckpointError unless a tensor has a number of its own in each of its places."""
+    plain = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    # a view that repeats its numbers claims more of them than the file holds
+    if not plain or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise CheckpointError(
+            f"{path} should hold plain tensors, but {name} is sparse, quantised or repeated."
+        )
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise CheckpointError(
+            f"{path} should hold finite weights, but {name} holds NaN or infinity."
+        )
 
 
 def _list(names: Sequence[str]) -> str:

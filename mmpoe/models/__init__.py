@@ -12,13 +12,14 @@ __all__ = [
     "UncalibratedWarning",
     "image_mmhvae",
     "in_chunks",
+    "is_out_of_memory",
     "published_mmhvae",
     "sequence_mmhvae",
     "vector_mmhvae",
     "volume_mmhvae",
 ]
 
-from .chunks import in_chunks
+from .chunks import in_chunks, is_out_of_memory
 from .core import MultimodalVAE, Output, UncalibratedWarning
 from .flat import MMVAE, MVAE, MoPoEVAE
 from .hierarchical import MHVAE, MMHVAE

@@ -27,6 +27,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from mmpoe.extras import needs
 from mmpoe.nn import ModalityDict, Recorded, made_with
 
+from .chunks import is_out_of_memory
+
 if TYPE_CHECKING:
     from .core import MultimodalVAE
 
@@ -133,7 +135,9 @@ def load(
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}.") from error
     except SafetensorError as error:
         raise ValueError(f"{place / WEIGHTS} cannot be read: {error}.") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # of any type: constructors expect no edited arguments
+        if is_out_of_memory(error):
+            raise
         what = f"an entry {error} is missing." if isinstance(error, KeyError) else error
         raise ValueError(
             f"{place} should hold a model that can be built, {writer}, but: {what}"
@@ -167,7 +171,7 @@ def _read_config(place: Path) -> dict[str, Any]:
             f"'folder' should be one that save_pretrained wrote, with {CONFIG}, but "
             f"{error.filename} cannot be read: {error.strerror}."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place / CONFIG} is not valid JSON: {error}.") from error
     version = config.get("format") if isinstance(config, dict) else None
     if version != FORMAT:

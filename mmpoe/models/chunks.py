@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["in_chunks"]
+__all__ = ["in_chunks", "is_out_of_memory"]
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,6 +10,30 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+
+SIGNS = (
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+    "can't allocate memory",
+    "can't start new thread",
+)
+"""Parts of the messages of a RuntimeError for want of memory on a CPU."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error is one for want of memory, of a GPU or of the machine.
+
+    PyTorch has a class for the first, and raises a RuntimeError with a message of the allocator
+    for the second; Python and NumPy raise a MemoryError.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("a shape"))
+        (True, False)
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 def in_chunks(function: Callable[[slice], T], rows: int, size: int | None = None) -> list[T]:
@@ -28,7 +52,8 @@ def in_chunks(function: Callable[[slice], T], rows: int, size: int | None = None
 
     Raises:
         ValueError: If `rows` is negative or `size` is not positive.
-        torch.OutOfMemoryError: If the device has no room for a single row.
+        torch.OutOfMemoryError: If a GPU has no room for a single row; a CPU raises a MemoryError
+            or a RuntimeError, see :func:`is_out_of_memory`.
 
     Example:
         >>> x = torch.arange(5.0)
@@ -46,8 +71,8 @@ def in_chunks(function: Callable[[slice], T], rows: int, size: int | None = None
         stop = min(start + size, rows)
         try:
             results.append(function(slice(start, stop)))
-        except torch.OutOfMemoryError:
-            if stop - start == 1:
+        except (MemoryError, RuntimeError) as error:
+            if stop - start == 1 or not is_out_of_memory(error):
                 raise
             size = (stop - start + 1) // 2
         else:

@@ -11,6 +11,7 @@ __all__ = [
     "NonFiniteError",
     "ObjectiveWarning",
     "Optimizer",
+    "ProcessesWarning",
     "Run",
     "WorkerError",
     "fit",
@@ -20,7 +21,9 @@ __all__ = [
     "lock",
     "save_checkpoint",
     "save_state",
+    "scratch",
     "shard",
+    "sweep",
     "write_file",
 ]
 
@@ -33,10 +36,10 @@ from .checkpoint import (
     save_checkpoint,
     save_state,
 )
-from .files import lock, write_file
+from .files import lock, scratch, sweep, write_file
 from .folder import Checkpoints
 from .log import CollapseWarning, ObjectiveWarning
 from .loop import fit
-from .processes import DeviceMemoryError, WorkerError
+from .processes import DeviceMemoryError, ProcessesWarning, WorkerError
 from .run import Adversary, Cosine, History, Optimizer, Run
 from .steps import NonFiniteError

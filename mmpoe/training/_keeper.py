@@ -6,20 +6,22 @@ __all__ = ["Keeper"]
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ._formats import FORMAT, migrate
 from .batches import Stream
-from .checkpoint import CheckpointError, check_description, load_weights
-from .files import check_writable, lock
+from .checkpoint import OWN, CheckpointError, check_description, load_weights
+from .files import check_writable, lock, sweep
 from .folder import Checkpoints
 from .log import Log, Watch, recent
-from .processes import gather
+from .processes import ProcessesWarning, gather
 from .run import History, Run
 from .steps import Report, Steps
 
@@ -62,18 +64,16 @@ class Keeper:
         Raises:
             OSError: If the folder cannot be written to.
             ValueError: If the folder holds checkpoints and the run is not to resume, it is in use,
-                or JSON cannot hold the description.
+                JSON cannot hold the description, or that has a key of the checkpoint itself.
             CheckpointError: If the last checkpoint is damaged, or that of another run.
         """
-        try:
-            json.dumps(self.description)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"'description' should be something JSON holds: {error}.") from error
+        self._check_description()
         if self.first:
             check_writable(self.folder)
         with ExitStack() as stack:
             if self.first:
                 stack.enter_context(lock(self.folder))
+                sweep(self.folder)
                 self.checkpoints.clean()
             steps = self.checkpoints.steps()
             if steps and not self.run.resume:
@@ -89,6 +89,18 @@ class Keeper:
                 stack.callback(self.log.close)
             self.fabric.barrier()
             yield
+
+    def _check_description(self) -> None:
+        try:
+            json.dumps(self.description)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"'description' should be something JSON holds: {error}.") from error
+        for key in OWN:
+            if key in self.description:
+                raise ValueError(
+                    f"'description' should not hold {key!r}, a key of the checkpoint itself, "
+                    f"but holds {self.description[key]!r} there."
+                )
 
     def logs(self, number: int) -> bool:
         """Whether a row of the log is due after a number of steps."""
@@ -170,9 +182,11 @@ class Keeper:
             state = {
                 **self.stepper.state_dict(),
                 "also": {name: part.state_dict() for name, part in self.run.also.items()},
+                "format": FORMAT,
                 "passes": stream.passes,
                 "position": stream.position,
                 "start": start,
+                "deal": stream.deal,
                 "random": now,
                 "bounds": torch.tensor(self.history.bounds, dtype=torch.float64),
                 "seconds": self.history.seconds,
@@ -192,31 +206,52 @@ class Keeper:
     def _load(self, step: int) -> None:
         path = self.checkpoints.path(step)
         weights, description, state = self.checkpoints.load(step)
+        state = migrate(state, path)
         check_description(description, self.description, path)
+        try:
+            self._restore(weights, state, path)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} should hold the state of a run, but it cannot be restored: {error!r}."
+            ) from error
+        self._note_best()
+
+    def _restore(self, weights: dict[str, Tensor], state: dict[str, Any], path: Path) -> None:
         self._check_parts(state, path)
         load_weights(self.stepper.averaged.module, weights, path)
         self.stepper.load_state_dict(state, path)
 
-        rank = self.fabric.global_rank
-        self.stream.seek(state["passes"], state["position"], state["start"][rank])
+        rank, states = self.fabric.global_rank, state["random"]
+        place = state["passes"], state["position"]
+        if len(states) == self.fabric.world_size:
+            self.stream.seek(*place, state["start"][rank], state["deal"])
         for name, part in self.run.also.items():
             part.load_state_dict(state["also"][name])
-        self.stream.randomness.load_state_dict(state["random"][rank])
+        if len(states) == self.fabric.world_size:
+            self.stream.randomness.load_state_dict(states[rank])
+        else:
+            self._warn_of_processes(len(states))
+            self.stream.take_over(*place, state["start"][0], state["deal"], states)
 
         self.history.bounds = state["bounds"].tolist()
         self.history.skipped, self.history.seconds = state["skipped"], state["seconds"]
-        self.best, self.known, self.saved = state["best"], set(state["known"]), step
-        self.history.checkpoint = path
-        self._note_best()
+        self.best, self.known = state["best"], set(state["known"])
+        self.saved, self.history.checkpoint = len(self.history.bounds), path
+
+    def _warn_of_processes(self, before: int) -> None:
+        if self.first:
+            now = self.fabric.world_size
+            warnings.warn(
+                f"The run was on {before} process{'es' * (before > 1)}, and resumes on {now}: its "
+                f"batches are the same, dealt out anew. A step is the mean over {now} of them "
+                f"(times 'accumulate') in place of {before}, so that weights will not be "
+                "bit-identical to those of a run that was not stopped.",
+                ProcessesWarning,
+                stacklevel=2,
+            )
 
     def _check_parts(self, state: dict[str, Any], path: Path) -> None:
-        """Raises a CheckpointError if a state lacks a process, or a part that changes."""
-        processes = len(state["random"])
-        if processes != self.fabric.world_size:
-            raise CheckpointError(
-                f"{path} should be of {self.fabric.world_size} processes, as this run is, "
-                f"but is of {processes}."
-            )
+        """Raises a CheckpointError if a state lacks a part that changes."""
         for name in self.run.also:
             if name not in state["also"]:
                 raise CheckpointError(

@@ -7,7 +7,7 @@ __all__ = ["shard"]
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeGuard, TypeVar
@@ -116,15 +116,33 @@ class Stream:
     the same augmentations.
 
     Arguments:
-        batches: The batches, iterated again and again.
+        batches: The batches of all processes, iterated again and again.
         device: The device of the run, whose generator is part of the random state.
+        rank: The number of the process, from 0.
+        world: The number of processes, each of which has its share of the batches.
+        seed: The seed of the order of the batches, the same in all of several processes.
+
+    Attributes:
+        deal: How the batches of this pass came to this number of processes, if another number
+            began it: ``processes``, how many those were; ``start``, the state of the generators of
+            the first of them at the start of the pass; and ``drawn``, how many batches were drawn
+            before the rest was dealt out anew.
     """
 
-    def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
-        self.batches = batches
-        self.randomness = Randomness(device, _generators(batches))
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.source, self.rank, self.world = batches, rank, world
+        self.batches = batches if world == 1 else split(batches, rank, world, seed)
+        self.randomness = Randomness(device, _generators(self.batches))
         self.passes, self.position = -1, 0
         self.start: dict[str, Tensor] = {}
+        self.deal: dict[str, Any] | None = None
         self._iterator: Iterator[Any] = iter(())
 
     def __iter__(self) -> Stream:
@@ -152,7 +170,7 @@ class Stream:
             self._begin(self.passes + 1)
             batch = next(self._iterator, END)
         if batch is END and self.passes == 0:
-            raise ValueError("'batches' should hold at least one batch, but is empty.")
+            raise self._too_few()
         if batch is END:
             raise ValueError(
                 "'batches' should be iterable again and again, as a list or a DataLoader is, "
@@ -161,13 +179,20 @@ class Stream:
         self.position += 1
         return batch
 
-    def seek(self, passes: int, position: int, start: dict[str, Tensor]) -> None:
+    def seek(
+        self,
+        passes: int,
+        position: int,
+        start: dict[str, Tensor],
+        deal: dict[str, Any] | None = None,
+    ) -> None:
         """Returns to a position; the generators are then as the batches before it left them.
 
         Arguments:
             passes: The number of passes before this one.
             position: The number of batches of this pass that were drawn.
             start: The state of the generators at the start of this pass.
+            deal: How the batches of this pass came to these processes, see `Stream`.
 
         Raises:
             ValueError: If the pass has fewer batches.
@@ -175,13 +200,46 @@ class Stream:
         if passes < 0:  # nothing was drawn yet
             return
         self.randomness.load_state_dict(start)
-        self._begin(passes)
+        self._begin(passes, deal)
         self.position = sum(1 for _ in islice(self._iterator, position))
         if self.position < position:
             raise ValueError(
                 f"'batches' should hold at least {position} batches, as many as were drawn before "
                 f"the run was stopped, but holds {self.position}."
             )
+
+    def take_over(
+        self,
+        passes: int,
+        position: int,
+        start: dict[str, Tensor],
+        deal: dict[str, Any] | None,
+        states: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        """Deals out the rest of a pass that another number of processes began.
+
+        Its order is kept, so that each batch of the pass is still drawn once, but for leftovers
+        that cannot be split evenly. Processes that there were before have their random states.
+
+        Arguments:
+            passes: The number of passes before this one.
+            position: The number of batches of this pass that each of them has drawn.
+            start: The state of the generators of the first of them at the start of this pass.
+            deal: How the batches of this pass came to them, see `Stream`.
+            states: The states of the generators of each of them.
+        """
+        before = len(states)
+        own = states[self.rank] if self.rank < before else self.randomness.state_dict()
+        shared = {k: v for k, v in states[0].items() if k.startswith("generator.")}
+        rest = {k: v for k, v in own.items() if not k.startswith("generator.")}
+        self._randomness_of(self._whole(before)).load_state_dict({**rest, **shared})
+        if before > 1 and self.world > 1:  # the order of the next passes
+            self.randomness.load_state_dict({**rest, **shared})
+        if passes < 0:
+            return
+        if deal is None:
+            deal = {"processes": before, "start": start, "drawn": 0}
+        self._begin(passes, {**deal, "drawn": deal["drawn"] + position * before})
 
     @property
     def has_workers(self) -> bool:
@@ -194,28 +252,56 @@ class Stream:
         The sampler of the DataLoader draws them again as it did at the start of the pass.
         """
         loader = self.batches
-        if not _is_indexed(loader):
+        if not _is_indexed(loader) or self.deal is not None:
             return []
-        again = DataLoader(
-            _Indices(),
-            batch_sampler=loader.batch_sampler,
-            collate_fn=list,
-            generator=loader.generator,
-        )
+        again = _indices(loader)
         number = loader.num_workers * (loader.prefetch_factor or 0)
         with self.randomness.kept():
             self.randomness.load_state_dict(self.start)
             return list(islice(again, self.position, self.position + number))
 
-    def _begin(self, passes: int) -> None:
+    def _begin(self, passes: int, deal: dict[str, Any] | None = None) -> None:
         self.start = self.randomness.state_dict()
-        self.passes, self.position = passes, 0
+        self.passes, self.position, self.deal = passes, 0, deal
+        if deal is not None:
+            self._iterator = iter(self._dealt(**deal))
+            return
         if getattr(self.batches, "_iterator", None) is not None:
             # a DataLoader draws a seed for new workers, but none for those that persist; drawing
             # one here gives a pass the same order with either
             generator = getattr(self.batches, "generator", None)
             torch.empty((), dtype=torch.int64).random_(generator=generator)
         self._iterator = iter(self.batches)
+
+    def _dealt(self, processes: int, start: dict[str, Tensor], drawn: int) -> Iterable[Any]:
+        """This process's share of what is left of a pass that other processes began."""
+        whole = self._whole(processes)
+        randomness = self._randomness_of(whole)
+        with self.randomness.kept(), randomness.kept():
+            randomness.load_state_dict(start)
+            indexed = _is_indexed(whole)
+            rest = iter(_indices(whole) if indexed else whole)
+            for _ in islice(rest, drawn):
+                pass
+            rest = list(rest) if indexed else rest
+        share = _EveryNth(rest, self.rank, self.world)
+        return _like(whole, list(share)) if _is_indexed(whole) else share
+
+    def _whole(self, processes: int) -> Iterable[Any]:
+        """All batches in the order in which a number of processes draw them."""
+        return self.source if processes == 1 else split(self.source, 0, 1, 0)
+
+    def _randomness_of(self, batches: Iterable[Any]) -> Randomness:
+        return Randomness(self.randomness.device, _generators(batches))
+
+    def _too_few(self) -> ValueError:
+        if self.world == 1:
+            return ValueError("'batches' should hold at least one batch, but is empty.")
+        number = len(self.source) if isinstance(self.source, Sized) else "fewer"
+        return ValueError(
+            f"'batches' should hold at least one batch for each of {self.world} processes, but "
+            f"holds {number}."
+        )
 
 
 def split(batches: Iterable[Any], rank: int, world: int, seed: int) -> Iterable[Any]:
@@ -232,20 +318,35 @@ def split(batches: Iterable[Any], rank: int, world: int, seed: int) -> Iterable[
         seed: The seed of the sampler, the same in all processes.
     """
     if _is_indexed(batches):
-        return DataLoader(
-            batches.dataset,
-            batch_sampler=_Share(batches.batch_sampler, rank, world, seed),
-            num_workers=batches.num_workers,
-            collate_fn=batches.collate_fn,
-            pin_memory=batches.pin_memory,
-            timeout=batches.timeout,
-            worker_init_fn=batches.worker_init_fn,
-            multiprocessing_context=batches.multiprocessing_context,
-            generator=batches.generator,
-            prefetch_factor=batches.prefetch_factor,
-            persistent_workers=batches.persistent_workers,
-        )
+        return _like(batches, _Share(batches.batch_sampler, rank, world, seed))
     return _EveryNth(batches, rank, world)
+
+
+def _like(loader: DataLoader[Any], batch_sampler: Any) -> DataLoader[Any]:  # noqa: ANN401
+    """A DataLoader that draws other batches, and is otherwise the same."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batch_sampler,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def _indices(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The indices of the samples of each batch, in place of the batches."""
+    return DataLoader(
+        _Indices(),
+        batch_sampler=loader.batch_sampler,
+        collate_fn=list,
+        generator=loader.generator,
+    )
 
 
 class _EveryNth:

@@ -24,15 +24,18 @@ from torch import Tensor, nn
 from mmpoe.extras import needs
 
 from ._nested import flatten, unflatten
-from .files import check_space, write_file
+from .files import check_space, sweep, write_file
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 SEAL = "description_sha256"
 """The key of a description that holds its own digest."""
 
+OWN = ("sha256", "aliases", SEAL, "previous")
+"""The keys of a description that are the checkpoint's own."""
+
 FORMAT = 1
-"""The version of the files of :func:`save_state`."""
+"""The version of the files of :func:`save_state`, whatever the state."""
 
 
 class CheckpointError(ValueError):
@@ -59,6 +62,7 @@ def save_checkpoint(
 
     Raises:
         ValueError: If `description` holds ``previous``.
+        TypeError: If a tensor is sparse, shared out among processes, or without values.
         OSError: If the folder cannot be written to, or its disk is full.
     """
     if "previous" in description:
@@ -69,6 +73,7 @@ def save_checkpoint(
     weights, aliases = _encode(state)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     new = {**description, "sha256": digest(weights), "aliases": aliases}
     new = {**new, SEAL: _seal(new)}
     text = json.dumps(new, indent=2)
@@ -76,7 +81,7 @@ def save_checkpoint(
 
     try:
         previous = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError):  # absent or useless
+    except (OSError, ValueError, RecursionError):  # absent or useless
         pass
     else:
         both = json.dumps({**new, "previous": previous}, indent=2)
@@ -170,7 +175,7 @@ def check_description(found: Mapping[str, Any], wanted: Mapping[str, Any], sourc
     for key, value in json.loads(json.dumps(wanted)).items():  # JSON has no tuples
         if isinstance(value, dict) and isinstance(found.get(key), dict):
             check_description(found[key], value, f"{source}, '{key}',")
-        elif key not in found or found[key] != value:
+        elif key not in found or not _is_same(found[key], value):
             what = repr(found[key]) if key in found else "nothing"
             raise CheckpointError(
                 f"{source} should hold {value!r} as '{key}', as this run does, but holds {what}."
@@ -185,7 +190,8 @@ def save_state(path: str | os.PathLike[str], state: object) -> None:
         state: The state; keys are strings, numbers or booleans.
 
     Raises:
-        TypeError: If the state holds anything else.
+        TypeError: If the state holds anything else, or a tensor that is sparse, shared out among
+            processes, or without values.
         OSError: If the files cannot be written, or the disk is full.
 
     Example:
@@ -227,7 +233,9 @@ def load_state(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
         raise _altered(binary, text.name, head["sha256"], digest(content))
     try:
         return unflatten(_decode(content, head["aliases"], text), head.get("state"))
-    except (TypeError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{text} does not describe {binary.name}: {error}.") from error
 
 
@@ -241,6 +249,8 @@ def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
     with needs("train"):
         from safetensors.torch import save
 
+    for name, value in state.items():
+        _check_values(name, value)
     # modules that share parameters have several names for one tensor, which is stored once
     names: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
@@ -260,9 +270,14 @@ def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, str]]:
 
 def _decode(content: bytes, aliases: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
     with needs("train"):
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
-    state = load(content)
+    try:
+        state = load(content)
+    except SafetensorError as error:
+        binary = source.with_suffix(".safetensors")
+        raise CheckpointError(f"{binary} is not valid safetensors: {error}.") from error
     for name, first in aliases.items():
         if not isinstance(first, str) or first not in state:
             raise CheckpointError(
@@ -278,6 +293,9 @@ def _read(binary: Path, text: Path, argument: str) -> tuple[bytes, Any]:
     with needs("train"):
         import safetensors.torch  # noqa: F401  # its absence comes before errors about files
 
+    for file in (binary, text):
+        if file.exists() and not file.is_file():
+            raise CheckpointError(f"{file} should be a file, but is a folder, pipe or device.")
     try:
         return binary.read_bytes(), json.loads(text.read_text())
     except OSError as error:
@@ -285,7 +303,7 @@ def _read(binary: Path, text: Path, argument: str) -> tuple[bytes, Any]:
             f"'{argument}' should hold {binary.name} and {text.name}, but {error.filename} "
             f"cannot be read: {error.strerror}."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{text} is not valid JSON: {error}.") from error
 
 
@@ -301,6 +319,24 @@ def _seal(entry: Mapping[str, Any]) -> str:
     said = {key: value for key, value in entry.items() if key not in (SEAL, "previous")}
     # a round trip, as JSON has no tuples and only strings as keys
     return digest(json.dumps(json.loads(json.dumps(said)), sort_keys=True).encode())
+
+
+def _check_values(name: str, value: Tensor) -> None:
+    """Raises a TypeError unless a tensor is a plain array of numbers."""
+    if value.layout != torch.strided:
+        problem = f"a sparse one, {value.layout}"
+    elif value.is_meta:
+        problem = "one without values, on the device 'meta'"
+    elif hasattr(value, "full_tensor"):
+        problem = "a part of one, which is shared out among processes: gather it first"
+    else:
+        return
+    raise TypeError(f"{name!r} should be a dense tensor, but is {problem}.")
+
+
+def _is_same(a: object, b: object) -> bool:
+    """Whether two values are the same in JSON, where NaN is the same as NaN."""
+    return a == b or json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
 def _is_description(entry: object) -> TypeGuard[dict[str, Any]]:

@@ -7,7 +7,6 @@ __all__ = ["Checkpoints"]
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .checkpoint import (
+    DESCRIPTION,
+    WEIGHTS,
     CheckpointError,
     digest,
     load_checkpoint,
@@ -22,9 +23,11 @@ from .checkpoint import (
     save_checkpoint,
     save_state,
 )
-from .files import publish, remove, write_file
+from .files import named, publish, remove, scratch, sweep, write_file
 
 MANIFEST, TRAINING = "manifest.json", "training"
+FILES = (DESCRIPTION, WEIGHTS, f"{TRAINING}.json", f"{TRAINING}.safetensors")
+"""The files that a manifest names, if no more."""
 
 
 class Saved(NamedTuple):
@@ -87,16 +90,14 @@ class Checkpoints:
             OSError: If it cannot be written, or the disk is full; others are unchanged.
         """
         final = self.path(step)
-        temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
-        try:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with named(final), scratch(self.folder) as temporary:
             save_checkpoint(temporary, weights, description)
             save_state(temporary / TRAINING, state)
             files = {p.name: p.read_bytes() for p in sorted(temporary.iterdir())}
             manifest = {n: {"bytes": len(c), "sha256": digest(c)} for n, c in files.items()}
             write_file(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
             publish(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         steps = self.steps()
         for old in set(steps) - {*steps[-2:], step, best}:
             remove(self.path(old))
@@ -122,9 +123,13 @@ class Checkpoints:
             raise CheckpointError(f"{error} {advice}") from error
 
     def clean(self) -> None:
-        """Removes incomplete checkpoints that killed processes have left."""
-        for path in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+        """Removes incomplete checkpoints that killed processes have left.
+
+        No other process should write checkpoints there: see :func:`lock`.
+        """
+        sweep(self.folder, locked=True)
+        for path in self.folder.glob(".step-*.tmp"):  # of earlier versions
+            remove(path)
 
     def _load(self, path: Path) -> Saved:
         _verify(path)
@@ -149,8 +154,12 @@ def _verify(path: Path) -> None:
             f"{path} should hold {MANIFEST}, but it cannot be read ({error.strerror}): "
             "the checkpoint is incomplete."
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # of any type, for what was edited
         raise CheckpointError(f"{path / MANIFEST} is damaged: {error}.") from error
+    if strange := [name for name in entries if Path(name).name != name or "\0" in name]:
+        raise CheckpointError(f"{path / MANIFEST} was altered: it names {strange[0]!r}.")
+    if absent := [name for name in FILES if name not in entries]:
+        raise CheckpointError(f"{path / MANIFEST} was altered: it does not name {absent[0]}.")
     for name, (size, sha256) in entries.items():
         try:
             content = (path / name).read_bytes()

@@ -6,6 +6,7 @@ __all__ = ["CollapseWarning", "ObjectiveWarning"]
 
 import csv
 import io
+import itertools
 import math
 import struct
 import warnings
@@ -57,10 +58,10 @@ class Log:
             self.writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
         self.columns: list[str] = []
         if self.path.exists():
-            head, *rows = list(csv.reader(self.path.read_text().splitlines())) or [[]]
-            self.columns = head if step else []
-            kept = [head, *(r for r in rows if len(r) == len(head) and int(r[0]) <= step)]
-            write_file(self.path, _text(kept if step else []).encode())
+            head, *rows = (self._read() if step else []) or [[]]
+            self.columns = head
+            kept = [head, *(row for row in rows if int(row[0]) <= step)]
+            write_file(self.path, _text(kept if head else []).encode())
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds a row, which begins with its step."""
@@ -100,6 +101,21 @@ class Log:
                 # quoted, so that different names never share a file
                 path = self.folder / f"{quote(name, safe=' ')}-{step:08d}.png"
                 write_file(path, png(shown))
+
+    def _read(self) -> list[list[str]]:
+        """The rows of the log, the names first; of a damaged log none, which is kept aside."""
+        try:
+            return _rows(self.path.read_bytes())
+        except (csv.Error, ValueError) as error:
+            places = (self.path.with_name(f"log-damaged-{i}.csv") for i in itertools.count(1))
+            aside = next(place for place in places if not place.exists())
+            self.path.replace(aside)
+            warnings.warn(
+                f"{self.path} was damaged ({error}): it is kept as {aside.name}, and the log "
+                "begins anew.",
+                stacklevel=5,
+            )
+            return []
 
     def close(self) -> None:
         """Closes the writer of TensorBoard."""
@@ -250,6 +266,25 @@ def png(images: Tensor) -> bytes:
 def _chunk(kind: bytes, content: bytes) -> bytes:
     check = zlib.crc32(kind + content)
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+
+def _rows(content: bytes) -> list[list[str]]:
+    """The rows of a log, the names first, without a last one that is incomplete.
+
+    Raises:
+        ValueError: If anything else is not as :class:`Log` writes it.
+    """
+    text = content.decode()
+    whole, _, _ = text.rpartition("\n")  # a process that is killed may leave a part of a line
+    if "\0" in text:
+        raise ValueError(f"it holds {text.count(chr(0))} null bytes")
+    rows = list(csv.reader(whole.splitlines()))
+    if rows and rows[0][:1] != ["step"]:
+        raise ValueError(f"its first column should be 'step', but is {whole[:50]!r}")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(rows[0]) or not row[0].isdecimal():
+            raise ValueError(f"line {number} should be a step and {len(rows[0]) - 1} numbers")
+    return rows
 
 
 def _text(rows: list[list[Any]]) -> str:

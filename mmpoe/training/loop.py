@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmpoe.extras import needs
 
 from ._keeper import Keeper
-from .batches import Stream, split
+from .batches import Stream
 from .log import Sign, Watch, recent
 from .processes import SIGNALS, Precision, deferred_signals, explained, make_fabric, mean
 from .run import Adversary, Cosine, History, Optimizer, Run, check, check_integer
@@ -78,8 +78,8 @@ def fit(
             with a gradient, a number is outside its range, `batches` has no batch or can be
             iterated only once (and is too short for all steps), or the folder of the run holds
             checkpoints and it is not to resume, or is in use.
-        CheckpointError: If the checkpoint to resume from is damaged, or that of another model or
-            kind of optimiser.
+        CheckpointError: If the checkpoint to resume from is damaged, of a later version of mmpoe,
+            or that of another model or kind of optimiser.
         NonFiniteError: If too many steps in a row were skipped; the message says where the batches
             of the last one were saved.
         DeviceMemoryError: If the device has run out of memory; the message says what needs less.
@@ -192,7 +192,7 @@ def _stream(fabric: Fabric, batches: Iterable[Any]) -> Stream:
     """This process's share of the batches; all but the first process get noise of their own."""
     rank, world = fabric.global_rank, fabric.world_size
     seed = fabric.broadcast(torch.initial_seed() % 2**62)
-    stream = Stream(batches if world == 1 else split(batches, rank, world, seed), fabric.device)
+    stream = Stream(batches, fabric.device, rank, world, seed)
     if rank > 0:
         stream.randomness.seed(seed + rank)
     return stream

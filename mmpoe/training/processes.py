@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DeviceMemoryError", "WorkerError"]
+__all__ = ["DeviceMemoryError", "ProcessesWarning", "WorkerError"]
 
 import os
 import signal
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmpoe.extras import needs
+from mmpoe.models import is_out_of_memory
 
 from .batches import Stream
 from .run import History
@@ -29,6 +30,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class DeviceMemoryError(MemoryError):
     """The device has too little memory for a training step."""
+
+
+class ProcessesWarning(UserWarning):
+    """A run resumes on another number of processes than it was on."""
 
 
 class WorkerError(RuntimeError):
@@ -144,15 +149,15 @@ def explained(stream: Stream, history: History) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        cause = str(error).split(". ")[0]
-        raise DeviceMemoryError(
-            f"The device ran out of memory in step {len(history.bounds) + 1}: {cause}. "
-            "A batch of half the size with twice the 'accumulate' takes the same steps; "
-            "'bf16-mixed' as 'precision', or fewer subsets of a row, need less memory too."
-            f"{_how_to_resume(history)}"
-        ) from error
-    except (RuntimeError, ConnectionError, EOFError) as error:
+    except (MemoryError, RuntimeError, ConnectionError, EOFError) as error:
+        if is_out_of_memory(error):
+            raise DeviceMemoryError(
+                f"The device ran out of memory in step {len(history.bounds) + 1}: "
+                f"{_cause(error)}. "
+                "A batch of half the size with twice the 'accumulate' takes the same steps; "
+                "'bf16-mixed' as 'precision', or fewer subsets of a row, need less memory too."
+                f"{_how_to_resume(history)}"
+            ) from error
         if not (stream.has_workers and _is_of_worker(error)):
             raise
         cause = str(error).rstrip(". ")
@@ -162,6 +167,11 @@ def explained(stream: Stream, history: History) -> Iterator[None]:
             "usual reason: fewer 'num_workers', or smaller batches, need less."
             f"{_how_to_resume(history)}"
         ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first sentence of an error, or its name if it says nothing."""
+    return str(error).partition("\n")[0].split(". ")[0].rstrip(". ") or type(error).__name__
 
 
 def _is_of_worker(error: Exception) -> bool:

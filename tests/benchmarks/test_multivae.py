@@ -13,7 +13,7 @@ from mmpoe.missing import pack
 from mmpoe.objectives import log_marginal, mixture_elbo
 
 pytestmark = pytest.mark.skipif(
-    not peer.importable(), reason='needs multivae: pip install -e ".[bench]"'
+    not peer.importable(), reason="needs multivae: pip install --group bench"
 )
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32; it adds 1e-8 to variances, and we do not

@@ -29,7 +29,9 @@ from examples.medical_mri_us.evaluation import (
     score_subject,
     unavailable,
 )
+from examples.medical_mri_us.evaluation import files as files_module
 from examples.medical_mri_us.evaluation import strict as strict_module
+from examples.medical_mri_us.evaluation.files import write_evaluation
 from examples.medical_mri_us.evaluation.published import quantise
 from examples.medical_mri_us.evaluation.published import score as published
 from examples.medical_mri_us.evaluation.strict import score as strict
@@ -123,7 +125,7 @@ def test_strict_shows_networks_what_is_in_view():
     assert found["st_lpips"] == pytest.approx(st_lpips(a, b).mean())
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault(45, simulated=True)
 def test_what_cannot_be_computed_has_a_reason_and_no_number(monkeypatch):
     def absent(*_, **__):
         raise PerceptualWeightsUnavailable("no weights here")
@@ -315,6 +317,25 @@ def test_files_of_an_evaluation(evaluated):
     coverage = json.loads((out / "coverage.json").read_text())
     assert coverage["levels"] == [0.5, 0.9]
     assert {c["intervals"] for c in coverage["cells"]} == {"mean", "predictive"}
+
+
+def test_an_evaluation_that_is_half_written_is_none(tmp_path, monkeypatch):
+    """Also over an earlier one: the file that says what was evaluated comes last."""
+    parts = {"cells": {}, "cases": "", "statistics": {}, "coverage": {}, "tables": "", "views": {}}
+    write_evaluation(tmp_path, **parts)
+    assert (tmp_path / "cells.json").is_file()
+    write = files_module.write_file
+    for stop in ("cases.csv", "tables.md", "statistics.json", "coverage.json", "cells.json"):
+
+        def stopped(path, content, stop=stop):
+            if path.name == stop:
+                raise KeyboardInterrupt
+            write(path, content)
+
+        monkeypatch.setattr(files_module, "write_file", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write_evaluation(tmp_path, **parts)
+        assert not (tmp_path / "cells.json").exists()
 
 
 def test_whose_images_are_a_phantom_is_told_apart(evaluated, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -477,3 +478,49 @@ def test_models_of_other_kinds_are_not_loaded(tmp_path):
     save_folder(tmp_path, weights(), {"model": "mystery", "modalities": NAMES})
     with pytest.raises(CheckpointError, match=r"of image_mmhvae or published_mmhvae, but .* myst"):
         load_model(tmp_path)
+
+
+def official_zip(path, state):
+    """Writes tensors as PyTorch does, but compressed."""
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.fault(70)
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")  # of sparse tensors
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: torch.full_like(w, torch.nan), "holds NaN or infinity"),
+        (lambda w: w.index_fill(0, torch.tensor([0]), torch.inf), "holds NaN or infinity"),
+        (lambda w: w.to_sparse(), "should hold plain tensors"),
+        (lambda w: w.to("meta"), "should hold plain tensors"),
+        (lambda w: torch.zeros(1).expand(10**12), "should hold plain tensors"),
+    ],
+)
+def test_weights_that_are_no_numbers(checkpoint, change, words):
+    name = "first_conv.us.weight"
+    file = checkpoint({**weights(), name: change(weights()[name])})
+    with pytest.raises(CheckpointError, match=words) as raised:
+        load_checkpoint(file)
+    assert name in str(raised.value)
+    assert str(file) in str(raised.value)
+
+
+@pytest.mark.fault(58)
+def test_compressed_weights_are_not_inflated(tmp_path):
+    file = official_zip(tmp_path / "a.pth", weights())
+    with pytest.raises(CheckpointError, match="cannot be read as one"):
+        load_checkpoint(file)
+
+
+@pytest.mark.fault(62)
+def test_modalities_of_published_weights_have_names(checkpoint):
+    state = {name.replace(".us.", ".=us."): value for name, value in weights().items()}
+    with pytest.raises(CheckpointError, match="name of a modality cannot be '=us'"):
+        load_checkpoint(checkpoint(state))

@@ -1,6 +1,7 @@
 """The report: what it says, what it draws, and what it says about damaged evaluations."""
 
 import base64
+import csv
 import io
 import json
 import re
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from planting import PLANTED, planted
 
 from examples.medical_mri_us.evaluation.runs import _read_data
 from examples.medical_mri_us.report import EvaluationError, make_page, read_evaluation
@@ -18,6 +20,7 @@ from examples.medical_mri_us.report.charts import coverage_plot, line_plot, miss
 from examples.medical_mri_us.report.sections import training
 from examples.medical_mri_us.report.sprites import make_sprites
 from examples.medical_mri_us.subcommands import report
+from examples.medical_mri_us.writing import tag
 
 VOID = {"meta", "input", "br", "img"}
 LEFT_OPEN = {"html", "head", "body"}
@@ -74,7 +77,7 @@ def test_page_says_what_has_to_be_said(page):
 
 def test_best_is_bold_among_the_models_of_each_cell(evaluated, page):
     facts = json.loads((evaluated / "eval" / "cells.json").read_text())
-    first = page.split("data-metric='psnr'", 1)[1].split("</table>", 1)[0]
+    first = page.split("data-metric=psnr>", 1)[1].split("</table>", 1)[0]
     bold = re.findall(r"<td class=best[^>]*>([\d.]+)<", first)
     cells = [
         c
@@ -145,23 +148,98 @@ def test_a_run_tells_what_it_was_trained_on(evaluated, tmp_path):
 
 def test_a_short_training_has_no_curve_and_says_so(evaluated):
     facts = read_evaluation(evaluated / "eval").facts
-    short = training({**facts, "log": {k: v[:1] for k, v in facts["log"].items()}})
-    assert short.count("Training was too short for a curve.") == 2
-    assert "too short" not in training(facts)
+    short = {**facts, "log": {k: v[:1] for k, v in facts["log"].items()}}
+    assert text(training(short)).count("Training was too short for a curve.") == 2
+    assert "too short" not in text(training(facts))
 
 
-def test_text_from_outside_is_escaped(evaluated, tmp_path):
+class Harvest(HTMLParser):
+    """Looks for planted markup that has taken root."""
+
+    def handle_starttag(self, tag, attrs):
+        assert tag != "x-planted"
+        assert not [name for name, _ in attrs if "planted" in name]
+
+
+def harvest(folder, capsys):
+    """Writes the report, and returns whether there is one; without planted markup."""
+    out = folder / "report.html"
+    out.unlink(missing_ok=True)
+    code = report.run(report.Report(folder, out))
+    if code == 0:
+        parser = Harvest()
+        parser.feed(out.read_text())
+        parser.close()
+    else:
+        assert code == 3
+        assert str(folder) in capsys.readouterr().err
+        assert not out.exists()
+    return code == 0
+
+
+@pytest.fixture
+def small_evaluation(evaluated, tmp_path):
+    """An evaluation that shows one case, beside a model whose training is described."""
     folder = tmp_path / "eval"
     shutil.copytree(evaluated / "eval", folder)
     facts = json.loads((folder / "cells.json").read_text())
-    facts["problems"] = ["</script><script>alert(1)</script>"]
-    facts["views"]["cases"] = dict.fromkeys(facts["views"]["cases"], "<b>&'\"")
-    facts["data"] = "<img src=x>"
+    first = next(iter(facts["views"]["cases"]))
+    facts["views"]["cases"] = {first: facts["views"]["cases"][first]}
+    facts["cells"] = [c for c in facts["cells"] if c["metric"] in ("psnr", "ms_ssim")][::7]
+    facts["problems"] = ["case x is not there"]
+    facts["trained_on"] = {
+        "index": "i.csv",
+        "split": "train",
+        "phantom": False,
+        "cases": 2,
+        "incomplete": 1,
+        "patterns": [{"observed": [True, True, True, False], "cases": 2}],
+        "left_out": 1,
+    }
+    facts["description"] |= {"critics": {"width": 4}, "calibration": {"steps": 7}}
     (folder / "cells.json").write_text(json.dumps(facts))
-    page = make_page(read_evaluation(folder))
-    assert "<script>alert" not in page
-    assert "<img src=x>" not in page
-    assert "\\u003cb>" in page
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.fault(60)
+@pytest.mark.parametrize("name", ["cells.json", "statistics.json", "coverage.json"])
+def test_markup_in_any_entry_is_text(name, small_evaluation, capsys):
+    whole = json.loads((small_evaluation / name).read_text())
+    shown = 0
+    for changed in planted(whole):
+        (small_evaluation / name).write_text(json.dumps(changed))
+        shown += harvest(small_evaluation, capsys)
+    assert shown > 3
+
+
+def write_rows(file, rows):
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.fault(60)
+def test_markup_in_any_column_of_the_cases_is_text(small_evaluation, capsys):
+    file = small_evaluation / "cases.csv"
+    head, *rows = csv.reader(io.StringIO(file.read_text()))
+    for column in range(len(head)):
+        planted = [[*row[:column], PLANTED, *row[column + 1 :]] for row in rows]
+        write_rows(file, [head, *planted])
+        harvest(small_evaluation, capsys)
+        write_rows(file, [[*head[:column], PLANTED, *head[column + 1 :]], *rows])
+        harvest(small_evaluation, capsys)
+
+
+@pytest.mark.fault(60)
+def test_markup_in_pictures_is_text(small_evaluation, capsys):
+    """The names of subsets, which pictures hold."""
+    (file,) = (small_evaluation / "views").glob("a.npz")
+    with np.load(file) as view:
+        arrays = dict(view)
+    arrays["subsets"] = np.array([PLANTED] * len(arrays["subsets"]))
+    np.savez(file, **arrays)
+    assert harvest(small_evaluation, capsys)
 
 
 def test_sprites_hold_the_tiles_of_a_view(evaluated):
@@ -195,9 +273,13 @@ def test_a_case_without_truth_or_samples_is_said_to_have_none(evaluated):
     assert not about["t2"]["spread"]
 
 
+def text(content):
+    return str(tag("div", content))
+
+
 def points(svg):
-    text = re.findall(r"points='([^']+)'", svg)
-    return [np.array([p.split(",") for p in line.split()], float) for line in text]
+    lines = re.findall(r"points='([^']+)'", svg)
+    return [np.array([p.split(",") for p in line.split()], float) for line in lines]
 
 
 def as_xml(svg):
@@ -205,53 +287,44 @@ def as_xml(svg):
 
 
 def test_lines_are_drawn_where_their_points_are():
-    svg = line_plot(
-        {"a": [(0, 1.0), (10, 3.0), (20, 2.0)], "b & c": [(0, 0.0), (20, 4.0)], "d": [(1, 1.0)]},
-        title="t",
-        x_label="x",
-        y_label="y",
-    )
+    names = {"title": "t", "x_label": "x", "y_label": "y"}
+    series = {"a": [(0, 1.0), (10, 3.0), (20, 2.0)], "b & c": [(0, 0.0), (20, 4.0)]}
+    svg = str(line_plot({**series, "d": [(1, 1.0)]}, **names))
     as_xml(svg)
     a, b = points(svg)
     assert a[1, 0] == pytest.approx((a[0, 0] + a[2, 0]) / 2)
     assert a[1, 1] < a[2, 1] < a[0, 1]  # up is small
     assert a[2, 1] == pytest.approx((b[0, 1] + b[1, 1]) / 2, abs=0.11)
     assert "b &amp; c" in svg
-    logarithmic = line_plot(
-        {"a": [(0, 10.0), (1, 100.0), (2, 1000.0), (3, 0.0)]},
-        title="t",
-        x_label="x",
-        y_label="y",
-        logarithmic=True,
-    )
-    (line,) = points(logarithmic)
+    series = {"a": [(0, 10.0), (1, 100.0), (2, 1000.0), (3, 0.0)]}
+    (line,) = points(str(line_plot(series, **names, logarithmic=True)))
     assert len(line) == 3
     assert line[0, 1] - line[1, 1] == pytest.approx(line[1, 1] - line[2, 1], abs=0.11)
-    assert line_plot({"a": [(0, 1.0)]}, title="t", x_label="x", y_label="y") == ""
-    assert points(line_plot({"a": [(0, 1.0), (1, 1.0)]}, title="t", x_label="x", y_label="y"))
+    assert line_plot({"a": [(0, 1.0)]}, **names) is None
+    assert points(str(line_plot({"a": [(0, 1.0), (1, 1.0)]}, **names)))
 
 
 def test_missingness_is_drawn_pattern_by_pattern():
     patterns = [{"held": ["us", "t2"], "cases": 6}, {"held": ["us"], "cases": 2}]
-    svg = missingness_plot(patterns, {"us": "iUS", "t2": "T2"}, "who has what")
+    svg = str(missingness_plot(patterns, {"us": "iUS", "t2": "T2"}, "who has what"))
     as_xml(svg)
     assert svg.count("class=has") == 3
     assert svg.count("class=lacks") == 1
     assert "6 <tspan class=count>(75 %)" in svg
     assert ">8<" in svg  # how many have ultrasound
-    assert missingness_plot([], {"us": "iUS"}, "nobody") == ""
+    assert missingness_plot([], {"us": "iUS"}, "nobody") is None
 
 
 def test_coverage_is_drawn_beside_what_it_should_be():
     rows = {"T2": {("mean", 0.9): 0.5, ("predictive", 0.9): 0.9}}
-    svg = coverage_plot(rows, [0.9], ["mean", "predictive"], "t")
+    svg = str(coverage_plot(rows, [0.9], ["mean", "predictive"], "t"))
     as_xml(svg)
     nominal = float(re.search(r"class=nominal x1=([\d.]+)", svg)[1])
     disc = float(re.search(r"class=disc cx=([\d.]+)", svg)[1])
     ring = float(re.search(r"class=ring cx=([\d.]+)", svg)[1])
     assert disc == pytest.approx(nominal, abs=0.1)
     assert ring < disc
-    assert coverage_plot({}, [0.9], ["mean"], "t") == ""
+    assert coverage_plot({}, [0.9], ["mean"], "t") is None
 
 
 def test_a_folder_is_no_page(evaluated, tmp_path):

@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -267,7 +268,7 @@ def test_matched_experts_make_the_spread_and_not_the_mean(model):
     assert (matched.std["t2"][inside] > plain.std["t2"][inside]).mean() > 0.7
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault(40, simulated=True)
 def test_memory_that_runs_out_halves_the_batch(model, monkeypatch):
     """Fault 40: with the same result; and an error if there is no room for one slice."""
     x = np.random.default_rng(0).uniform(-1, 1, (11, 16, 16)).astype(np.float32)
@@ -463,6 +464,31 @@ def test_files_are_all_there_or_none(trained, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         run(Synthesize(trained, out, us=us, samples=1, device="cpu"))
     assert not list(out.iterdir())
+
+
+def test_files_get_their_names_with_the_json_last(trained, tmp_path, monkeypatch):
+    """A run that is stopped in between leaves no JSON, nor that of an earlier run."""
+    us, out = write(tmp_path / "p.nii.gz", volume(0)), tmp_path / "out"
+    options = {"us": us, "samples": 1, "device": "cpu"}
+    assert run(Synthesize(trained, out, **options)) == 0
+    replace, named = Path.replace, []
+
+    def counted(path, target):
+        if Path(target).parent == out:
+            named.append(Path(target).name)
+            assert not (out / "p.json").exists()
+            if len(named) == 2:
+                raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(Synthesize(trained, out, **options))
+    assert not (out / "p.json").exists()
+    assert not list(out.glob(".*"))
+    named[:] = ["", "", ""]
+    assert run(Synthesize(trained, out, **options)) == 0
+    assert named[-1] == "p.json"
 
 
 def test_each_process_has_its_share(trained, tmp_path, monkeypatch):

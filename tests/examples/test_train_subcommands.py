@@ -275,8 +275,71 @@ def test_calibration_adds_matched_experts_and_changes_nothing_else(index, tmp_pa
     options = {"us": us, "target": "t2", "samples": 2, "device": "cpu"}
     assert synthesize(Synthesize(tmp_path / "run", tmp_path / "out", **options)) == 0
     assert json.loads((tmp_path / "out" / "p.json").read_text())["std"].startswith("calibrated")
-    again = calibrate.run(Calibrate(tmp_path / "run"))  # a second time, on top
-    assert again == 0
+
+
+@pytest.mark.fault(65)
+def test_calibrating_again_starts_afresh_and_says_so(index, tmp_path, capsys):
+    """With the same settings, to the same bits."""
+    fit(tmp_path, index)
+    options = Calibrate(tmp_path / "run", set=("calibration.held_out=0.0",))
+    assert calibrate.run(options) == 0
+    first = weights(tmp_path)
+    assert "afresh" not in capsys.readouterr().out
+    assert calibrate.run(options) == 0
+    assert "was calibrated before: its matched experts start afresh" in capsys.readouterr().out
+    second = weights(tmp_path)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], value) for name, value in second.items())
+
+
+@pytest.mark.fault(65, simulated=True)
+@pytest.mark.parametrize("stopped", [True, False])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_calibration_that_improves_nothing_leaves_the_model_as_it_was(
+    calibrated, stopped, index, tmp_path, capsys, monkeypatch
+):
+    """Stopped at its first step, or no better than at the start."""
+    fit(tmp_path, index)
+    folder = tmp_path / "run"
+    if calibrated:
+        assert calibrate.run(Calibrate(folder, set=("calibration.held_out=0.0",))) == 0
+    before = contents(folder)
+    change = ("calibration.held_out=0.4",)
+    if stopped:
+
+        def stop(*_, **options):
+            def interrupt(step, loss):
+                raise KeyboardInterrupt
+
+            return fit_experts(*_, **{**options, "after_step": interrupt})
+
+        fit_experts = calibrate.calibrate
+        monkeypatch.setattr(calibrate, "calibrate", stop)
+    else:
+        change += ("calibration.lr=1000.0",)
+    assert calibrate.run(Calibrate(folder, set=change)) == (130 if stopped else 0)
+    number = 1 if stopped else 3
+    state = "calibrated as before" if calibrated else "not calibrated"
+    said = f"No step of {number} improved the matched experts: the model stays as it was, {state}."
+    assert said in capsys.readouterr().out
+    assert contents(folder) == before
+    assert load_model(folder / "model")[1]["calibrated"] is calibrated
+
+
+@pytest.mark.fault(76)
+def test_the_card_comes_where_a_kill_left_none(index, tmp_path):
+    """Or that of the model before, as after a kill within ``calibrate``."""
+    fit(tmp_path, index)
+    folder, card = tmp_path / "run", tmp_path / "run" / "model" / "README.md"
+    text = card.read_text()
+    card.unlink()
+    assert run(Train(folder, resume=True, device="cpu")) == 0
+    assert card.read_text() == text
+    calibrate.run(Calibrate(folder, set=("calibration.held_out=0.0",)))
+    calibrated = card.read_text()
+    card.write_text(text)
+    assert run(Train(folder, resume=True, device="cpu")) == 0
+    assert card.read_text() == calibrated
 
 
 def test_calibration_needs_complete_cases(tmp_path):

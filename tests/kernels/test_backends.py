@@ -376,7 +376,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault(53, simulated=True)
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
 def test_pytorch_takes_over_where_kernels_cannot_be_built_and_that_is_said_once(
     unbuilt, monkeypatch, tmp_path, caplog, fault, reason
@@ -393,7 +393,7 @@ def test_pytorch_takes_over_where_kernels_cannot_be_built_and_that_is_said_once(
     assert "PyTorch runs instead; MMPOE_BACKEND=eager asks for that" in record.getMessage()
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault(53, simulated=True)
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
 def test_where_kernels_cannot_be_built_a_backend_that_is_asked_for_is_an_error(
     unbuilt, monkeypatch, tmp_path, fault, reason

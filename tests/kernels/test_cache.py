@@ -79,7 +79,7 @@ def test_what_does_not_hold_what_its_name_says_is_built_again(folder, damage, ca
     assert compiler.calls == 2
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault(53, simulated=False)
 @pytest.mark.parametrize("base", ["file", "~nobody-of-this-name/cache"])
 def test_a_folder_that_cannot_be_made_is_done_without(monkeypatch, tmp_path, caplog, base):
     (tmp_path / "file").write_text("")
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_made_is_done_without(monkeypatch, tmp_path, cap
     assert "unless MMPOE_CACHE names a folder" in record.getMessage()
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault(53, simulated=True)
 def test_no_home_folder_is_done_without(monkeypatch, caplog):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
@@ -102,7 +102,7 @@ def test_no_home_folder_is_done_without(monkeypatch, caplog):
     assert "No cache of compiled kernels: Could not determine home directory." in caplog.text
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault(53, simulated=True)
 @pytest.mark.parametrize("broken", ["open", "replace"])
 def test_a_folder_that_cannot_be_written_is_done_without(monkeypatch, folder, caplog, broken):
     def refuse(path, *arguments, **options):
@@ -394,6 +394,7 @@ def test_what_was_kept_by_oneself_is_used(tmp_path, monkeypatch):
         assert compiler.calls == 0
 
 
+@pytest.mark.fault(53, simulated=False)
 @pytest.mark.parametrize("prepare", ATTACKS)
 def test_what_others_could_have_written_is_not_used(tmp_path, monkeypatch, caplog, prepare):
     assert not succeeds(_cache, prepare, tmp_path / "base", monkeypatch)

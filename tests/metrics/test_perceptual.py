@@ -66,7 +66,7 @@ def test_images_are_scored_one_by_one_whatever_their_range():
     assert st_lpips(torch.zeros(0, 40, 40), torch.zeros(0, 40, 40)).shape == (0,)
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault(45, simulated=True)
 def test_without_the_package_the_message_says_how_to_get_it(monkeypatch):
     perceptual._st_lpips_weights.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
@@ -114,7 +114,7 @@ def test_lpips_is_what_its_package_says_wherever_the_weights_are(hub, monkeypatc
     assert lpips(truth, truth, net="squeeze") == 0.0
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault(45, simulated=False)
 @pytest.mark.parametrize(("net", "size"), [("alex", "233 MB"), ("squeeze", "5 MB")])
 def test_absent_weights_are_named_and_nothing_is_downloaded(hub, monkeypatch, net, size):
     monkeypatch.setattr(

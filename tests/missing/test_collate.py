@@ -64,6 +64,7 @@ def test_collate_finds_one_dtype_for_all_entries():
 def test_as_mask():
     names = ["us", "t2", "cet1"]
     assert as_mask(["t2"], names).tolist() == [False, True, False]
+    assert as_mask(["us"], names).tolist() == [True, False, False]
     assert as_mask(["t2"], names, 2).tolist() == [[False, True, False]] * 2
     mask = torch.ones(4, 2, 3, dtype=torch.bool)
     assert as_mask(mask, names, 2) is not None

@@ -40,6 +40,15 @@ def test_weights_form_a_mixture_over_what_was_observed(family, patterns):
             assert max(weights.values()) == pytest.approx(min(weights.values()))
 
 
+@pytest.mark.parametrize("family", ["full", "singletons", "powerset", "groups"])
+@given(patterns=PATTERNS)
+def test_no_subset_holds_what_was_not_observed_whatever_it_weighs(family, patterns):
+    """Where shapes cannot depend on data, subsets that weigh nothing are computed too."""
+    observed = torch.tensor(patterns, dtype=torch.bool)
+    members, _ = subsets(observed, family)
+    assert not bool((members & ~observed).any())
+
+
 def test_published_groups():
     full, only_us, no_us, us_t2 = mixture(
         [

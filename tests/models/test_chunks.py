@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mmpoe.models import in_chunks
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault(40, simulated=True)
 @given(st.integers(0, 50), st.none() | st.integers(1, 60), st.integers(1, 60))
 def test_rows_that_do_not_fit_are_halved(rows, size, room):
     tried = []
@@ -30,7 +30,7 @@ def test_rows_that_do_not_fit_are_halved(rows, size, room):
         assert max(map(len, found)) > room / 2 - 1
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault(40, simulated=True)
 def test_a_model_predicts_the_same_in_chunks():
     model, x = make(flat).eval(), batch()
     noise = noise_for(model)

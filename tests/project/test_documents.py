@@ -12,6 +12,8 @@ import numpy
 import pyro
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmpoe
@@ -251,11 +253,14 @@ def test_names_that_are_gone_are_not_mentioned():
 # what the README and the page on installing say
 
 
+def settings():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 def extras():
     """The packages of each extra of the project, and the extras that each contains."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     packages, contained = {}, {}
-    for extra, needed in settings["optional-dependencies"].items():
+    for extra, needed in settings()["project"]["optional-dependencies"].items():
         names = [re.match(r"[\w-]+(?:\[.*\])?", line)[0] for line in needed]
         packages[extra] = [name for name in names if "[" not in name]
         inside = [name for name in names if "[" in name]
@@ -263,26 +268,61 @@ def extras():
     return packages, contained
 
 
-def test_extras_are_described_with_what_they_bring():
-    lines = (ROOT / "docs" / "install.md").read_text().splitlines()
-    table = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in lines
-        if "| `" in line[:3]
-    ]
-    described = {row[0].strip("`"): row[1] for row in table if not row[0].startswith("`make")}
-    packages, contained = extras()
+def groups():
+    """The packages of each dependency group, and the groups that each contains."""
+    packages, contained = {}, {}
+    for group, needed in settings()["dependency-groups"].items():
+        lines = [line for line in needed if isinstance(line, str)]
+        packages[group] = [re.match(r"[\w-]+", line)[0] for line in lines]
+        contained[group] = [line["include-group"] for line in needed if isinstance(line, dict)]
+    return packages, contained
+
+
+@pytest.mark.parametrize("find", [extras, groups])
+def test_extras_and_groups_are_described_with_what_they_bring(find):
+    text = (ROOT / "docs" / "install.md").read_text()
+    table = text.partition(f"| {find.__name__[:-1]} |")[2].partition("\n\n")[0]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    described = {row[0].strip("`"): row[1] for row in rows}
+    packages, contained = find()
     assert set(described) == set(packages)
-    for extra, text in described.items():
+    for name, text in described.items():
         plain = re.sub(r"[^a-z]", "", text.lower())
-        if extra == "dev":
-            assert set(packages) - {"bench", "hub", "dev"} == set(contained["dev"])
-            assert "all of them but `bench` and `hub`" in text
+        assert re.findall(r"`(\w+)`", text) == contained[name], name
+        if name == "dev":  # "tools for tests, types and style"
             continue
-        assert re.findall(r"`(\w+)`", text) == contained[extra], extra
-        missing = [p for p in packages[extra] if re.sub(r"[^a-z]", "", p.lower()) not in plain]
+        missing = [p for p in packages[name] if re.sub(r"[^a-z]", "", p.lower()) not in plain]
         short = {"scikit-learn": "scikitlearn", "scikit-image": "scikitimage"}
-        assert [p for p in missing if short.get(p, p) not in plain] == [], extra
+        assert [p for p in missing if short.get(p, p) not in plain] == [], name
+
+
+LOCKED = re.compile(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}")
+
+
+def test_the_lock_holds_what_set_up_installs():
+    """Each package once, with a version that is allowed, and no build for CPUs alone."""
+    _, platform, *lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert platform == "# linux-x86_64, glibc, cpython-311"
+    found = [LOCKED.fullmatch(line) for line in lines]
+    assert all(found), "unlike any line of the lock"
+    versions = {match[1]: match[2] for match in found}
+    assert len(versions) == len(lines)
+    assert not [name for name, version in versions.items() if "+" in version]
+    makefile = (ROOT / "Makefile").read_text()
+    parts = re.search(r"^EXTRAS := (.+)$", makefile, re.M)[1].split(",")
+    optional = settings()["project"]["optional-dependencies"]
+    for part in parts:
+        inside = re.findall(r"mmpoe\[(.*)\]", " ".join(optional[part]))
+        parts += [name for names in inside for name in names.split(",")]
+    assert set(parts) == set(optional) - {"hub"}
+    needed = [*settings()["project"]["dependencies"], *settings()["dependency-groups"]["docs"]]
+    needed += [line for line in settings()["dependency-groups"]["dev"] if isinstance(line, str)]
+    needed += [line for part in parts for line in optional[part]]
+    environment = {"python_version": "3.11"}
+    for requirement in map(Requirement, needed):
+        marker, name = requirement.marker, canonicalize_name(requirement.name)
+        if name != "mmpoe" and (marker is None or marker.evaluate(environment)):
+            assert requirement.specifier.contains(versions[name]), requirement
 
 
 NETWORK = re.compile(
@@ -307,7 +347,7 @@ def test_what_the_readme_says_is_downloaded_is_all():
         "bench-multivae",
     }
     assert len(online) == 3  # and set-up
-    for name in ("examples.digit_views", "make setup-browser", "make bench-multivae"):
+    for name in ("examples.digit_views", "make lock", "make setup-browser", "make bench-multivae"):
         assert f"`{name}`" in readme
 
 

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.importorskip("SimpleITK", reason="the example needs SimpleITK")
+sitk = pytest.importorskip("SimpleITK", reason="the example needs SimpleITK")
 pydicom = pytest.importorskip("pydicom", reason="the example needs pydicom")
 
 from examples.medical_mri_us.data import (  # noqa: E402
@@ -104,6 +104,22 @@ def test_a_truncated_file(index, broken, capsys):
     content = gzip.decompress(broken.read_bytes())
     broken.write_bytes(gzip.compress(content[:-1]))  # the archive is whole, the image is not
     says(index, capsys, "cannot be read")
+
+
+@pytest.mark.fault(3)
+@pytest.mark.parametrize("kept", [0.2, 0.9, 1.0])
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_a_truncated_file_of_any_format(suffix, compress, kept, tmp_path):
+    """Never zeros in place of the voxels that are gone."""
+    path = tmp_path / f"a{suffix}"
+    image = sitk.GetImageFromArray(volume(3, (16, 16, 8)))
+    sitk.WriteImage(image, str(path), useCompression=compress)
+    assert read_image(path).data.shape == (8, 16, 16)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * (len(content) - 1))])  # or without its last byte
+    with pytest.raises(ImageError, match=f"a{suffix} cannot be read"):
+        read_image(path)
 
 
 @pytest.mark.fault(4)
@@ -533,7 +549,7 @@ def test_a_path_that_leaves_the_folder(index, tmp_path_factory, cell):
 def test_a_name_that_leaves_the_folder(index):
     for name in ("../a", "a/b", "..", ".hidden", "a\\b"):
         text = HEADER + f"{name},train,a/us.nii.gz,,,\n"
-        refused(index, text, "a name that a folder can have")
+        refused(index, text, f"line 2: the name of a case cannot be {name!r}: it should")
 
 
 @pytest.mark.fault(26)

@@ -9,10 +9,12 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from conditions import read_only, small_disk, without_override
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from trainings import Training, same
@@ -82,7 +84,7 @@ def test_what_was_loading_is_named_if_its_process_is_killed(persistent, generato
     assert f"With resume=True, the run resumes from {checkpoint}." in said
 
 
-@pytest.mark.fault(38)
+@pytest.mark.fault(38, simulated=True)
 def test_a_batch_that_is_lost_with_its_process_is_awaited_no_more(tmp_path):
     """Whatever error that gives in this process, and whenever."""
 
@@ -134,7 +136,7 @@ def test_errors_in_a_loader_are_their_own(tmp_path):
     assert not isinstance(caught.value, WorkerError)
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault(40, simulated=True)
 def test_a_device_without_memory_ends_the_run_with_advice(tmp_path):
     """With enough of it, training resumes from the last checkpoint to the same bits."""
     with warnings.catch_warnings():
@@ -165,57 +167,54 @@ def test_a_device_without_memory_ends_the_run_with_advice(tmp_path):
     assert same(again.tensors(), whole.tensors())
 
 
+@contextmanager
 def unwritable(tmp_path, what):
     """A folder that cannot be made or written to, for a reason of each kind."""
     if what == "a file in its place":
         (tmp_path / "file").write_text("")
-        return tmp_path / "file" / "run", errno.ENOTDIR
-    if what == "a file system that takes none":
+        yield tmp_path / "file" / "run", errno.ENOTDIR
+    elif what == "a file system that takes none":
         if not Path("/proc/self").exists():
             pytest.skip("this system has no /proc")
-        return Path("/proc/run"), errno.ENOENT
-    if os.geteuid() == 0:
-        pytest.skip("the superuser may write everywhere")
-    tmp_path.chmod(0o500)
-    return tmp_path / "run", errno.EACCES
+        yield Path("/proc/run"), errno.ENOENT
+    elif what == "a disk that is read-only":
+        with small_disk(tmp_path / "disk", 100_000) as disk:
+            (disk / "run").mkdir()
+            with read_only(disk):
+                yield disk / "run", errno.EROFS
+    else:
+        tmp_path.chmod(0o500)
+        try:
+            with without_override():
+                yield tmp_path / "run", errno.EACCES
+        finally:
+            tmp_path.chmod(0o700)
 
 
 @pytest.mark.fault(41)
 @pytest.mark.parametrize(
-    "what", ["a file in its place", "a file system that takes none", "permissions"]
+    "what",
+    [
+        "a file in its place",
+        "a file system that takes none",
+        "a disk that is read-only",
+        "permissions",
+    ],
 )
 def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(what, tmp_path):
-    folder, number = unwritable(tmp_path, what)
     seen = []
     objective = lambda model, batch, done: seen.append(batch)
-    try:
-        with pytest.raises(OSError, match=r"'folder' should be one that can be written") as caught:
-            fit(nn.Linear(1, 1), [0], objective, steps=1, run=Run(folder), progress=False)
-    finally:
-        tmp_path.chmod(0o700)
+    with (
+        unwritable(tmp_path, what) as (folder, number),
+        pytest.raises(OSError, match=r"'folder' should be one that can be written") as caught,
+    ):
+        fit(nn.Linear(1, 1), [0], objective, steps=1, run=Run(folder), progress=False)
     assert caught.value.errno == number
     assert str(folder) in str(caught.value)
     assert seen == []
 
 
-@pytest.mark.fault(41)
-def test_a_folder_that_became_read_only_is_found_before_the_first_step(tmp_path, monkeypatch):
-    """It is there, and nothing new can be written to it."""
-
-    def refuse(self, *arguments, **options):
-        if self.is_relative_to(tmp_path):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
-        return opened(self, *arguments, **options)
-
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(OSError, match=r"but is not \(Read-only file system\)"):
-        learn([torch.ones(1, 1)], tmp_path)
-    monkeypatch.undo()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.fault(43)
+@pytest.mark.fault(43, simulated=True)
 def test_a_gpu_that_is_not_there_is_named_before_the_first_step(tmp_path, monkeypatch):
     """Unless any device will do."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -3,9 +3,11 @@
 import errno
 import os
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
+from conditions import read_only, small_disk, without_override
 from volumes import make_run, volume, write, write_index
 
 from examples.medical_mri_us import __main__ as cli
@@ -35,33 +37,49 @@ def index(tmp_path):
     return write_index(tmp_path / "data", {"a": ("us", "t2", "cet1", "flair")})
 
 
-@pytest.mark.fault(41)
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
-def test_output_folders_that_cannot_be_written_to(number, index, tmp_path, answer, monkeypatch):
+@contextmanager
+def locked_folder(tmp_path, what):
+    """A folder with a run that nothing can be written to, and why not."""
+    if what == "read-only":
+        with small_disk(tmp_path / "disk", 1_000_000) as disk:
+            make_run(disk / "run")
+            with read_only(disk):
+                yield disk, errno.EROFS
+        return
+    folder = tmp_path / "folder"
+    run = make_run(folder / "run")
+    for place in (run, folder):
+        place.chmod(0o500)
+    try:
+        with without_override():
+            yield folder, errno.EACCES
+    finally:
+        for place in (folder, run):
+            place.chmod(0o700)
+
+
+@pytest.mark.fault(41, simulated=False)
+@pytest.mark.parametrize("what", ["read-only", "permissions"])
+def test_output_folders_that_cannot_be_written_to(what, index, tmp_path, answer, monkeypatch):
     """Fault 41: exit code 5 before any image is read or any model trained."""
-
-    def refuse(*arguments, **options):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
     monkeypatch.setattr(train_module, "load_subjects", lambda *_: pytest.fail("read images"))
     monkeypatch.setattr(synthesize_module, "synthesise_job", lambda *_: pytest.fail("computed"))
-    run = make_run(tmp_path / "run")
-    out = tmp_path / "out"
     us = write(tmp_path / "p.nii.gz", volume(0))
-    for arguments in (
-        ("train", "--data", index, "--out", out),
-        ("synthesize", run, "--us", us, "--out", out),
-        ("calibrate", run),
-    ):
-        code, err = answer(*arguments)
-        assert code == 5
-        assert "the output folder cannot be written to" in err
-        assert os.strerror(number) in err
-        assert str(run if arguments[0] == "calibrate" else out) in err
+    with locked_folder(tmp_path, what) as (folder, number):
+        run, out = folder / "run", folder / "out"
+        for arguments in (
+            ("train", "--data", index, "--out", out),
+            ("synthesize", run, "--us", us, "--out", out),
+            ("calibrate", run),
+        ):
+            code, err = answer(*arguments)
+            assert code == 5
+            assert "the output folder cannot be written to" in err
+            assert os.strerror(number) in err
+            assert str(run if arguments[0] == "calibrate" else out) in err
 
 
-@pytest.mark.fault(42)
+@pytest.mark.fault(42, simulated=False)
 def test_two_runs_in_one_folder(index, tmp_path, answer, monkeypatch):
     """Fault 42: exit code 2 at once, naming who is there; and nothing of theirs is changed."""
     monkeypatch.setattr(train_module, "load_subjects", lambda *_: pytest.fail("read images"))
@@ -97,7 +115,7 @@ def test_a_gpu_that_is_not_there(index, tmp_path, answer, capsys):
     assert "'precision' should be '32-true' or 'bf16-mixed' on a CPU" in err
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault(43, simulated=False)
 def test_a_gpu_is_not_needed(index, tmp_path, monkeypatch, capsys):
     changes = [*SET, "--set", "training.steps=1"]
     arguments = ["train", "--data", index, "--out", tmp_path / "out", "--device", "cpu", *changes]

@@ -234,6 +234,21 @@ def test_nested_states_are_put_together_again(state):
     assert equal(unflatten(held, json.loads(json.dumps(rest))), state)
 
 
+def test_no_bit_of_the_tensors_of_a_state_flips_unnoticed(tmp_path):
+    """Whatever else vouches for the file, as a manifest does: not every state has one."""
+    save_state(tmp_path / "a", {"x": torch.arange(8.0), "step": 3})
+    file = tmp_path / "a.safetensors"
+    content = file.read_bytes()
+    for place in range(len(content) - 32, len(content)):  # the values
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"a\.safetensors should have the SHA-256"):
+            load_state(tmp_path / "a")
+    file.write_bytes(content)
+    assert load_state(tmp_path / "a")["step"] == 3
+
+
 def test_states_of_optimisers_are_kept(tmp_path):
     model = make(flat)
     for kind in (torch.optim.AdamW, torch.optim.Adamax, torch.optim.RMSprop):

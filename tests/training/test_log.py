@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+import shutil
 import signal
 import sys
 import types
@@ -51,6 +52,51 @@ def test_the_log_has_a_row_per_interval(tmp_path):
         assert row["score"] == ""
     assert rows[2]["score"] == "5.0"
     assert history.best == history.checkpoint
+
+
+DAMAGE = {
+    "null bytes after a loss of power": lambda text: text + "\0" * 700,
+    "null bytes in the middle": lambda text: text[:90] + "\0" * 20 + text[110:],
+    "semicolons": lambda text: text.replace(",", ";"),
+    "another encoding": lambda text: text.encode("utf-16"),
+    "a byte that is no text": lambda text: text[:60].encode() + b"\xff" + text[60:].encode(),
+    "a line that lacks a number": lambda text: text.replace("\n4,", "\n4;"),
+    "a step that is none": lambda text: text.replace("\n4,", "\nfour,"),
+    "other text": lambda text: "see the other log\n",
+}
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_log_is_kept_aside_and_the_run_resumes(damage, tmp_path):
+    whole, cut, folder = make(flat), make(flat), tmp_path
+    torch.manual_seed(0)
+    train(whole, steps=8, run=Run(folder, log_every=2, save_every=4))
+    shutil.rmtree(folder / "checkpoints" / "step-00000008")  # as if killed before it
+    text = (folder / "log.csv").read_text()
+    damaged = damage(text)
+    damaged = damaged.encode() if isinstance(damaged, str) else damaged
+    (folder / "log.csv").write_bytes(damaged)
+    (folder / "log-damaged-1.csv").write_text("of another time")
+    with pytest.warns(UserWarning, match=r"log.csv was damaged \(.*\): .* log-damaged-2.csv"):
+        train(cut, steps=8, run=Run(folder, resume=True, log_every=2, save_every=4))
+    assert (folder / "log-damaged-1.csv").read_text() == "of another time"
+    assert (folder / "log-damaged-2.csv").read_bytes() == damaged
+    assert [row["step"] for row in numbers(folder / "log.csv")] == ["6", "8"]
+    assert all(map(torch.equal, whole.parameters(), cut.parameters()))
+
+
+@pytest.mark.parametrize("kept", [0, 3, 70, None])
+def test_a_log_that_ends_in_the_middle_of_a_line_is_no_damaged_one(kept, tmp_path):
+    """A process that is killed may leave that."""
+    train(make(flat), steps=4, run=Run(tmp_path, log_every=2))
+    text = (tmp_path / "log.csv").read_text()
+    (tmp_path / "log.csv").write_text(text[:kept] + "1" * (kept is None))
+    train(make(flat), steps=8, run=Run(tmp_path, resume=True, log_every=2))
+    steps = [row["step"] for row in numbers(tmp_path / "log.csv")]
+    assert steps[-2:] == ["6", "8"]
+    assert steps[:-2] == ["2", "4"][: max(0, text[:kept].count("\n") - 1)]
+    assert [p.name for p in tmp_path.glob("log*")] == ["log.csv"]
 
 
 @pytest.mark.parametrize("build", [flat, hierarchical])

@@ -12,9 +12,11 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from tqdm import tqdm
 
+from .foreign import check_voxels, inflate_raw, read_bytes, walled
 from .formats import from_itk
 from .planes import frame_orientation, frame_position, plane_affine, shared_or_frame, stacked
 from .volumes import Image, ImageError
@@ -27,20 +29,11 @@ TAGS = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "Serie
         "StudyDescription", "SeriesNumber")  # fmt: skip
 """The attributes that tell series apart."""
 
-DAMAGED = (
-    AttributeError,
-    BytesLengthException,
-    EOFError,
-    IndexError,
-    InvalidDicomError,
-    KeyError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""The exceptions of pydicom and SimpleITK for damaged files."""
+DEFLATED = "1.2.840.10008.1.2.1.99"
+"""The transfer syntax whose data set is compressed, without a checksum."""
+
+RAW = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED})
+"""The transfer syntaxes whose pixels are not encapsulated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +72,11 @@ def list_series(folder: str | Path, *, progress: bool = False) -> list[Series]:
     everything = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     for file in tqdm(everything, desc="Reading headers", unit="file", disable=not progress):
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True)
+            header = read_dataset(file, pixels=False)
             uid, *_ = (str(header.get(name, "") or "") for name in TAGS)
         except InvalidDicomError:
             continue
-        except DAMAGED:
+        except Exception:  # of any type, for what is damaged
             damaged.append(file)
             continue
         if uid:
@@ -126,23 +119,57 @@ def read_series(series: Series) -> Image:
     where = series.files[0].parent
     if series.damaged:
         raise ImageError(f"{series.damaged[0]} cannot be read as DICOM; export it again.")
-    try:
+    with walled(where, " as DICOM"):
         if len(series.files) == 1 and int(series.header.get("NumberOfFrames", 1) or 1) > 1:
             return _read_frames(series)
         return _read_slices(series)
-    except ImageError:
-        raise
-    except DAMAGED as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+
+
+def read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
+    """Reads a file, whose pixels are all there unless they are encapsulated.
+
+    Arguments:
+        path: The file.
+        pixels: Whether to read the pixels too.
+
+    Raises:
+        ImageError: If there are fewer or more pixels than its attributes say.
+        Exception: Of any type, if it is damaged.
+    """
+    with path.open("rb") as file:
+        deflated = DEFLATED.encode() in file.read(2**12)
+    if deflated:  # pydicom would inflate it whatever its size
+        content = read_bytes(path)
+        length = read_file_meta_info(path).FileMetaInformationGroupLength
+        inflate_raw(content[144 + length :])
+    dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
+    if pixels:
+        _check_pixels(dataset, path)
+    return dataset
+
+
+def _check_pixels(dataset: Dataset, path: Path) -> None:
+    """Raises an ImageError unless as many bytes of pixels are there as attributes say."""
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    shape = (frames, dataset.Rows, dataset.Columns, dataset.get("SamplesPerPixel", 1))
+    bits = check_voxels(shape) * int(dataset.BitsAllocated)
+    stored = len(dataset.PixelData)
+    wanted = -(-bits // 16) * 2  # an even number of bytes
+    if dataset.file_meta.TransferSyntaxUID in RAW and stored != wanted:
         raise ImageError(
-            f"{where} cannot be read as DICOM: {reason[0]}; export it again."
-        ) from error
+            f"{path} cannot be read as DICOM: it should hold {wanted} bytes of pixels, {frames} x "
+            f"{dataset.Rows} x {dataset.Columns}, but holds {stored}; export it again."
+        )
 
 
 def _read_slices(series: Series) -> Image:
     """Reads one file per slice, by the position that each file says."""
-    headers = [pydicom.dcmread(f, stop_before_pixels=True) for f in series.files]
+    headers = []
+    for file in series.files:
+        headers.append(read_dataset(file))
+        del headers[-1].PixelData
     first = headers[0]
+    check_voxels((len(headers), first.Rows, first.Columns))
     orientation = np.asarray(first.ImageOrientationPatient, float)
     for header in headers:
         turned = np.abs(np.asarray(header.ImageOrientationPatient, float) - orientation).max()
@@ -164,6 +191,7 @@ def _read_frames(series: Series) -> Image:
     """
     header = series.header
     path = series.files[0]
+    read_dataset(path)
     frames = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # (frame, row, column)
     count = int(header.NumberOfFrames)
     if frames.ndim != 3 or len(frames) != count:

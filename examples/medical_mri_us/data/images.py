@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Image", "ImageError", "Mask", "Volume", "read_image", "write_image"]
+__all__ = ["Image", "ImageError", "Mask", "Volume", "image_files", "read_image", "write_image"]
 
 import gzip
 import os
@@ -14,8 +14,10 @@ import nibabel as nib
 import numpy as np
 
 from .dicom import read_folder
+from .foreign import walled
 from .formats import ITK_SUFFIXES, read_itk, read_nifti
 from .geometry import Affine, affine_problem
+from .headers import files_of
 from .volumes import Image, ImageError, Mask, Volume
 
 HIGHEST = {"uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
@@ -32,7 +34,9 @@ def read_image(
     """Reads a volume: a NIfTI, NRRD or MetaImage file, or a folder with one series of DICOM.
 
     Files are read whole, checksums included, so that a damaged archive is an error and not a
-    volume with holes. Intensities are those that the header's scaling makes of the stored numbers.
+    volume with holes. What a header claims is compared with what is there before it is believed,
+    and a header reads no file outside its own folder. Intensities are those that the header's
+    scaling makes of the stored numbers.
 
     Arguments:
         path: The file or folder.
@@ -46,19 +50,8 @@ def read_image(
             unlikely unit.
     """
     path = Path(path)
-    if not path.exists():
-        raise ImageError(f"{path} cannot be read: there is no such file.")
-    if path.is_dir():
-        image = read_folder(path)
-    elif path.name.endswith((".nii", ".nii.gz")):
-        image = read_nifti(path, prefer)
-    elif path.suffix in ITK_SUFFIXES:
-        image = read_itk(path)
-    else:
-        raise ImageError(
-            f"{path} should end in .nii, .nii.gz, {', '.join(ITK_SUFFIXES)} or be a folder of "
-            "DICOM files; unpack archives and convert other formats first."
-        )
+    with walled(path):
+        image = _read(path, prefer)
     problem = affine_problem(image.affine, sheared=sheared)
     if problem is not None:
         raise ImageError(f"{path} cannot be used: {problem}.")
@@ -73,6 +66,33 @@ def read_image(
             )
         image = Image(np.where(finite, image.data, np.float32(0)), image.affine)
     return image
+
+
+def image_files(path: Path) -> list[Path]:
+    """Returns all files that a volume is read from: a detached header's voxels are in another.
+
+    Raises:
+        ImageError: If the file is no header that can be read.
+    """
+    with walled(path):
+        if path.is_dir():
+            return sorted(p for p in path.rglob("*") if p.is_file())
+        return files_of(path) if path.suffix in ITK_SUFFIXES else [path]
+
+
+def _read(path: Path, prefer: Literal["sform", "qform"] | None) -> Image:
+    if not path.exists():
+        raise ImageError(f"{path} cannot be read: there is no such file.")
+    if path.is_dir():
+        return read_folder(path)
+    if path.name.endswith((".nii", ".nii.gz")):
+        return read_nifti(path, prefer)
+    if path.suffix in ITK_SUFFIXES:
+        return read_itk(path)
+    raise ImageError(
+        f"{path} should end in .nii, .nii.gz, {', '.join(ITK_SUFFIXES)} or be a folder of DICOM "
+        "files; unpack archives and convert other formats first."
+    )
 
 
 def write_image(

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from examples.medical_mri_us.modalities import MODALITIES
+from examples.medical_mri_us.names import check_modalities, check_name
+
+from .foreign import read_bytes
 
 EMPTY = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
 """The spellings of an empty cell, in small letters."""
@@ -53,10 +56,13 @@ def read_index(path: str | Path, modalities: Sequence[str] = MODALITIES) -> list
 
     Raises:
         ValueError: If the file is not text in UTF-8, a column is missing or unknown, a case stands
-            twice or has no modality, a patient is in two splits, or a file lies outside the
-            folder of the index. The message names the file and the lines, all that are wrong.
+            twice or has no modality, a name is refused, a patient is in two splits, or a file lies
+            outside the folder of the index. The message names the file and the lines, all that
+            are wrong.
+        OSError: If the file cannot be read.
     """
     path = Path(path)
+    check_modalities(modalities)
     if not path.is_file():
         inside = path / "index.csv"
         hint = f" Did you mean {inside}?" if inside.is_file() else ""
@@ -128,7 +134,7 @@ def _check_header(path: Path, header: Sequence[str], modalities: Sequence[str]) 
 
 
 def _text(path: Path) -> str:
-    content = path.read_bytes()
+    content = read_bytes(path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -143,9 +149,12 @@ def _case(row: dict[str, str], root: Path, modalities: Sequence[str]) -> Case:
         cell = row.get(column, "")
         if cell.lower() in EMPTY:
             return None
-        found = (root / cell).resolve()
+        try:
+            found = (root / cell).resolve()
+        except (OSError, RuntimeError, ValueError):  # a loop of links, or no path at all
+            return root / cell  # which cannot be read, and is an error of this case alone
         if not found.is_relative_to(root):
-            raise ValueError(f"{cell} lies outside the folder of the index.")
+            raise ValueError(f"{cell!r} lies outside the folder of the index.")
         return found
 
     name, split = row["case"], row["split"]
@@ -153,8 +162,10 @@ def _case(row: dict[str, str], root: Path, modalities: Sequence[str]) -> Case:
         raise ValueError(
             f"a case should have a name and a split, but these are {name!r}, {split!r}."
         )
-    if name.startswith(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"a case should have a name that a folder can have, but is {name!r}.")
+    patient = row.get("patient", "")
+    patient = name if patient.lower() in EMPTY else patient
+    for what, value in (("case", name), ("split", split), ("patient", patient)):
+        check_name(what, value)
     images = {m: f for m in modalities if (f := file(m)) is not None}
     targets = {m: f for m in modalities if (f := file(TARGET + m)) is not None}
     if not images:
@@ -162,8 +173,6 @@ def _case(row: dict[str, str], root: Path, modalities: Sequence[str]) -> Case:
     lost = [m for m in targets if m not in images]
     if lost:
         raise ValueError(f"case {name} has a target for {', '.join(lost)}, but no such image.")
-    patient = row.get("patient", "")
-    patient = name if patient.lower() in EMPTY else patient
     extra = [file(column) for column in ("fov", "label", "landmarks")]
     return Case(name, split, images, *extra, targets=targets, patient=patient)
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from examples.medical_mri_us.modalities import LABELS
+from examples.medical_mri_us.writing import Markdown, fill, table
 
 REFERENCE_LABELS = {
     "segmentation": {"true": "true iUS (upper reference)", "mr": "raw MR (lower reference)"},
@@ -58,18 +59,20 @@ def segmentation_table(rows: Mapping[str, dict[str, Any]]) -> str:
     Arguments:
         rows: Rows of :func:`segmentation_row`, by how they are labelled.
     """
-    lines = [
-        "| network trained on | patients | Dice, % | ASSD, mm | nothing found |",
-        "|---|---:|---|---|---:|",
-    ]
-    for label, kept in rows.items():
-        several = kept["seeds"] * len(kept["patients"])
-        lines.append(
-            f"| {label} | {kept['trained_on']} "
-            f"| {quartiles(kept['dice'], 100, 1)} | {quartiles(kept['assd'], 1, 2)} "
-            f"| {kept['empty']} of {several} |"
-        )
-    return "\n".join(lines)
+    return table(
+        ["network trained on", "patients", "Dice, %", "ASSD, mm", "nothing found"],
+        [
+            [
+                label,
+                kept["trained_on"],
+                _quartiles(kept["dice"], 100, 1),
+                _quartiles(kept["assd"], 1, 2),
+                f"{kept['empty']} of {kept['seeds'] * len(kept['patients'])}",
+            ]
+            for label, kept in rows.items()
+        ],
+        right=" >  >",
+    )
 
 
 def registration_rows(several: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -108,18 +111,17 @@ def registration_table(rows: Mapping[str, Sequence[dict[str, Any]]]) -> str:
         rows: The cells of one target, as of :func:`registration_rows`, by how they are labelled.
     """
     bins = [tuple(c["bin"]) for c in next(iter(rows.values()))]
-    head = "".join(
-        f" {low:g}-{high:g} mm: TRE, mm | < {NEAR:g} mm | diverged |" for low, high in bins
-    )
-    lines = [f"| registered |{head} s a case |", f"|---|{'---|---:|---:|' * len(bins)}---:|"]
+    head = ["registered"]
+    for low, high in bins:
+        head += [f"{low:g}-{high:g} mm: TRE, mm", f"< {NEAR:g} mm", "diverged"]
+    body = []
     for label, cells in rows.items():
-        parts = [
-            f"{quartiles(c['tre'], 1, 2)} | {100 * c['near']:.0f} % | {100 * c['diverged']:.0f} %"
-            for c in cells
-        ]
-        seconds = np.mean([c["seconds"] for c in cells])
-        lines.append(f"| {label} | {' | '.join(parts)} | {seconds:.2f} |")
-    return "\n".join(lines)
+        row = [label]
+        for c in cells:
+            shares = f"{100 * c['near']:.0f} %", f"{100 * c['diverged']:.0f} %"
+            row += [_quartiles(c["tre"], 1, 2), *shares]
+        body.append([*row, f"{np.mean([c['seconds'] for c in cells]):.2f}"])
+    return table([*head, "s a case"], body, right=" " + " >>" * len(bins) + ">")
 
 
 def write_tables(found: Mapping[str, Any], model: str, note: str, problem: str | None) -> str:
@@ -132,7 +134,7 @@ def write_tables(found: Mapping[str, Any], model: str, note: str, problem: str |
         note: What to say first, such as that these are phantom numbers.
         problem: Why nothing is compared by segmentation, if so.
     """
-    parts = ["# Downstream tasks", note]
+    parts = ["# Downstream tasks", fill("{}", note)]
     if "segmentation" in found:
         labels = {**REFERENCE_LABELS["segmentation"], "model": f"synthetic iUS of {model}"}
         rows = {labels[k]: segmentation_row([v]) for k, v in found["segmentation"].items()}
@@ -140,7 +142,7 @@ def write_tables(found: Mapping[str, Any], model: str, note: str, problem: str |
         parts += [
             "## Tumour segmentation in ultrasound",
             f"Tested on true ultrasound of {_held_out(cases)}: mean over cases [quartiles].",
-            *([f"**{problem}**"] if problem else []),
+            *([fill("**{}**", problem)] if problem else []),
             segmentation_table(rows),
         ]
     if "registration" in found:
@@ -160,8 +162,13 @@ def write_tables(found: Mapping[str, Any], model: str, note: str, problem: str |
                 label: [c for c in row["cells"] if c["target"] == target]
                 for label, row in rows.items()
             }
-            parts += [f"### To {LABELS.get(target, target)}", registration_table(cells)]
+            parts += [fill("### To {}", LABELS.get(target, target)), registration_table(cells)]
     return "\n\n".join(parts) + "\n"
+
+
+def _quartiles(values: Sequence[float | None], factor: float, digits: int) -> Markdown:
+    """Quartiles as Markdown, where brackets without an address are no link."""
+    return Markdown(quartiles(values, factor, digits))
 
 
 def _held_out(count: int) -> str:

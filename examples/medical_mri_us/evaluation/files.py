@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["FORMAT", "write_cases", "write_evaluation"]
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from examples.medical_mri_us.writing import csv_text
 from mmpoe.training import write_file
 
 from .scores import Scores
@@ -67,16 +67,11 @@ def write_cases(scores: Sequence[Scores]) -> str:
 
     The value is the mean over the ``n`` units (one, or the case's slices) that are finite.
     """
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(
-        ["protocol", "model", "case", "kind", "given", "target", "metric", "value", "n"]
-    )
+    rows = [["protocol", "model", "case", "kind", "given", "target", "metric", "value", "n"]]
     for s in scores:
         for metric, values in s.values.items():
             finite = values[np.isfinite(values)]
             value = f"{finite.mean():.8g}" if finite.size else ""
-            given = "+".join(s.given)
-            place = [s.protocol, s.model, s.case, s.kind, given, s.target, metric]
-            writer.writerow([*place, value, finite.size])
-    return text.getvalue()
+            place = [s.protocol, s.model, s.case, s.kind, "+".join(s.given), s.target, metric]
+            rows.append([*place, value, str(finite.size)])
+    return csv_text(rows)

@@ -95,7 +95,7 @@ def _read_data(run: Path) -> dict[str, Any] | None:
             **{key: table[key] for key in ("cases", "incomplete", "patterns")},
             "left_out": len(data["problems"]),
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # of any type, for what was edited
         raise ValueError(
             f"{path} should be what `train` wrote, but is damaged: {error}."
         ) from error

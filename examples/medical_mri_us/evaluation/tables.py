@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from examples.medical_mri_us.modalities import LABELS
+from examples.medical_mri_us.writing import Markdown, code, fill, joined, table
 
 from .protocols import PROTOCOLS, Metric, Protocol
 
@@ -25,15 +26,15 @@ def write_tables(
         modalities: The targets, in the order of the columns.
         note: What to say first, such as that these are phantom numbers.
     """
-    parts = ["# Evaluation", note]
+    parts = ["# Evaluation", fill("{}", note)]
     for protocol in dict.fromkeys(cell["protocol"] for cell in cells):
         own = [cell for cell in cells if cell["protocol"] == protocol]
-        parts += [f"## Protocol `{protocol}`", PROTOCOLS[protocol].definition]
+        parts += [fill("## Protocol {}", code(protocol)), PROTOCOLS[protocol].definition]
         for kind, title in (
             ("cross", "Cross-modal synthesis: the target was not given"),
             ("self", "Self-reconstruction: the target was among the inputs"),
         ):
-            parts.append(f"### {title} (`{protocol}`)")
+            parts.append(fill("### {} ({})", title, code(protocol)))
             for metric in PROTOCOLS[protocol].metrics:
                 found = [c for c in own if c["kind"] == kind and c["metric"] == metric.name]
                 parts.append(_table(found, metric, PROTOCOLS[protocol], modalities))
@@ -94,70 +95,94 @@ def _table(
         return ""
     counts = sorted({cell["n"] for cell in cells if cell["given"] and cell["mean"] is not None})
     arrow = "higher" if metric.higher_is_better else "lower"
-    head = f"**{metric.label}** (`{protocol.name}`; {arrow} is better; "
-    reasons = {cell["reason"] for cell in cells}
+    head = fill("**{}** ({}; {} is better; ", metric.label, code(protocol.name), arrow)
     if not counts:
-        return f"{head}n/a: {', '.join(str(r) for r in reasons) or 'nothing to score'})"
+        reasons = {str(cell["reason"] or "nothing to score") for cell in cells}
+        return fill("{}n/a: {})", head, joined(sorted(reasons)))
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     plural = "s" if counts[-1] > 1 else ""
-    lines = [
-        f"{head}mean ± sd over {n} {protocol.unit}{plural})",
-        "",
-        "| given | model | " + " | ".join(_label(m) for m in modalities) + " |",
-        "|---|---|" + "---|" * len(modalities),
-    ]
     best = best_cells(cells, metric)
-    rows = dict.fromkeys((tuple(cell["given"]), cell["model"]) for cell in cells)
-    for given, model in sorted(rows, key=lambda row: (len(row[0]), row[0] != ())):
+    rows = []
+    places = dict.fromkeys((tuple(cell["given"]), cell["model"]) for cell in cells)
+    for given, model in sorted(places, key=lambda row: (len(row[0]), row[0] != ())):
         row = [c for c in cells if (tuple(c["given"]), c["model"]) == (given, model)]
         by_target = {cell["target"]: cell for cell in row}
-        mark = " *" if given and row[0]["published"] else ""
+        mark = Markdown(" *" if given and row[0]["published"] else "")
+        name = fill("{}{}", " + ".join(_label(m) for m in given) or "nothing", mark)
         entries = [_entry(by_target.get(m), metric, best) for m in modalities]
-        name = " + ".join(_label(m) for m in given) or "nothing"
-        lines.append(f"| {name}{mark} | {model} | " + " | ".join(entries) + " |")
-    lines += ["", "\\* among the 8 input sets of the published table."]
-    return "\n".join(lines)
+        rows.append([name, model, *entries])
+    return "\n".join(
+        [
+            fill("{}mean ± sd over {} {}{})", head, n, protocol.unit, plural),
+            "",
+            table(["given", "model", *(_label(m) for m in modalities)], rows),
+            "",
+            "\\* among the 8 input sets of the published table.",
+        ]
+    )
 
 
-def _entry(cell: Cell | None, metric: Metric, best: set[int]) -> str:
+def _entry(cell: Cell | None, metric: Metric, best: set[int]) -> Markdown:
     if cell is None:
-        return ""
+        return Markdown("")
     if cell["mean"] is None:
-        return "n/a"
+        return Markdown("n/a")
     text = f"{cell['mean']:.{metric.digits}f}"
-    text = f"**{text}**" if id(cell) in best else text
     sd = "" if cell["sd"] is None else f" ± {cell['sd']:.{metric.digits}f}"
-    return text + sd
+    return fill("**{}**{}" if id(cell) in best else "{}{}", text, sd)
 
 
 def _tests(tests: Sequence[dict[str, Any]], protocol: str) -> str:
     pooled = [test for test in tests if test["family"] == "targets"]
     if not pooled:
         return ""
-    lines = [
-        f"### Tests (`{protocol}`)",
-        "",
-        "Wilcoxon signed-rank tests on the mean of each case over all inputs without the target, "
-        "two-sided, Bonferroni-corrected for each metric over targets and models, p < 0.01. The "
-        "effect is the matched-pairs rank-biserial correlation, positive if the model is better.",
-        "",
-        "| metric | target | model | against | effect | p | corrected p | verdict | n |",
-        "|---|---|---|---|---|---|---|---|---|",
+    rows = [
+        [
+            t["metric"],
+            _label(t["target"]),
+            t["model"],
+            t["other"],
+            f"{t['rank_biserial']:+.2f}",
+            f"{t['p']:.2g}",
+            f"{t['corrected']:.2g}",
+            _verdict(t),
+            t["n"],
+        ]
+        for t in pooled
     ]
-    for t in pooled:
-        verdict = "not different"
-        if t["identical"]:
-            verdict = "identical"
-        elif t["significant"]:
-            verdict = "better" if t["rank_biserial"] > 0 else "worse"
-        elif t["n"] < t["cases_for_significance"]:
-            verdict = f"too few cases (needs {t['cases_for_significance']})"
-        lines.append(
-            f"| {t['metric']} | {_label(t['target'])} | {t['model']} | {t['other']} "
-            f"| {t['rank_biserial']:+.2f} | {t['p']:.2g} | {t['corrected']:.2g} | {verdict} "
-            f"| {t['n']} |"
-        )
-    return "\n".join(lines)
+    columns = [
+        "metric",
+        "target",
+        "model",
+        "against",
+        "effect",
+        "p",
+        "corrected p",
+        "verdict",
+        "n",
+    ]
+    return "\n".join(
+        [
+            fill("### Tests ({})", code(protocol)),
+            "",
+            "Wilcoxon signed-rank tests on the mean of each case over all inputs without the "
+            "target, two-sided, Bonferroni-corrected for each metric over targets and models, "
+            "p < 0.01. The effect is the matched-pairs rank-biserial correlation, positive if "
+            "the model is better.",
+            "",
+            table(columns, rows),
+        ]
+    )
+
+
+def _verdict(test: dict[str, Any]) -> str:
+    if test["identical"]:
+        return "identical"
+    if test["significant"]:
+        return "better" if test["rank_biserial"] > 0 else "worse"
+    if test["n"] < test["cases_for_significance"]:
+        return f"too few cases (needs {test['cases_for_significance']})"
+    return "not different"
 
 
 def _label(modality: str) -> str:

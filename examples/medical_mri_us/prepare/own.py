@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from examples.medical_mri_us.data import Image, read_image, read_index
+from examples.medical_mri_us.data.foreign import read_bytes
 
 from .sources import Findings, Input, Source
 
@@ -53,8 +54,8 @@ def find_own(
             else (f"without {resample_to}, its grid is that of {reference}",)
         )  # fmt: skip
         try:
-            landmarks = "" if case.landmarks is None else case.landmarks.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            landmarks = "" if case.landmarks is None else read_bytes(case.landmarks).decode()
+        except (OSError, ValueError) as error:
             findings.failed[case.name] = f"{case.landmarks} cannot be read: {error}"
             continue
         findings.sources.append(

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import mmpoe
 from examples.medical_mri_us.data.images import write_bytes
+from examples.medical_mri_us.names import check_name
 
 from .sources import Findings
 from .write import prepare_case
@@ -65,6 +66,7 @@ def prepare_all(
             left_out[source.name] = "the split does not name it."
             continue
         try:
+            check_name("case", source.name)
             result = prepare_case(source, out, spacing, size)
         except ValueError as error:
             failed[source.name] = str(error)

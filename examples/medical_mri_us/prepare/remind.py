@@ -14,6 +14,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from examples.medical_mri_us.data import read_image
+from examples.medical_mri_us.data.foreign import walled
+from examples.medical_mri_us.data.headers import read_header
 
 from .rules import RULES, best
 from .sources import Findings, Input, Source
@@ -115,12 +117,11 @@ def mean_spacing(path: Path) -> float:
     """Returns the mean distance between voxels, mm, from the header alone.
 
     Raises:
-        ValueError: If the file cannot be read.
+        ImageError: If the file cannot be read.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
+    with walled(path):
+        read_header(path)  # which knows whether its voxels are in the folder
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
         reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be read; copy it again.") from error
-    return float(np.mean(reader.GetSpacing()))
+        return float(np.mean(reader.GetSpacing()))

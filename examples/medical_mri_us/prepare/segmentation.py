@@ -8,7 +8,8 @@ import numpy as np
 import pydicom
 
 from examples.medical_mri_us.data import Grid, Image, ImageError, Series, read_series, resample
-from examples.medical_mri_us.data.dicom import DAMAGED
+from examples.medical_mri_us.data.dicom import read_dataset
+from examples.medical_mri_us.data.foreign import check_voxels, walled
 from examples.medical_mri_us.data.planes import (
     frame_orientation,
     frame_position,
@@ -36,19 +37,15 @@ def read_segmentation(series: Series, reference: Series) -> Image:
     path = series.files[0]
     if series.damaged:
         raise ImageError(f"{series.damaged[0]} cannot be read as DICOM; export it again.")
-    try:
+    with walled(path, " as a segmentation"):
         image = _frames(series)
-    except ImageError:
-        raise
-    except DAMAGED as error:
-        raise ImageError(f"{path} cannot be read as a segmentation: {error}.") from error
     grid = Grid.of(read_series(reference))
     return Image(resample(image, grid, 0), grid.affine)
 
 
 def _frames(series: Series) -> Image:
     path = series.files[0]
-    dataset = pydicom.dcmread(path)
+    dataset = read_dataset(path)
     masks = np.asarray(dataset.pixel_array) > 0
     masks = masks.reshape(-1, *masks.shape[-2:])  # (frame, row, column)
     positions = np.array([frame_position(dataset, k) for k in range(len(masks))])
@@ -65,7 +62,9 @@ def _frames(series: Series) -> Image:
             f"{path} cannot be used: its frames lie between slices {step:.4g} mm apart."
         )
     slices = np.rint(places).astype(int)
-    data = np.zeros((masks.shape[2], masks.shape[1], slices.max() + 1), np.float32)
+    shape = (masks.shape[2], masks.shape[1], int(slices.max()) + 1)
+    check_voxels(shape)
+    data = np.zeros(shape, np.float32)
     for k, place in enumerate(slices):
         data[..., place][masks[k].T] = _segment(dataset, k)
     first = positions[along.argmin()]

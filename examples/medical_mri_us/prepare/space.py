@@ -7,6 +7,7 @@ __all__ = ["label_on", "reference_grid"]
 import numpy as np
 
 from examples.medical_mri_us.data import Grid, Image, resample
+from examples.medical_mri_us.data.foreign import check_voxels
 from examples.medical_mri_us.data.geometry import Affine, spacing_of
 
 ANISOTROPIC = 2.0
@@ -25,7 +26,7 @@ def reference_grid(image: Image, spacing: float, size: int) -> Grid:
         size: The number of voxels along the first two axes.
 
     Raises:
-        ValueError: If the image shows nothing.
+        ValueError: If the image shows nothing, or has too many voxels at that spacing.
     """
     first = _cropped(image.data > 0, image.affine)
     found = spacing_of(image.affine)
@@ -79,6 +80,7 @@ def _respaced(grid: Grid, steps: list[float]) -> Grid:
     new = np.maximum(1, np.rint(old / scale)).astype(int)
     affine = _shifted(grid.affine, (old - 1) / 2 - scale * (new - 1) / 2)
     affine[:3, :3] *= scale
+    check_voxels(new.tolist())
     return Grid((int(new[0]), int(new[1]), int(new[2])), affine)
 
 

@@ -22,6 +22,13 @@ def read_split(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise ValueError(f"'split' should be a CSV file, but there is none at {path}.")
+    try:
+        return _read(path)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} should be a CSV file in UTF-8, but is not: {error}.") from error
+
+
+def _read(path: Path) -> dict[str, str]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"case", "split"} <= set(reader.fieldnames or ()):

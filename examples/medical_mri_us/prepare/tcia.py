@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.medical_mri_us.data import Series, list_series, read_series
-from examples.medical_mri_us.data.dicom import DAMAGED
+from examples.medical_mri_us.names import made_name
 
 from .rules import RULES, best, plain
 from .segmentation import read_segmentation
@@ -57,8 +57,8 @@ def find_tcia(root: Path, transforms: Path | None, modalities: Sequence[str]) ->
         try:
             source = _source(case, patient, series, registrations, modalities)
             findings.sources.append(source)
-        except DAMAGED as error:
-            findings.failed[case] = str(error)
+        except Exception as error:  # of any type, for tags that are damaged
+            findings.failed[case] = str(error) or type(error).__name__
     return findings
 
 
@@ -70,7 +70,7 @@ def case_name(patient: str) -> str:
         'Case007'
     """
     number = re.fullmatch(r"ReMIND-(\d+)", patient)
-    return f"Case{int(number[1]):03d}" if number else re.sub(r"[^\w-]+", "_", patient) or "unknown"
+    return f"Case{int(number[1]):03d}" if number else made_name(re.sub(r"[^\w-]+", "_", patient))
 
 
 def _source(
@@ -120,7 +120,8 @@ def _source(
             label = Input(str(seg), partial(read_segmentation, seg, mr), taken(mr).through)
             break
         notes.append(f"{seg} has no transform")
-    return Source(case, "train", images, label=label, patient=patient, notes=tuple(notes))
+    who = made_name(patient)
+    return Source(case, "train", images, label=label, patient=who, notes=tuple(notes))
 
 
 def _segmentations(series: Sequence[Series]) -> list[tuple[Series, Series]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from examples.medical_mri_us.data.foreign import walled
 from examples.medical_mri_us.data.geometry import LPS_TO_RAS, Affine
 
 PROBES = np.array([[0, 0, 0], [100, 0, 0], [0, 100, 0], [0, 0, 100], [31.0, -47, 83]])
@@ -23,12 +24,9 @@ def read_transform(path: Path) -> Affine:
     Raises:
         ValueError: If the file is no transform, or one that is not affine.
     """
-    try:
+    with walled(path, " as a transform"):
         transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{path} cannot be read as a transform: {reason}") from error
-    moved = np.array([transform.TransformPoint(p.tolist()) for p in PROBES])
+        moved = np.array([transform.TransformPoint(p.tolist()) for p in PROBES])
     matrix = np.eye(4)
     matrix[:3, 3] = moved[0]
     matrix[:3, :3] = (moved[1:4] - moved[0]).T / 100

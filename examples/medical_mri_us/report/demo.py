@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Facts", "write_report"]
 
 import base64
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,9 @@ import numpy as np
 from examples.medical_mri_us.data import Subject
 from examples.medical_mri_us.evaluation import SUBSETS, Cell, cross_modal_gain
 from examples.medical_mri_us.modalities import LABELS, MODALITIES
+from examples.medical_mri_us.writing import Content, Tag, page, tag
+
+from .tables import facts_table
 
 MR = {"t2", "cet1", "flair"}
 
@@ -47,54 +49,71 @@ def write_report(
         facts: Everything else.
     """
     parts = [
-        "<h1>Synthesis of missing MRI and ultrasound</h1>",
-        "<p class=notice>These are <b>phantom</b> images, made by a simulation on a real anatomy. "
-        "Nothing here was measured on patients; for research only, not for clinical use.</p>",
+        tag("h1", "Synthesis of missing MRI and ultrasound"),
+        tag(
+            "p",
+            "These are ",
+            tag("b", "phantom"),
+            " images, made by a simulation on a real anatomy. Nothing here was measured on "
+            "patients; for research only, not for clinical use.",
+            class_="notice",
+        ),
         _summary(cells, facts),
-        "<h2>Panel</h2>",
-        "<p>A held-out subject. Framed images were given to the model; all others were "
-        "synthesised. The standard deviation is that of the predicted mean over latent samples; "
-        "it is <b>not calibrated</b>: compare its scale with that of the error.</p>",
+        tag("h2", "Panel"),
+        tag(
+            "p",
+            "A held-out subject. Framed images were given to the model; all others were "
+            "synthesised. The standard deviation is that of the predicted mean over latent "
+            "samples; it is ",
+            tag("b", "not calibrated"),
+            ": compare its scale with that of the error.",
+        ),
         _image(panel, "Truth, synthesis from several subsets, error and standard deviation"),
-        "<h2>Cross-modal synthesis</h2>",
-        "<p>The target was not given. PSNR in dB with its gain over the mean image of the "
-        "training subjects, and SSIM, inside the field of view, per subject, then averaged.</p>",
+        tag("h2", "Cross-modal synthesis"),
+        tag(
+            "p",
+            "The target was not given. PSNR in dB with its gain over the mean image of the "
+            "training subjects, and SSIM, inside the field of view, per subject, then averaged.",
+        ),
         _table(cells, "cross"),
-        "<h2>Self-reconstruction</h2>",
-        "<p>The target was among the inputs, so this measures how much the latents keep, not "
-        "synthesis. It is kept apart because averages over both kinds flatter a model.</p>",
+        tag("h2", "Self-reconstruction"),
+        tag(
+            "p",
+            "The target was among the inputs, so this measures how much the latents keep, not "
+            "synthesis. It is kept apart because averages over both kinds flatter a model.",
+        ),
         _table(cells, "self"),
-        "<h2>Data</h2>",
+        tag("h2", "Data"),
         _data(facts),
-        "<h2>Training</h2>",
+        tag("h2", "Training"),
         _image(training, "The bound during training"),
-        _facts(facts.settings),
-        f"<p class=small>{html.escape(facts.credit)}</p>",
+        facts_table(facts.settings),
+        tag("p", facts.credit, class_="small"),
     ]
     title = "mmpoe: synthesis of missing MRI and ultrasound (phantom)"
-    path.write_text(
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<style>{STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n",
-        encoding="utf-8",
-    )
+    text = page([tag("title", title), tag("style", STYLE)], tag("main", parts))
+    path.write_text(text, encoding="utf-8")
 
 
-def _summary(cells: Sequence[Cell], facts: Facts) -> str:
+def _summary(cells: Sequence[Cell], facts: Facts) -> Content:
     mr = cross_modal_gain(cells, MR, MR)
     ultrasound = cross_modal_gain(cells, {"us"}, MR)
     back = cross_modal_gain(cells, MR, {"us"})
-    return (
-        f"<p>One model learnt from {len(facts.train)} subjects with missing modalities and "
-        f"synthesises any modality from any subset of the others, here for {len(facts.test)} "
-        "held-out subjects. Mean gain over the mean image:</p>"
-        "<div class=cards>"
-        f"{_card(mr, 'MR from other MR')}"
-        f"{_card(ultrasound, 'MR from ultrasound alone')}"
-        f"{_card(back, 'ultrasound from MR')}"
-        "</div>"
-        f"<p>{_verdict(mr, ultrasound)}</p>"
-    )
+    cards = [
+        _card(mr, "MR from other MR"),
+        _card(ultrasound, "MR from ultrasound alone"),
+        _card(back, "ultrasound from MR"),
+    ]
+    return [
+        tag(
+            "p",
+            f"One model learnt from {len(facts.train)} subjects with missing modalities and "
+            f"synthesises any modality from any subset of the others, here for {len(facts.test)} "
+            "held-out subjects. Mean gain over the mean image:",
+        ),
+        tag("div", cards, class_="cards"),
+        tag("p", _verdict(mr, ultrasound)),
+    ]
 
 
 def _verdict(mr: float, ultrasound: float) -> str:
@@ -111,73 +130,73 @@ def _verdict(mr: float, ultrasound: float) -> str:
     )
 
 
-def _card(value: float, what: str) -> str:
-    return f"<div class=card><b>{value:+.1f} dB</b><span>{what}</span></div>"
+def _card(value: float, what: str) -> Tag:
+    return tag("div", tag("b", f"{value:+.1f} dB"), tag("span", what), class_="card")
 
 
-def _table(cells: Sequence[Cell], kind: str) -> str:
+def _table(cells: Sequence[Cell], kind: str) -> Tag:
     by_place = {(tuple(c["given"]), c["target"]): c for c in cells if c["kind"] == kind}
-    head = "".join(f"<th>{LABELS[m]}</th>" for m in MODALITIES)
     rows = []
     for given in SUBSETS:
         if not any((given, m) in by_place for m in MODALITIES):
             continue
-        marks = " + ".join(LABELS[m] for m in given)
-        entries = "".join(_entry(by_place.get((given, m))) for m in MODALITIES)
-        rows.append(f"<tr><th class=given>{marks}</th>{entries}</tr>")
-    return (
-        f"<table><thead><tr><th class=given>given</th>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
+        marks = tag("th", " + ".join(LABELS[m] for m in given), class_="given")
+        rows.append(tag("tr", marks, [_entry(by_place.get((given, m))) for m in MODALITIES]))
+    head = tag("tr", tag("th", "given", class_="given"), _labels())
+    return tag("table", tag("thead", head), tag("tbody", rows))
 
 
-def _entry(cell: Cell | None) -> str:
+def _labels() -> list[Tag]:
+    return [tag("th", LABELS[m]) for m in MODALITIES]
+
+
+def _entry(cell: Cell | None) -> Tag:
     if cell is None:
-        return "<td class=none>&middot;</td>"
+        return tag("td", "·", class_="none")
     gain = cell["psnr"] - cell["baseline_psnr"]
     strength = float(np.clip(gain / 4, 0, 1)) if cell["kind"] == "cross" else 0.0
-    return (
-        f"<td style='background:rgba(20,120,200,{0.45 * strength:.2f})'>{cell['psnr']:.1f}"
-        f"<small>{gain:+.1f}</small><i>{cell['ssim']:.2f}</i></td>"
+    return tag(
+        "td",
+        f"{cell['psnr']:.1f}",
+        tag("small", f"{gain:+.1f}"),
+        tag("i", f"{cell['ssim']:.2f}"),
+        style=f"background:rgba(20,120,200,{0.45 * strength:.2f})",
     )
 
 
-def _data(facts: Facts) -> str:
+def _data(facts: Facts) -> Content:
     patterns: dict[tuple[bool, ...], int] = {}
     for subject in facts.train:
         key = tuple(m in subject.images for m in MODALITIES)
         patterns[key] = patterns.get(key, 0) + 1
-    head = "".join(f"<th>{LABELS[m]}</th>" for m in MODALITIES)
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td class={'yes' if p else 'no'}>{'&#9632;' if p else ''}</td>" for p in key)
-        + f"<td>{count}</td></tr>"
+    rows = [
+        tag("tr", [_mark(there) for there in key], tag("td", count))
         for key, count in sorted(patterns.items(), key=lambda item: -item[1])
-    )
-    totals = "".join(f"<td>{sum(m in s.images for s in facts.train)}</td>" for m in MODALITIES)
-    text = (
-        "<p>Which modalities the training subjects have. Held-out subjects are complete, so that "
-        "the truth of every synthesis is known.</p>"
-        f"<table class=patterns><thead><tr>{head}<th>subjects</th></tr></thead><tbody>{rows}"
-        f"<tr class=total>{totals}<td>{len(facts.train)}</td></tr></tbody></table>"
-    )
+    ]
+    totals = [tag("td", sum(m in s.images for s in facts.train)) for m in MODALITIES]
+    rows.append(tag("tr", totals, tag("td", len(facts.train)), class_="total"))
+    head = tag("tr", _labels(), tag("th", "subjects"))
+    parts = [
+        tag(
+            "p",
+            "Which modalities the training subjects have. Held-out subjects are complete, so that "
+            "the truth of every synthesis is known.",
+        ),
+        tag("table", tag("thead", head), tag("tbody", rows), class_="patterns"),
+    ]
     if facts.problems:
-        items = "".join(f"<li>{html.escape(str(problem))}</li>" for problem in facts.problems)
-        text += f"<p>Left out:</p><ul>{items}</ul>"
-    return text
+        items = [tag("li", str(problem)) for problem in facts.problems]
+        parts += [tag("p", "Left out:"), tag("ul", items)]
+    return parts
 
 
-def _facts(settings: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><th class=given>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in settings.items()
-    )
-    return f"<table class=facts><tbody>{rows}</tbody></table>"
+def _mark(there: bool) -> Tag:
+    return tag("td", "■" if there else None, class_="yes" if there else "no")
 
 
-def _image(png: bytes, text: str) -> str:
+def _image(png: bytes, text: str) -> Tag:
     data = base64.b64encode(png).decode()
-    return f"<img alt='{html.escape(text)}' src='data:image/png;base64,{data}'>"
+    return tag("img", alt=text, src=f"data:image/png;base64,{data}")
 
 
 STYLE = """
@@ -199,6 +218,6 @@ td i{color:#4a5665;margin-left:.6em;font-size:.85em}
 td.none{color:#c3cad3}
 td.yes{color:#1478c8}
 tr.total td{font-weight:600;border-top:2px solid #c3cad3}
-.facts td{text-align:left}
+.facts th,.facts td{text-align:left}
 .small{color:#4a5665;font-size:.85rem}
 """

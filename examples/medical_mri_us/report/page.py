@@ -4,14 +4,13 @@ from __future__ import annotations
 
 __all__ = ["make_page"]
 
-import html
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from examples.medical_mri_us.evaluation import BASELINE, PROTOCOLS, note
+from examples.medical_mri_us.writing import Content, Tag, page, script_data, tag
 
 from .results import Evaluation
 from .sections import cards, coverage, data, environment, training
@@ -44,59 +43,75 @@ def make_page(evaluation: Evaluation) -> str:
         "scores": _case_scores(evaluation, protocols[0].name),
     }
     tables = {
-        kind: "".join(
-            f"<h3>Protocol <code>{p.name}</code></h3>{metric_tables(cells, kind, p, labels)}"
+        kind: [
+            [
+                tag("h3", "Protocol ", tag("code", p.name)),
+                metric_tables(cells, kind, p, labels),
+            ]
             for p in protocols
-        )
+        ]
         for kind in ("cross", "self")
     }
-    definitions = "".join(
-        f"<h3><code>{p.name}</code></h3><p>{html.escape(p.definition)}</p>" for p in protocols
-    )
-    parts = [
-        f"<header><h1>{html.escape(title)}</h1><p class=lead>{html.escape(_lead(facts))}</p>",
-        f"<p class=notice>{_notice(facts)}</p>",
-        _contents(),
-        "</header>",
+    definitions = [[tag("h3", tag("code", p.name)), tag("p", p.definition)] for p in protocols]
+    main = [
+        tag(
+            "header",
+            tag("h1", title),
+            tag("p", _lead(facts), class_="lead"),
+            tag("p", _notice(facts), class_="notice"),
+            _contents(),
+        ),
         cards(evaluation),
-        "<h2 id=images>Images</h2>",
+        _heading("images", "Images"),
         viewer(shown, facts),
-        "<h2 id=cross>Cross-modal synthesis</h2><p>The target was not given. &#9733; marks the 8 "
-        "input sets of the published table. The best of each target is bold, and more colour is "
-        "better. "
-        f"The first row, <i>{BASELINE}</i>, predicts the mean training image for everybody.</p>",
+        _heading("cross", "Cross-modal synthesis"),
+        tag(
+            "p",
+            "The target was not given. ★ marks the 8 input sets of the published table. The best "
+            "of each target is bold, and more colour is better. The first row, ",
+            tag("i", BASELINE),
+            ", predicts the mean training image for everybody.",
+        ),
         tables["cross"],
-        "<h2 id=self>Self-reconstruction</h2><p>The target was among the inputs: this measures "
-        "what the latents keep, not synthesis. It stands apart because averages over both kinds "
-        "flatter a model.</p>",
+        _heading("self", "Self-reconstruction"),
+        tag(
+            "p",
+            "The target was among the inputs: this measures what the latents keep, not synthesis. "
+            "It stands apart because averages over both kinds flatter a model.",
+        ),
         tables["self"],
-        "<h2 id=tests>Tests</h2><p>Wilcoxon signed-rank tests, two-sided, on pairs of cases: the "
-        "mean of a case over all inputs without the target, since slices of one case are not "
-        "independent. Bonferroni-corrected over targets and models for each metric, p &lt; 0.01. "
-        "The effect is the matched-pairs rank-biserial correlation, positive where the model is "
-        "better.</p>",
+        _heading("tests", "Tests"),
+        tag(
+            "p",
+            "Wilcoxon signed-rank tests, two-sided, on pairs of cases: the mean of a case over "
+            "all inputs without the target, since slices of one case are not independent. "
+            "Bonferroni-corrected over targets and models for each metric, p < 0.01. The effect "
+            "is the matched-pairs rank-biserial correlation, positive where the model is better.",
+        ),
         tests_table(evaluation.tests, labels),
-        "<h2 id=uncertainty>Uncertainty</h2>",
+        _heading("uncertainty", "Uncertainty"),
         coverage(evaluation),
-        "<h2 id=data>Data</h2>",
+        _heading("data", "Data"),
         data(facts, labels),
-        "<h2 id=training>Training</h2>",
+        _heading("training", "Training"),
         training(facts),
-        f"<h2 id=protocols>Protocols</h2>{definitions}",
-        "<h2 id=environment>Environment</h2>",
+        _heading("protocols", "Protocols"),
+        definitions,
+        _heading("environment", "Environment"),
         facts_table(environment(facts)),
     ]
     here = Path(__file__).parent
-    embedded = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        f"<title>mmpoe: {html.escape(title)}{' (phantom)' if facts['phantom'] else ''}</title>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<style>{(here / 'style.css').read_text(encoding='utf-8')}</style></head>"
-        f"<body><main>{''.join(parts)}</main>{pictures}"
-        f"<script type='application/json' id=views>{embedded}</script>"
-        f"<script>{(here / 'viewer.js').read_text(encoding='utf-8')}</script></body></html>\n"
+    style = (here / "style.css").read_text(encoding="utf-8")
+    script = (here / "viewer.js").read_text(encoding="utf-8")
+    name = f"mmpoe: {title}{' (phantom)' if facts['phantom'] else ''}"
+    return page(
+        [tag("title", name), tag("style", style)],
+        [tag("main", main), pictures, script_data(shown, "views"), tag("script", script)],
     )
+
+
+def _heading(place: str, name: str) -> Tag:
+    return tag("h2", name, id=place)
 
 
 def _families(labels: dict[str, str]) -> list[str]:
@@ -107,18 +122,17 @@ def _families(labels: dict[str, str]) -> list[str]:
 
 def _split_pictures(
     sprites: dict[str, dict[str, Any]],
-) -> tuple[str, dict[str, dict[str, Any]]]:
+) -> tuple[list[Tag], dict[str, dict[str, Any]]]:
     """Takes the pictures out, as images of the page: browsers load these before scripts ask."""
     images = []
     for case, view in sprites.items():
         for m, about in view["targets"].items():
-            key = html.escape(f"{case}/{m}", quote=True)
             source = f"data:image/png;base64,{about.pop('picture')}"
-            images.append(f"<img hidden alt='' data-picture='{key}' src='{source}'>")
-    return "".join(images), sprites
+            images.append(tag("img", hidden=True, alt="", data_picture=f"{case}/{m}", src=source))
+    return images, sprites
 
 
-def _contents() -> str:
+def _contents() -> Tag:
     names = {
         "images": "Images",
         "cross": "Cross-modal synthesis",
@@ -130,8 +144,8 @@ def _contents() -> str:
         "protocols": "Protocols",
         "environment": "Environment",
     }
-    links = "".join(f"<a href='#{place}'>{name}</a>" for place, name in names.items())
-    return f"<nav aria-label=Contents>{links}</nav>"
+    links = [tag("a", name, href=f"#{place}") for place, name in names.items()]
+    return tag("nav", links, aria_label="Contents")
 
 
 def _spread_shown(evaluation: Evaluation) -> float:
@@ -160,12 +174,9 @@ def _lead(facts: dict[str, Any]) -> str:
     )
 
 
-def _notice(facts: dict[str, Any]) -> str:
-    return f"<b>{'Phantom study. ' if facts['phantom'] else ''}</b>{_note(facts)}"
-
-
-def _note(facts: dict[str, Any]) -> str:
-    return note(facts["phantom"], bool(facts["description"].get("phantom")))
+def _notice(facts: dict[str, Any]) -> Content:
+    said = note(facts["phantom"], bool(facts["description"].get("phantom")))
+    return [tag("b", "Phantom study. ") if facts["phantom"] else None, said]
 
 
 def _case_scores(evaluation: Evaluation, protocol: str) -> dict[str, dict[str, str]]:

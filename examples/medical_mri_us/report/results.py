@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["Evaluation", "EvaluationError", "read_evaluation"]
 
-import csv
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from examples.medical_mri_us.evaluation import FORMAT, PROTOCOLS
 from examples.medical_mri_us.modalities import LABELS
+from examples.medical_mri_us.writing import csv_rows
 
 
 class EvaluationError(ValueError):
@@ -56,14 +58,15 @@ def read_evaluation(folder: Path) -> Evaluation:
         )
     path = folder / "cases.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            cases = list(csv.DictReader(file))
+        cases = csv_rows(path.read_bytes().decode())
         views = {}
         for name in facts["views"]["cases"]:
             path = folder / "views" / f"{name}.npz"
+            if path.parent != folder / "views":
+                raise ValueError(f"{name!r} is no name of a case")
             with np.load(path, allow_pickle=False) as view:
                 views[name] = dict(view)
-    except (OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise EvaluationError(f"{path} cannot be read: {error}. Run 'evaluate' again.") from error
     return Evaluation(facts, tests, coverage, cases, views)
 
@@ -75,7 +78,7 @@ def _json(path: Path) -> dict[str, Any]:
         raise EvaluationError(
             f"{path} should be there, but is not: run 'evaluate' with --out {path.parent} first."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be read: {error}. Run 'evaluate' again.") from error
     if value.get("format") != FORMAT:
         raise EvaluationError(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 __all__ = ["cards", "coverage", "data", "environment", "training"]
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from examples.medical_mri_us.evaluation import BASELINE
+from examples.medical_mri_us.writing import Content, Tag, tag
 
 from .charts import coverage_plot, line_plot, missingness_plot
 from .results import Evaluation
@@ -20,7 +20,7 @@ SAID = ("model", "modalities", "steps", "seconds", "interrupted", "skipped", "fo
 """The entries of a model's description that stand elsewhere."""
 
 
-def cards(evaluation: Evaluation) -> str:
+def cards(evaluation: Evaluation) -> Content:
     """Returns how much better than the mean image cross-modal synthesis is."""
     facts, labels = evaluation.facts, evaluation.labels
     protocol = next(iter(facts["protocols"]))
@@ -51,15 +51,18 @@ def cards(evaluation: Evaluation) -> str:
             and cells.get((BASELINE, (), target)) is not None
         ]
         if gains:
-            cards.append(
-                f"<div class=card><b>{np.mean(gains):+.1f} dB</b><span>{what}</span>"
-                f"<small>PSNR over the {BASELINE}, <code>{protocol}</code>, mean of "
-                f"{len(gains)} cross-modal cells</small></div>"
+            about = tag(
+                "small",
+                f"PSNR over the {BASELINE}, ",
+                tag("code", protocol),
+                f", mean of {len(gains)} cross-modal cells",
             )
-    return f"<div class=cards>{''.join(cards)}</div>" if cards else ""
+            gain = tag("b", f"{np.mean(gains):+.1f} dB")
+            cards.append(tag("div", gain, tag("span", what), about, class_="card"))
+    return tag("div", cards, class_="cards") if cards else None
 
 
-def coverage(evaluation: Evaluation) -> str:
+def coverage(evaluation: Evaluation) -> Content:
     """Returns how often intervals hold the truth."""
     found, labels = evaluation.coverage, evaluation.labels
     model = evaluation.facts["model"]
@@ -72,28 +75,37 @@ def coverage(evaluation: Evaluation) -> str:
         if places:
             rows[label] = {place: float(np.mean(v)) for place, v in places.items()}
     if not rows:
-        return "<p>No intervals: they need latent samples, and cases whose truth is known.</p>"
+        return tag("p", "No intervals: they need latent samples, and cases whose truth is known.")
     kinds = list(found["intervals"])
     words = {"mean": "ring", "predictive": "disc"}
-    keys = "".join(
-        f"<span class='key {words[kind]}'></span><b>{kind}</b>: {html.escape(text)}. "
+    keys = [
+        [tag("span", class_=f"key {words[kind]}"), tag("b", kind), f": {text}. "]
         for kind, text in found["intervals"].items()
-    )
-    state = "was" if evaluation.facts["calibrated"] else "was <b>not</b>"
+    ]
+    state = "was" if evaluation.facts["calibrated"] else ["was ", tag("b", "not")]
     plot = coverage_plot(rows, found["levels"], kinds, "Nominal and found coverage by target")
-    return (
-        f"<p>How often central intervals of {found['samples']} samples hold the truth, over "
-        "voxels in view, averaged over cases and cross-modal inputs; the dashed line is what they "
-        f"say. The model {state} calibrated.</p>{plot}<p class=small>{keys}</p>"
-    )
+    return [
+        tag(
+            "p",
+            f"How often central intervals of {found['samples']} samples hold the truth, over "
+            "voxels in view, averaged over cases and cross-modal inputs; the dashed line is what "
+            "they say. The model ",
+            state,
+            " calibrated.",
+        ),
+        plot,
+        tag("p", keys, class_="small"),
+    ]
 
 
-def data(facts: dict[str, Any], labels: dict[str, str]) -> str:
+def data(facts: dict[str, Any], labels: dict[str, str]) -> Content:
     """Returns which modalities cases have, of training and scored, and which were left out."""
     trained = facts.get("trained_on")
     own = [p for p in facts["patterns"] if p["split"] == facts["split"]]
-    parts = [_patterns("Scored on", facts["data"], facts["split"], own, labels)]
-    if trained is not None:
+    scored = _patterns("Scored on", facts["data"], facts["split"], own, labels)
+    if trained is None:
+        told = tag("p", "What the model was trained on is not written down beside it.")
+    else:
         held = [
             {
                 "held": [m for m, there in zip(labels, p["observed"], strict=True) if there],
@@ -102,19 +114,18 @@ def data(facts: dict[str, Any], labels: dict[str, str]) -> str:
             for p in trained["patterns"]
         ]
         some = "The model was trained on"
-        parts.insert(0, _patterns(some, trained["index"], trained["split"], held, labels))
-    else:
-        parts.insert(0, "<p>What the model was trained on is not written down beside it.</p>")
-    text = f"<div class=two>{''.join(parts)}</div>"
+        told = _patterns(some, trained["index"], trained["split"], held, labels)
+    parts = [tag("div", told, scored, class_="two")]
     if trained is not None and trained["left_out"]:
-        text += f"<p>{trained['left_out']} training cases were left out: data.json says why.</p>"
+        why = f"{trained['left_out']} training cases were left out: data.json says why."
+        parts.append(tag("p", why))
     if facts["problems"]:
-        items = "".join(f"<li>{html.escape(problem)}</li>" for problem in facts["problems"])
-        text += f"<p>Left out of the scores:</p><ul>{items}</ul>"
-    return text
+        items = [tag("li", problem) for problem in facts["problems"]]
+        parts += [tag("p", "Left out of the scores:"), tag("ul", items)]
+    return parts
 
 
-def training(facts: dict[str, Any]) -> str:
+def training(facts: dict[str, Any]) -> Content:
     """Returns how the model was trained."""
     log, description = facts["log"], facts["description"]
     rest = {k: v for k, v in description.items() if not isinstance(v, dict) and k not in SAID}
@@ -125,14 +136,14 @@ def training(facts: dict[str, Any]) -> str:
         "Calibration": description.get("calibration", {}),
         "Images and files": rest,
     }
-    table = "".join(
-        f"<div><h3>{title}</h3>{facts_table(known)}</div>"
+    shown = [
+        tag("div", tag("h3", title), facts_table(known))
         for title, about in tables.items()
         if (known := {k: v for k, v in about.items() if v is not None})
-    )
-    table = f"{_course(description)}<div class=many>{table}</div>"
+    ]
+    table = [_course(description), tag("div", shown, class_="many")]
     if not log:
-        return f"<p>There is no training log beside the model.</p>{table}"
+        return [tag("p", "There is no training log beside the model."), table]
 
     def points(column: str) -> list[tuple[float, float]]:
         pairs = zip(log["step"], log[column], strict=True)
@@ -152,23 +163,24 @@ def training(facts: dict[str, Any]) -> str:
         y_label="KL, nats per sample",
         logarithmic=True,
     )
-    short = "" if bound else "<p>Training was too short for a curve.</p>"
-    return (
-        f"<div class=two><div><h3>Bound</h3>{bound or short}</div><div>"
-        f"<h3>KL per latent level</h3>{kl or short}<p class=small>Level 1 is the coarsest. "
-        "A level near 0 is not in use.</p></div></div>"
-        f"{table}"
-    )
+    short = None if bound else tag("p", "Training was too short for a curve.")
+    level = tag("p", "Level 1 is the coarsest. A level near 0 is not in use.", class_="small")
+    curves = [
+        tag("div", tag("h3", "Bound"), bound or short),
+        tag("div", tag("h3", "KL per latent level"), kl or short, level),
+    ]
+    return [tag("div", curves, class_="two"), table]
 
 
-def _course(description: dict[str, Any]) -> str:
+def _course(description: dict[str, Any]) -> Content:
     """The duration of training, and whether it came to its end."""
     if "seconds" not in description:
-        return ""
+        return None
     stopped = " It was stopped before its end." if description["interrupted"] else ""
-    return (
-        f"<p>{description['steps']} steps in {description['seconds'] / 60:.1f} minutes, "
-        f"{description['skipped']} of them skipped.{stopped}</p>"
+    return tag(
+        "p",
+        f"{description['steps']} steps in {description['seconds'] / 60:.1f} minutes, "
+        f"{description['skipped']} of them skipped.{stopped}",
     )
 
 
@@ -178,13 +190,11 @@ def _patterns(
     split: str,
     patterns: Sequence[Mapping[str, Any]],
     labels: Mapping[str, str],
-) -> str:
+) -> Tag:
     total = sum(p["cases"] for p in patterns)
     plot = missingness_plot(patterns, labels, f"Which modalities the {total} cases have")
-    return (
-        f"<div><h3>{what} {total} cases</h3><p class=small>Split "
-        f"<code>{html.escape(split)}</code> of <code>{html.escape(index)}</code>.</p>{plot}</div>"
-    )
+    source = ["Split ", tag("code", split), " of ", tag("code", index), "."]
+    return tag("div", tag("h3", f"{what} {total} cases"), tag("p", source, class_="small"), plot)
 
 
 def environment(facts: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 __all__ = ["facts_table", "metric_tables", "tests_table"]
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from examples.medical_mri_us.evaluation import PROTOCOLS, Metric, Protocol, best_cells
+from examples.medical_mri_us.writing import Content, Tag, tag
 
 Cell = dict[str, Any]
 
 
 def metric_tables(
     cells: Sequence[Cell], kind: str, protocol: Protocol, labels: Mapping[str, str]
-) -> str:
+) -> Tag:
     """Returns a table per metric of a protocol, one of which is shown at a time.
 
     Arguments:
@@ -29,23 +29,16 @@ def metric_tables(
     choices, tables = [], []
     for number, metric in enumerate(protocol.metrics):
         found = [cell for cell in own if cell["metric"] == metric.name]
-        checked = " checked" if number == 0 else ""
-        choices.append(
-            f"<label><input type=radio name='{group}' value='{metric.name}'{checked}>"
-            f"<span>{metric.label}</span></label>"
-        )
-        tables.append(
-            f"<div class=metric data-metric='{metric.name}'>"
-            f"{_metric_table(found, metric, protocol, labels)}</div>"
-        )
+        choice = tag("input", type="radio", name=group, value=metric.name, checked=number == 0)
+        choices.append(tag("label", choice, tag("span", metric.label)))
+        table = _metric_table(found, metric, protocol, labels)
+        tables.append(tag("div", table, class_="metric", data_metric=metric.name))
     title = f"Metric, protocol {protocol.name}"
-    return (
-        f"<div class=tables><fieldset class=choices aria-label='{title}'>{''.join(choices)}"
-        f"</fieldset>{''.join(tables)}</div>"
-    )
+    field = tag("fieldset", choices, class_="choices", aria_label=title)
+    return tag("div", field, tables, class_="tables")
 
 
-def tests_table(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
+def tests_table(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Content:
     """Returns the tests of each target, all inputs together: a row per metric and other model."""
     rows: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
     for test in tests:
@@ -53,95 +46,101 @@ def tests_table(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -
             key = test["protocol"], test["metric"], test["other"]
             rows.setdefault(key, {})[test["target"]] = test
     if not rows:
-        return "<p>There is nothing to test against.</p>"
+        return tag("p", "There is nothing to test against.")
     order = {(p.name, m.name): m.label for p in PROTOCOLS.values() for m in p.metrics}
     body = []
     for key in sorted(rows, key=lambda key: (list(order).index(key[:2]), key[2])):
         protocol, metric, other = key
-        names = f"<code>{protocol}</code>", order[protocol, metric], html.escape(other)
-        entries = "".join(_test_entry(rows[key].get(m)) for m in labels)
+        names = tag("code", protocol), order[protocol, metric], other
         n = "/".join(dict.fromkeys(str(test["n"]) for test in rows[key].values()))
-        cells = "".join(f"<td class=left>{name}</td>" for name in names)
-        body.append(f"<tr>{cells}{entries}<td>{n}</td></tr>")
-    head = "".join(f"<th scope=col>{html.escape(label)}</th>" for label in labels.values())
+        cells = [tag("td", name, class_="left") for name in names]
+        entries = [_test_entry(rows[key].get(m)) for m in labels]
+        body.append(tag("tr", cells, entries, tag("td", n)))
     few = max(test["cases_for_significance"] for row in rows.values() for test in row.values())
     most = max(test["n"] for row in rows.values() for test in row.values())
-    too_few = (
-        f"<p class=soft>With {most} cases, no outcome could be significant: that needs {few}.</p>"
-        if most < few
-        else ""
-    )
-    return (
-        f"{too_few}<div class=scroll><table><caption>Effect, and corrected p; bold if significant."
-        "</caption><thead><tr><th scope=col class=left>protocol</th><th scope=col class=left>"
-        f"metric</th><th scope=col class=left>against</th>{head}<th scope=col>n</th></tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+    too_few = f"With {most} cases, no outcome could be significant: that needs {few}."
+    caption = "Effect, and corrected p; bold if significant."
+    left = ["protocol", "metric", "against"]
+    return [
+        tag("p", too_few, class_="soft") if most < few else None,
+        _table(caption, left, [*labels.values(), "n"], body),
+    ]
 
 
-def facts_table(facts: Mapping[str, Any]) -> str:
+def facts_table(facts: Mapping[str, Any]) -> Tag:
     """Returns names and values in two columns."""
-    rows = "".join(
-        f"<tr><th scope=row>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
+    rows = [
+        tag("tr", tag("th", str(name), scope="row"), tag("td", str(value)))
         for name, value in facts.items()
-    )
-    return f"<table class=facts><tbody>{rows}</tbody></table>"
+    ]
+    return tag("table", tag("tbody", rows), class_="facts")
+
+
+def _table(caption: Content, left: Sequence[str], columns: Sequence[str], body: Content) -> Tag:
+    """A table that scrolls, whose first columns hold text."""
+    head = [tag("th", name, scope="col", class_="left") for name in left]
+    head += [tag("th", name, scope="col") for name in columns]
+    parts = tag("caption", caption), tag("thead", tag("tr", head)), tag("tbody", body)
+    return tag("div", tag("table", parts), class_="scroll")
 
 
 def _metric_table(
     cells: Sequence[Cell], metric: Metric, protocol: Protocol, labels: Mapping[str, str]
-) -> str:
+) -> Tag:
     scored = [cell for cell in cells if cell["mean"] is not None and cell["given"]]
+    title, name = tag("b", metric.label), tag("code", protocol.name)
     if not scored:
         reasons = {str(cell["reason"] or "nothing to score") for cell in cells}
-        return (
-            f"<p><b>{metric.label}</b> <code>{protocol.name}</code>: n/a "
-            f"({html.escape('; '.join(sorted(reasons)))})</p>"
-        )
+        return tag("p", title, " ", name, f": n/a ({'; '.join(sorted(reasons))})")
     models = list(dict.fromkeys(cell["model"] for cell in cells if cell["given"]))
-    counts = sorted({cell["n"] for cell in scored})
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    unit = protocol.unit + ("s" if counts[-1] > 1 else "")
-    dropped = sum(cell["dropped"] for cell in scored)
-    left_out = f"; {dropped} numbers that are not finite left out" if dropped else ""
-    arrow = "higher" if metric.higher_is_better else "lower"
-    head = "".join(f"<th scope=col>{html.escape(label)}</th>" for label in labels.values())
-    several = "<th scope=col class=left>model</th>" if len(models) > 1 else ""
     rows = dict.fromkeys((tuple(cell["given"]), cell["model"]) for cell in cells)
     best, shade = best_cells(cells, metric), _shades(cells, metric)
     body = []
     for given, model in sorted(rows, key=lambda row: len(row[0])):
         row = [c for c in cells if (tuple(c["given"]), c["model"]) == (given, model)]
         by_target = {cell["target"]: cell for cell in row}
-        star = "<span class=star title='an input set of the published table'>&#9733;</span>"
-        name = f"{_given(given, labels)}{star if row[0]['published'] else ''}" if given else model
-        column = f"<td class=left>{html.escape(model)}</td>" if several else ""
-        entries = "".join(_entry(by_target.get(m), metric, best, shade) for m in labels)
-        kind = "" if given else " class=base"
-        body.append(f"<tr{kind}><th scope=row class=left>{name}</th>{column}{entries}</tr>")
-    return (
-        f"<div class=scroll><table><caption><b>{metric.label}</b>, {arrow} is better. Protocol "
-        f"<code>{protocol.name}</code>, mean and standard deviation over {n} {unit}{left_out}."
-        f"</caption><thead><tr><th scope=col class=left>given</th>{several}{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+        head = _given(given, labels, row[0]["published"]) if given else model
+        line = [tag("th", head, scope="row", class_="left")]
+        line += [tag("td", model, class_="left")] if len(models) > 1 else []
+        line += [_entry(by_target.get(m), metric, best, shade) for m in labels]
+        body.append(tag("tr", line, class_=None if given else "base"))
+    arrow = "higher" if metric.higher_is_better else "lower"
+    over = f", mean and standard deviation over {_counts(scored, protocol)}."
+    caption = title, f", {arrow} is better. Protocol ", name, over
+    left = ["given", "model"] if len(models) > 1 else ["given"]
+    return _table(caption, left, list(labels.values()), body)
 
 
-def _given(given: Sequence[str], labels: Mapping[str, str]) -> str:
-    dots = "".join(f"<i{' class=on' if m in given else ''}></i>" for m in labels)
-    names = " + ".join(html.escape(labels[m]) for m in given)
-    return f"<span class=dots aria-hidden=true>{dots}</span>{names}"
+def _counts(scored: Sequence[Cell], protocol: Protocol) -> str:
+    """Says over how many units the means of cells are taken."""
+    counts = sorted({cell["n"] for cell in scored})
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    unit = protocol.unit + ("s" if counts[-1] > 1 else "")
+    dropped = sum(cell["dropped"] for cell in scored)
+    left_out = f"; {dropped} numbers that are not finite left out" if dropped else ""
+    return f"{n} {unit}{left_out}"
 
 
-def _entry(cell: Cell | None, metric: Metric, best: set[int], shade: Mapping[int, float]) -> str:
+def _given(given: Sequence[str], labels: Mapping[str, str], published: bool) -> Content:
+    dots = [tag("i", class_="on" if m in given else None) for m in labels]
+    names = " + ".join(labels[m] for m in given)
+    star = tag("span", "★", class_="star", title="an input set of the published table")
+    return [
+        tag("span", dots, class_="dots", aria_hidden="true"),
+        names,
+        star if published else None,
+    ]
+
+
+def _entry(cell: Cell | None, metric: Metric, best: set[int], shade: Mapping[int, float]) -> Tag:
     if cell is None:
-        return "<td class=blank>&middot;</td>"
+        return tag("td", "·", class_="blank")
     if cell["mean"] is None:
-        return "<td>n/a</td>"
-    sd = "" if cell["sd"] is None else f"<small>&plusmn; {cell['sd']:.{metric.digits}f}</small>"
-    bold = " class=best" if id(cell) in best else ""
-    colour = f" style='background:rgba(var(--heat),{shade.get(id(cell), 0):.2f})'"
-    return f"<td{bold}{colour}>{cell['mean']:.{metric.digits}f}{sd}</td>"
+        return tag("td", "n/a")
+    sd = None if cell["sd"] is None else tag("small", f"± {cell['sd']:.{metric.digits}f}")
+    bold = "best" if id(cell) in best else None
+    colour = f"background:rgba(var(--heat),{shade.get(id(cell), 0):.2f})"
+    return tag("td", f"{cell['mean']:.{metric.digits}f}", sd, class_=bold, style=colour)
 
 
 def _shades(cells: Sequence[Cell], metric: Metric) -> dict[int, float]:
@@ -158,11 +157,11 @@ def _shades(cells: Sequence[Cell], metric: Metric) -> dict[int, float]:
     return shades
 
 
-def _test_entry(test: Mapping[str, Any] | None) -> str:
+def _test_entry(test: Mapping[str, Any] | None) -> Tag:
     if test is None:
-        return "<td class=blank>&middot;</td>"
+        return tag("td", "·", class_="blank")
     if test["identical"]:
-        return "<td>identical</td>"
-    bold = " class=best" if test["significant"] else ""
-    p = f"p {test['corrected']:.2g}" if test["corrected"] >= 1e-4 else "p &lt; 0.0001"
-    return f"<td{bold}>{test['rank_biserial']:+.2f}<small>{p}</small></td>"
+        return tag("td", "identical")
+    bold = "best" if test["significant"] else None
+    p = f"p {test['corrected']:.2g}" if test["corrected"] >= 1e-4 else "p < 0.0001"
+    return tag("td", f"{test['rank_biserial']:+.2f}", tag("small", p), class_=bold)

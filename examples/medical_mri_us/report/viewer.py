@@ -4,76 +4,109 @@ from __future__ import annotations
 
 __all__ = ["viewer"]
 
-import html
 from typing import Any
 
+from examples.medical_mri_us.writing import Content, Tag, tag
 
-def viewer(data: dict[str, Any], facts: dict[str, Any]) -> str:
-    """Returns the viewer's HTML.
+
+def viewer(data: dict[str, Any], facts: dict[str, Any]) -> Content:
+    """Returns the viewer's elements.
 
     Arguments:
         data: What the script reads: the pictures of each case, and limits of colour scales.
         facts: What was evaluated.
     """
     if not data["cases"]:
-        return "<p>No images were kept: `evaluate` with --views keeps some.</p>"
+        return tag(
+            "p", "No images were kept: ", tag("code", "evaluate"), " with --views keeps some."
+        )
     labels = data["labels"]
-    cases = "".join(f"<option value='{_text(c)}'>{_text(c)}</option>" for c in data["cases"])
-    targets = "".join(
-        f"<label><input type=radio name=target id='target-{_text(m)}' value='{_text(m)}'>"
-        f"<span>{_text(label)}</span></label>"
-        for m, label in labels.items()
-    )
-    overlays = "".join(
-        f"<label><input type=radio name=overlay value={name}><span>{name}</span></label>"
-        for name in ("none", "error", "uncertainty")
-    )
-    inputs = "".join(
-        f"<label><canvas id='input-{_text(m)}' role=img aria-label='{_text(label)}, as acquired'>"
-        "</canvas><span class=tag>"
-        f"<input type=checkbox id='given-{_text(m)}'>{_text(label)}</span></label>"
-        for m, label in labels.items()
-    )
+    targets = [_radio("target", m, label, id=f"target-{m}") for m, label in labels.items()]
+    overlays = [_radio("overlay", name, name) for name in ("none", "error", "uncertainty")]
+    inputs = [_input(m, label) for m, label in labels.items()]
     calibrated = "calibrated" if facts["calibrated"] else "not calibrated"
     spread = f"{facts['views']['samples']} samples, {calibrated}"
-    error_scale = _scale("inferno", data["error_limit"])
-    spread_scale = _scale("viridis", data["spread_shown"])
-    return (
-        "<p>Tick what is given, choose what is wanted. Point at an image for its values; the "
-        "wheel or the slider goes through slices. The standard deviation is that of the "
-        "decoder's mean over latent samples.</p>"
-        "<noscript><p class=notice>The viewer needs JavaScript; the tables do not.</p></noscript>"
-        "<section id=viewer hidden aria-label='Viewer of synthesised images'><div class=bar>"
-        f"<label><span class=head>Case</span><select id=case>{cases}</select></label>"
-        f"<fieldset><legend>Target</legend><div class=pills>{targets}</div></fieldset>"
-        "<label><span class=head>Slice <span id=slice-number></span></span>"
-        "<input type=range id=slice min=0 value=0></label>"
-        f"<fieldset><legend>Overlay on the synthesis</legend><div class=pills>{overlays}</div>"
-        "</fieldset><label><span class=head>Opacity</span>"
-        "<input type=range id=opacity min=0 max=100 step=5></label></div>"
-        "<div class=stage><fieldset><legend>Given</legend>"
-        f"<div class=inputs>{inputs}</div></fieldset><div><div class=views>"
-        f"{_frame('truth', 'Truth', '')}{_frame('synthesis', 'Synthesis', 'at the mean')}"
-        f"{_frame('error', 'Absolute error', '', error_scale)}"
-        f"{_frame('spread', 'Standard deviation', spread, spread_scale)}</div></div></div>"
-        "<div class=status><p aria-live=polite><b id=what></b></p><p id=numbers></p>"
-        "<p class=soft>Shown for its <span id=why></span>. <span id=readout></span></p></div>"
-        "<div class=head>The same slice from every subset: framed images were given</div>"
-        "<div class=scroll><div id=sheet></div></div></section>"
+    views = [
+        _frame("truth", "Truth", ""),
+        _frame("synthesis", "Synthesis", "at the mean"),
+        _frame("error", "Absolute error", "", _scale("inferno", data["error_limit"])),
+        _frame("spread", "Standard deviation", spread, _scale("viridis", data["spread_shown"])),
+    ]
+    given = tag("fieldset", tag("legend", "Given"), tag("div", inputs, class_="inputs"))
+    viewer = [
+        _bar(list(data["cases"]), targets, overlays),
+        tag("div", given, tag("div", tag("div", views, class_="views")), class_="stage"),
+        _status(),
+        tag("div", "The same slice from every subset: framed images were given", class_="head"),
+        tag("div", tag("div", id="sheet"), class_="scroll"),
+    ]
+    without = tag("p", "The viewer needs JavaScript; the tables do not.", class_="notice")
+    about = "Viewer of synthesised images"
+    return [
+        tag(
+            "p",
+            "Tick what is given, choose what is wanted. Point at an image for its values; the "
+            "wheel or the slider goes through slices. The standard deviation is that of the "
+            "decoder's mean over latent samples.",
+        ),
+        tag("noscript", without),
+        tag("section", viewer, id="viewer", hidden=True, aria_label=about),
+    ]
+
+
+def _bar(cases: list[str], targets: list[Tag], overlays: list[Tag]) -> Tag:
+    """The controls above the images."""
+    options = [tag("option", case, value=case) for case in cases]
+    slices = tag("input", type="range", id="slice", min=0, value=0)
+    opacity = tag("input", type="range", id="opacity", min=0, max=100, step=5)
+    return tag(
+        "div",
+        tag("label", _head("Case"), tag("select", options, id="case")),
+        tag("fieldset", tag("legend", "Target"), tag("div", targets, class_="pills")),
+        tag("label", _head("Slice ", tag("span", id="slice-number")), slices),
+        tag(
+            "fieldset",
+            tag("legend", "Overlay on the synthesis"),
+            tag("div", overlays, class_="pills"),
+        ),
+        tag("label", _head("Opacity"), opacity),
+        class_="bar",
     )
 
 
-def _frame(name: str, title: str, about: str, scale: str = "") -> str:
-    return (
-        f"<figure><figcaption><span>{title}</span><i>{about}</i></figcaption><div class=frame>"
-        f"<canvas id={name} role=img aria-label='{title}'></canvas><div class=cross></div></div>"
-        f"{scale}</figure>"
+def _status() -> Tag:
+    """The words about the images that are shown."""
+    why = "Shown for its ", tag("span", id="why"), ". ", tag("span", id="readout")
+    return tag(
+        "div",
+        tag("p", tag("b", id="what"), aria_live="polite"),
+        tag("p", id="numbers"),
+        tag("p", why, class_="soft"),
+        class_="status",
     )
 
 
-def _scale(colours: str, limit: float) -> str:
-    return f"<div class=scale>0<div class={colours}></div>{limit:g}</div>"
+def _head(*content: Content) -> Tag:
+    return tag("span", content, class_="head")
 
 
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+def _radio(group: str, value: str, label: str, id: str | None = None) -> Tag:
+    choice = tag("input", type="radio", name=group, id=id, value=value)
+    return tag("label", choice, tag("span", label))
+
+
+def _input(modality: str, label: str) -> Tag:
+    about = f"{label}, as acquired"
+    canvas = tag("canvas", id=f"input-{modality}", role="img", aria_label=about)
+    box = tag("input", type="checkbox", id=f"given-{modality}")
+    return tag("label", canvas, tag("span", box, label, class_="tag"))
+
+
+def _frame(name: str, title: str, about: str, scale: Content = None) -> Tag:
+    canvas = tag("canvas", id=name, role="img", aria_label=title)
+    frame = tag("div", canvas, tag("div", class_="cross"), class_="frame")
+    return tag("figure", tag("figcaption", tag("span", title), tag("i", about)), frame, scale)
+
+
+def _scale(colours: str, limit: float) -> Tag:
+    return tag("div", 0, tag("div", class_=colours), f"{limit:g}", class_="scale")

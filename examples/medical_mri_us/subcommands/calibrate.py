@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["Calibrate", "run"]
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
 from examples.medical_mri_us.data import CaseError, Slices, Subject, load_subjects, read_index
+from examples.medical_mri_us.facts import read_data
 from examples.medical_mri_us.models import load_model
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.windows import fit_subjects
@@ -32,6 +32,8 @@ class Calibrate:
     """Fit matched experts to the model of a run, for standard deviations that match errors.
 
     They learn from the training cases, complete ones above all; nothing else of the model changes.
+    A model that has matched experts gets new ones, which start afresh. If no step improves them,
+    the model stays as it was.
     """
 
     run: tyro.conf.Positional[Path]
@@ -60,17 +62,27 @@ class Samples(Sequence[dict[str, Tensor]]):
 
 
 def run(options: Calibrate) -> int:
-    """Fits the experts and saves the model with them.
+    """Fits the experts, and saves the model with them if they are better than at the start.
 
     Raises:
-        ValueError: If an option cannot be used, or no training case has all modalities.
+        ValueError: If an option cannot be used, no training case has all modalities, or the folder
+            is in use.
         CaseError: If there is no case that can be used.
         CheckpointError: If the run has no model that can be read.
     """
     folder = open_folder(options.run)
+    with lock(folder):
+        return _calibrate(folder, options)
+
+
+def _calibrate(folder: Path, options: Calibrate) -> int:
     model, description = load_model(folder / "model")
+    if model.is_matched:
+        print("The model was calibrated before: its matched experts start afresh.")
+        for group in model.groups:
+            group.matched = None
     config = read_config(folder / "config.toml", options.set)
-    data = json.loads((folder / "data.json").read_text())
+    data = read_data(folder)
     index = Path(data["index"]) if options.data is None else options.data
     cases = [c for c in read_index(index, model.modalities) if c.split == data["split"]]
     subjects = fit_subjects(load_subjects(cases)[0], config.size)
@@ -95,7 +107,7 @@ def run(options: Calibrate) -> int:
         bar.set_postfix(loss=f"{loss:.5g}", refresh=False)
         bar.update()
 
-    with lock(folder), bar:
+    with bar:
         history = calibrate(
             model,
             samples,
@@ -106,19 +118,27 @@ def run(options: Calibrate) -> int:
             held_out=settings.held_out,
             after_step=show,
         )
-        how = {
-            **asdict(settings),
-            "steps": history.best,
-            "slices": len(samples),
-            "complete": complete,
-            "complete_cases": len(whole),
-            "interrupted": history.interrupted,
-        }
-        state = {name: value.cpu() for name, value in model.state_dict().items()}
-        new = {**description, "calibrated": True, "calibration": how}
-        save_checkpoint(folder / "model", state, new)
-        write_card(folder)
+    code = 130 if history.interrupted else 0
+    if history.best == 0:
+        before = "calibrated as before" if description.get("calibrated") else "not calibrated"
+        print(
+            f"No step of {len(history.losses)} improved the matched experts: the model stays as "
+            f"it was, {before}."
+        )
+        return code
+    how = {
+        **asdict(settings),
+        "steps": history.best,
+        "slices": len(samples),
+        "complete": complete,
+        "complete_cases": len(whole),
+        "interrupted": history.interrupted,
+    }
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
+    save_checkpoint(
+        folder / "model", state, {**description, "calibrated": True, "calibration": how}
+    )
+    write_card(folder)
     losses = list(history.held_out.values()) or history.losses[:1] + history.losses[-1:]
-    if losses:
-        print(f"Held-out loss {losses[0]:.1f} -> {min(losses):.1f} nats, at step {history.best}.")
-    return 130 if history.interrupted else 0
+    print(f"Held-out loss {losses[0]:.1f} -> {min(losses):.1f} nats, at step {history.best}.")
+    return code

@@ -34,16 +34,28 @@ def run(options: Report) -> int:
         ValueError: If there is a folder where the file should be.
         OSError: If the file cannot be written.
     """
-    try:
-        evaluation = read_evaluation(options.evaluation)
-    except EvaluationError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 3
     out = options.evaluation / "report.html" if options.out is None else options.out
     if out.is_dir():
         raise ValueError(f"'out' should be an HTML file, but is the folder {out}.")
-    page = make_page(evaluation).encode()
+    try:
+        page = _make_page(options.evaluation).encode()
+    except EvaluationError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 3
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, page)
     print(f"Wrote {out} ({len(page) / 1e6:.1f} MB): open it in a browser.")
     return 0
+
+
+def _make_page(folder: Path) -> str:
+    """Returns the page, or raises an EvaluationError, also for files that were edited."""
+    try:
+        return make_page(read_evaluation(folder))
+    except EvaluationError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f"{folder} should hold what 'evaluate' wrote, but its files do not fit one another "
+            f"({type(error).__name__}: {error}): run 'evaluate' again."
+        ) from error

@@ -17,6 +17,7 @@ from torch import distributed
 from examples.medical_mri_us.checks import check_integer, check_number
 from examples.medical_mri_us.data import CaseError, ImageError
 from examples.medical_mri_us.models import load_model, model_folder
+from examples.medical_mri_us.names import made_name
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.synthesis.jobs import Job, in_folder, in_index, names, stem
 from examples.medical_mri_us.synthesis.run import Asked, synthesise_job
@@ -166,4 +167,5 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
     ordered = {m: images[m] for m in modalities if m in images}
     file = next(iter(ordered.values())).resolve()
     name = stem(file)
-    return [Job(file.parent.name if name in modalities else name, ordered, options.fov)]
+    name = made_name(file.parent.name if name in modalities else name)
+    return [Job(name, ordered, options.fov)]

@@ -16,8 +16,8 @@ import tyro
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config, write_config
 from examples.medical_mri_us.data import CaseError, check_training, load_subjects, read_index
-from examples.medical_mri_us.facts import data_of, facts_of
-from examples.medical_mri_us.finished import is_finished
+from examples.medical_mri_us.facts import data_of, facts_of, read_data
+from examples.medical_mri_us.finished import has_card, is_finished
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.train import save_model, train
 from examples.medical_mri_us.windows import fit_subjects
@@ -67,6 +67,8 @@ def run(options: Train) -> int:
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
     if options.resume and is_finished(options.out, config):
         if first:
+            if not has_card(options.out):  # as after a kill between the two
+                write_card(options.out)
             print(f"The training is finished; {options.out / 'model'} is left as it is.")
         return 0
     index = _index_of(options)
@@ -113,16 +115,17 @@ def run(options: Train) -> int:
     )
     if first:
         facts = {**facts_of(subjects), "phantom": data["phantom"]}
-        save_model(
-            folder / "model",
-            model,
-            config.size,
-            config.training,
-            history,
-            network=config.model,
-            facts=facts,
-        )
-        write_card(folder)
+        with lock(folder):
+            save_model(
+                folder / "model",
+                model,
+                config.size,
+                config.training,
+                history,
+                network=config.model,
+                facts=facts,
+            )
+            write_card(folder)
         print(f"Model saved in {folder / 'model'}, after {len(history.bounds)} steps.")
         if history.interrupted:
             print(f"Stopped before the end. To resume: train --out {folder} --resume")
@@ -142,4 +145,4 @@ def _index_of(options: Train) -> Path:
     kept = options.out / "data.json"
     if not options.resume or not kept.exists():
         raise ValueError("'data' should be an index of cases, but is not given: --data index.csv.")
-    return Path(json.loads(kept.read_text())["index"])
+    return Path(read_data(options.out)["index"])

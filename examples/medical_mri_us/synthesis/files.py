@@ -18,6 +18,7 @@ import torch
 
 import mmpoe
 from examples.medical_mri_us.data import axis_codes, write_image
+from examples.medical_mri_us.data.images import image_files
 
 from .case import Synthesis
 from .intensities import SCALE
@@ -110,10 +111,13 @@ def write_synthesis(
 
 
 def hash_of(path: Path) -> str:
-    """Returns the SHA-256 of a file, or of all files of a folder in the order of their names."""
+    """Returns the SHA-256 of all files of a volume: one, a header and its voxels, or a folder.
+
+    Raises:
+        ImageError: If the file is no header that can be read.
+    """
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
+    for file in image_files(path):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.medical_mri_us.data import read_image
+from examples.medical_mri_us.data import CaseError, read_image
+from examples.medical_mri_us.names import check_name
 from mmpoe.models import MMHVAE
 
 from .case import synthesise_case
@@ -58,10 +59,14 @@ def synthesise_job(
         asked: How, and where to write it.
 
     Raises:
-        CaseError: If the images of the case cannot be used.
+        CaseError: If the name of the case is refused, or its images cannot be used.
         ImageError: If they cannot be read.
         OSError: If results cannot be written.
     """
+    try:
+        check_name("case", job.name)
+    except ValueError as error:
+        raise CaseError(str(error)) from error
     pairs = choose(list(job.images), model.modalities, given, targets, every=asked.every)
     used = {m for subset, _ in pairs for m in subset}
     images = {m: read_image(path) for m, path in job.images.items() if m in used}
