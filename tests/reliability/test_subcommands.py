@@ -43,7 +43,7 @@ def test_output_folders_that_cannot_be_written_to(number, index, tmp_path, answe
     def refuse(*arguments, **options):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("examples.medical_mri_us.outputs.scratch", refuse)
     monkeypatch.setattr(train_module, "load_subjects", lambda *_: pytest.fail("read images"))
     monkeypatch.setattr(synthesize_module, "synthesise_job", lambda *_: pytest.fail("computed"))
     run = make_run(tmp_path / "run")

@@ -7,7 +7,6 @@ __all__ = ["hash_of", "write_synthesis"]
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 import mmpoe
 from examples.medical_mri_us.data import axis_codes, write_image
+from mmpoe.training import scratch
 
 from .case import Synthesis
 from .intensities import SCALE
@@ -61,9 +61,7 @@ def write_synthesis(
     Raises:
         OSError: If they cannot be written; there are none then.
     """
-    aside = folder / f".{name}.{os.getpid()}.tmp"
-    aside.mkdir()
-    try:
+    with scratch(folder) as aside:
         files = []
         kind = "calibrated" if calibrated else "uncalibrated"
         for target in synthesis.mean:
@@ -104,8 +102,6 @@ def write_synthesis(
         (folder / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
         for file in made:
             (aside / file).replace(folder / file)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return [folder / file for file in made]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.medical_mri_us.data import read_image
+from examples.medical_mri_us.outputs import open_folder
 from mmpoe.models import MMHVAE
 
 from .case import synthesise_case
@@ -98,5 +99,5 @@ def synthesise_job(
         folder = asked.out
         if asked.every:
             folder = asked.out / f"from-{'-'.join(subset)}"
-            folder.mkdir(exist_ok=True)
+            open_folder(folder)
         write_synthesis(folder, job.name, synthesis, provenance, calibrated=model.is_matched)
