@@ -10,7 +10,15 @@ from pathlib import Path
 from mmpoe.training import scratch, sweep
 
 RESOURCES = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM}
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOMEM,
+    }
 )
 """Errors of the operating system for want of room, memory or permission."""
 

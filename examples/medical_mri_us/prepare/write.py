@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from examples.medical_mri_us.data import Grid, Image, ImageError, Volume, resample, write_image
-from mmpoe.training import scratch
+from mmpoe.training import scratch, write_file
 
 from .sources import Input, Source
 from .space import label_on, reference_grid
@@ -56,7 +56,7 @@ def prepare_case(source: Source, out: Path, spacing: float, size: int) -> dict[s
         if source.label is not None:
             cells["label"] = _store(partial, "label", _label(source.label, grid), grid, "uint8")
         if source.landmarks:
-            (partial / "landmarks.csv").write_text(source.landmarks, encoding="utf-8")
+            write_file(partial / "landmarks.csv", source.landmarks.encode())
             cells["landmarks"] = "landmarks.csv"
         folder = out / source.name
         partial.rename(folder)

@@ -17,7 +17,7 @@ import torch
 
 import mmpoe
 from examples.medical_mri_us.data import axis_codes, write_image
-from mmpoe.training import scratch
+from mmpoe.training import scratch, write_file
 
 from .case import Synthesis
 from .intensities import SCALE
@@ -75,7 +75,7 @@ def write_synthesis(
                 said = f"{kind} standard deviation" if what == "std" else what
                 said = f"synthetic {target}, {said}; research only"
                 write_image(aside / files[-1], volume, synthesis.grid.affine, description=said)
-        (aside / f"{name}.png").write_bytes(draw_preview(synthesis, name, calibrated))
+        write_file(aside / f"{name}.png", draw_preview(synthesis, name, calibrated))
         content = {
             "case": name,
             **provenance,
@@ -96,7 +96,7 @@ def write_synthesis(
             },
             "notice": "Synthetic images for research only, not for clinical use.",
         }
-        (aside / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        write_file(aside / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
         made = [*files, f"{name}.png", f"{name}.json"]
         _sync([aside / file for file in made])
         (folder / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
