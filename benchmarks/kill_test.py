@@ -57,7 +57,7 @@ SET = " ".join(
 )
 
 SUBCOMMANDS = {
-    "phantom": "--out data --train 3 --test 2 --size 32 --slices 4 --workers 1",
+    "phantom": "--out data --train 3 --test 2 --size 32 --slices 4 --seed 14 --workers 1",
     "check": "data/index.csv --out checked",
     "prepare": "--index data/index.csv --out prepared --size 32 --spacing 3",
     "train": f"--data data/index.csv --out run --resume --device cpu {SET}",
@@ -67,7 +67,7 @@ SUBCOMMANDS = {
     "report": "evaluation",
     "downstream": "run --data data/index.csv --out downstream --task registration",
     "import-official": "published.pth --out imported",
-    "demo": "--out demo --keep demo/keep --resume --patients 3 --held-out 1 --size 32 "
+    "demo": "--out demo --keep demo/keep --resume --patients 5 --held-out 1 --size 32 "
     "--workers 1 --train.steps 4",
 }
 """The options of each subcommand; each uses what those before it have made."""

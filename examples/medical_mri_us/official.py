@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import mmpoe
 from mmpoe.gaussian import soft_clamp
 from mmpoe.hierarchy import LatentGroup
-from mmpoe.models import MMHVAE, published_mmhvae
+from mmpoe.models import MMHVAE, is_out_of_memory, published_mmhvae
 from mmpoe.posteriors import PoE
 from mmpoe.training import CheckpointError, write_file
 from mmpoe.training import save_checkpoint as save_folder
@@ -247,6 +247,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # of many kinds, for files of other kinds
+            if is_out_of_memory(error):
+                raise
             # not the words of PyTorch, which advise to run what code a file holds
             raise CheckpointError(
                 f"{path} should be a file of tensors that PyTorch saved, but cannot be read as "
@@ -263,6 +265,16 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{path} should hold tensors of one floating-point dtype, "
             f"but holds {', '.join(kinds) or 'none'}."
         )
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_meta:
+            kind = "one without values" if value.is_meta else f"sparse ({value.layout})"
+            raise CheckpointError(f"{path} should hold dense tensors, but {name!r} is {kind}.")
+        if not value.isfinite().all():
+            number = int((~value.isfinite()).sum())
+            raise CheckpointError(
+                f"{path} should hold finite numbers, but {number} of {value.numel()} in {name!r} "
+                "are NaN or infinite."
+            )
     return state
 
 

@@ -1,5 +1,6 @@
 """Published weights: the numbers of the published code, round trips, and files of other kinds."""
 
+import math
 import os
 import pickle
 import sys
@@ -477,3 +478,25 @@ def test_models_of_other_kinds_are_not_loaded(tmp_path):
     save_folder(tmp_path, weights(), {"model": "mystery", "modalities": NAMES})
     with pytest.raises(CheckpointError, match=r"of image_mmhvae or published_mmhvae, but .* myst"):
         load_model(tmp_path)
+
+
+@pytest.mark.fault(70)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_named(checkpoint, bad):
+    name = "first_conv.us.weight"
+    weight = weights()[name].clone()
+    weight.view(-1)[:3] = bad
+    path = checkpoint(with_one(name, weight))
+    with pytest.raises(CheckpointError, match=rf"but 3 of {weight.numel()} in '{name}' are NaN"):
+        load_checkpoint(path)
+
+
+@pytest.mark.fault(66)
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_that_are_not_dense_are_named(checkpoint, kind):
+    name = "first_conv.us.weight"
+    weight = weights()[name]
+    other = weight.to_sparse() if kind == "sparse" else weight.to("meta")
+    path = checkpoint(with_one(name, other))
+    with pytest.raises(CheckpointError, match=rf"but '{name}' is (one without|sparse)"):
+        load_checkpoint(path)

@@ -19,7 +19,7 @@ SCRIPT = ROOT / "docs" / "_static" / "train.sbatch"
 STANDINS = {
     "srun": 'exec "$@"',
     "scontrol": 'if [ "$1" = show ]; then echo node-1; else echo "$@" >> "$FOLDER/queue"; fi',
-    "torchrun": 'echo "$@" >> "$FOLDER/torchrun"; exec "$PYTHON" "$PROGRAM" "$FOLDER/run" 40 2',
+    "torchrun": 'echo "$@" >> "$FOLDER/started"; exec "$PYTHON" "$PROGRAM" "$FOLDER/run" 40 2',
 }
 """What takes the place of the commands, as shell scripts."""
 
@@ -72,7 +72,7 @@ def test_a_job_that_is_stopped_goes_back_into_the_queue_and_ends_at_the_same_bit
     whole = Training()
     whole.fit(40)
     assert same(load_file(tmp_path / "run" / "last.safetensors"), whole.tensors())
-    first, second = (tmp_path / "torchrun").read_text().splitlines()
+    first, second = (tmp_path / "started").read_text().splitlines()
     assert "--nnodes 2 --nproc_per_node 4" in first
     assert "--rdzv_endpoint node-1:29500 --rdzv_id 17-0" in first
     assert "--rdzv_id 17-1" in second
