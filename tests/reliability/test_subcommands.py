@@ -110,14 +110,13 @@ def test_a_gpu_is_not_needed(index, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.fault(37)
 @pytest.mark.fault(78)
-@pytest.mark.parametrize("kilobytes", [1, 60])
-def test_a_disk_that_fills_up_names_the_file_and_its_case(kilobytes, tmp_path, answer):
+def test_a_disk_that_fills_up_names_the_file_and_its_case(tmp_path, answer):
     """A real limit of the system: exit code 5, and no result of the case is there."""
     run = make_run(tmp_path / "run")
     us = write(tmp_path / "patient.nii.gz", volume(0))
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes << 10, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
     try:
         code, err = answer("synthesize", run, "--us", us, "--out", tmp_path / "out")
     finally:
@@ -125,7 +124,7 @@ def test_a_disk_that_fills_up_names_the_file_and_its_case(kilobytes, tmp_path, a
         signal.signal(signal.SIGXFSZ, handler)
     assert code == 5
     assert "File too large" in err
-    assert f"patient{'.png' if kilobytes > 1 else '_t2_mean.nii.gz'}" in err
+    assert "patient_t2_mean.nii.gz" in err
     assert list((tmp_path / "out").iterdir()) == []
 
 
