@@ -82,13 +82,13 @@ IMPORTED = (
     "skimage.metrics",
     "tqdm.auto",
 )
-"""What the processes import in the course of their work."""
+"""The modules that the processes import in the course of their work."""
 
 COMPARED = (".safetensors", ".gz", ".npz", ".csv")
 """The files whose bytes have to be the same."""
 
 OTHERS = ("log.csv", "training.safetensors")
-"""Those of them that tell of times, or of generators that a subcommand does not seed."""
+"""Files among them that tell of times, or of generators that a subcommand does not seed."""
 
 
 class Row(NamedTuple):
