@@ -260,6 +260,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # of many kinds, for files of other kinds
+            if is_out_of_memory(error):
+                raise
             # not the words of PyTorch, which advise to run what code a file holds
             raise CheckpointError(
                 f"{path} should be a file of tensors that PyTorch saved, but cannot be read as "
