@@ -176,6 +176,16 @@ class Blend:
         c = self._calibration(key)
         return c.width(coverage) / np.sqrt(1 - 2 / c.freedom)
 
+    @property
+    def loadings(self) -> np.ndarray:
+        """The loadings of the covariance, with shape (F, K)."""
+        return _loadings(self.covariance.whole)
+
+    @property
+    def variances(self) -> np.ndarray:
+        """The noise variances of the covariance, with shape (F)."""
+        return _variances(self.covariance.whole)
+
     # ------------------------------------------------------------ patterns
 
     def _modalities(self, cells: np.ndarray) -> np.ndarray:
@@ -508,4 +518,4 @@ def _column_scale(z: np.ndarray, modality: np.ndarray) -> np.ndarray:
     squares = np.nansum(z**2, axis=0)
     pooled = np.bincount(modality, squares) / np.maximum(np.bincount(modality, count), 1)
     pooled = np.where(np.bincount(modality, count) > 0, pooled, 1.0)
-    return np.sqrt((squares + 10 * pooled[modality]) / (count + 10))
+    return np.sqrt(np.maximum((squares + 10 * pooled[modality]) / (count + 10), 1e-18))
