@@ -41,8 +41,19 @@ LEAST = 20
 
 Key = tuple
 """A pattern that is calibrated together: ("subset", modalities), ("share", s) or ("cells",)."""
-Predict = Callable[[int, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""Called with a fold, rows, what is given of them, and the features wanted; returns these."""
+Read = Callable[[LinearPoE, LinearPosterior, np.ndarray], np.ndarray]
+"""Called with a fit, posteriors of rows and the features that are wanted; returns these."""
+
+
+class Hidden(NamedTuple):
+    """A part of each row that is hidden, and predicted from the rest."""
+
+    given: np.ndarray
+    """The columns that are given, boolean, with shape (n, d)."""
+    cells: np.ndarray
+    """The features that are hidden and were observed, boolean, with shape (n, F)."""
+    targets: np.ndarray
+    """The features that are hidden in any row, boolean, with shape (F)."""
 
 
 class Member(NamedTuple):
@@ -249,43 +260,48 @@ class Blend:
 
     # ------------------------------------------------------------ rows left out
 
-    def _out_of_fold(self, key: Key, predict: Predict) -> np.ndarray:
-        """Predicts what is hidden in turn by fits that left out its row: features (n, F)."""
-        out = np.full(self.Y.shape, np.nan)
+    def _hidden(self, key: Key) -> list[Hidden]:
+        """What is hidden in turn under a pattern, with the features that can be scored."""
+        hidden = []
         for given in self._hidings(key):
             left = given & ~np.isnan(self.table)
             shown = left.any(axis=1) | (key == ("subset", ()))
             cells = ~given[:, self.features.column] & ~np.isnan(self.Y) & shown[:, None]
             if key[0] == "cells":  # of modalities that are still given in part
                 cells &= self._modalities(left)[:, self.features.modality]
-            targets = cells.any(axis=0)
-            for i in range(self.folds):
-                rows = np.flatnonzero((self.fold == i) & cells.any(axis=1))
-                if len(rows):
-                    new = predict(i, rows, given[rows], targets)
-                    block = out[np.ix_(rows, targets)]
-                    out[np.ix_(rows, targets)] = np.where(cells[rows][:, targets], new, block)
+            hidden.append(Hidden(given, cells, cells.any(axis=0)))
+        return hidden
+
+    def _out_of_fold(self, key: Key, member: Member, read: Read, factor: float) -> np.ndarray:
+        """Reads features (n, F) that are hidden in turn from posteriors that left out their rows."""
+        out = np.full(self.Y.shape, np.nan)
+        for hidden, fold, rows, posterior in self._posteriors(key, member, factor):
+            new = read(member.folds[fold], posterior, hidden.targets)
+            _put(out, rows, hidden, new)
         return out
 
-    def _linear(self, key: Key, member: Member, factor: float = 1.0) -> np.ndarray:
-        def predict(
-            fold: int, rows: np.ndarray, given: np.ndarray, targets: np.ndarray
-        ) -> np.ndarray:
-            x = self._given(rows, given)
-            z = self._posterior(member.folds[fold], x, member.tempers, factor).loc
-            return _mean(member.folds[fold], z, targets)
+    def _posteriors(
+        self, key: Key, member: Member, factor: float = 1.0
+    ) -> Iterator[tuple[Hidden, int, np.ndarray, LinearPosterior]]:
+        """Yields posteriors of rows, by fits that left them out, for each thing that is hidden."""
+        hidden = self._hidden(key)
+        for i, poe in enumerate(member.folds):
+            rows = [np.flatnonzero((self.fold == i) & h.cells.any(axis=1)) for h in hidden]
+            if sum(map(len, rows)) == 0:
+                continue
+            x = [self._given(r, h.given[r]) for r, h in zip(rows, hidden, strict=True)]
+            posterior = self._posterior(poe, np.concatenate(x), member.tempers, factor)
+            start = 0
+            for r, h in zip(rows, hidden, strict=True):
+                if len(r):
+                    yield h, i, r, _part_of(posterior, start, start + len(r))
+                start += len(r)
 
-        return self._out_of_fold(key, predict)
+    def _linear(self, key: Key, member: Member, factor: float = 1.0) -> np.ndarray:
+        return self._out_of_fold(key, member, _mean, factor)
 
     def _claimed(self, key: Key, member: Member, factor: float = 1.0) -> np.ndarray:
-        def predict(
-            fold: int, rows: np.ndarray, given: np.ndarray, targets: np.ndarray
-        ) -> np.ndarray:
-            x = self._given(rows, given)
-            posterior = self._posterior(member.folds[fold], x, member.tempers, factor)
-            return _spread(member.folds[fold], posterior, targets)
-
-        return self._out_of_fold(key, predict)
+        return self._out_of_fold(key, member, _spread, factor)
 
     def _given(self, rows: np.ndarray, given: np.ndarray) -> np.ndarray:
         """The features of some rows, NaN where they are not given."""
@@ -344,8 +360,8 @@ class Blend:
         return member
 
     def _without(self, i: int, networks: int) -> np.ndarray:
-        """The rows that network i is trained on."""
-        part = self.fold % networks
+        """The rows that network i is trained on: of one network, all but the first fold."""
+        part = self.fold % networks if networks > 1 else self.fold
         rows = part != i
         return self.table[rows if rows.any() else part == i]
 
@@ -353,8 +369,8 @@ class Blend:
         """The centres of all features, from all fits on all rows."""
         means = []
         for member in self.members:
-            z = self._posterior(member.whole, x, member.tempers, c.factor).loc
-            means.append(_mean(member.whole, z))
+            posterior = self._posterior(member.whole, x, member.tempers, c.factor)
+            means.append(_mean(member.whole, posterior))
         linear = self._sharpened(np.mean(means, axis=0), c.powers)
         if not c.weights.any():
             return linear
@@ -411,13 +427,15 @@ class Blend:
         return factor, powers, weights, out
 
     def _networks_out_of_fold(self, key: Key) -> np.ndarray:
-        def predict(
-            fold: int, rows: np.ndarray, given: np.ndarray, targets: np.ndarray
-        ) -> np.ndarray:
-            network = self.networks[fold % len(self.networks)]
-            return network.predict(np.where(given, self.table[rows], np.nan))[:, targets]
-
-        return self._out_of_fold(key, predict)
+        out, count = np.full(self.Y.shape, np.nan), len(self.networks)
+        for hidden in self._hidden(key):
+            for i, network in enumerate(self.networks):
+                left_out = (self.fold % count == i) if count > 1 else self.fold == 0
+                rows = np.flatnonzero(left_out & hidden.cells.any(axis=1))
+                if len(rows):
+                    table = np.where(hidden.given[rows], self.table[rows], np.nan)
+                    _put(out, rows, hidden, network.predict(table)[:, hidden.targets])
+        return out
 
     def _calibrate_spread(
         self, key: Key, factor: float, powers: np.ndarray, weights: np.ndarray, mean: np.ndarray
@@ -458,20 +476,25 @@ class Blend:
             z = residuals / (scale * claimed)
             return float(-np.nanmean(0.5 * z**2 + np.log(scale * claimed)))
         total = 0.0
-        for given in self._hidings(self.main):
-            cells = ~given[:, self.features.column] & ~np.isnan(residuals)
-            for i in range(self.folds):
-                rows = np.flatnonzero((self.fold == i) & cells.any(axis=1))
-                if len(rows) == 0:
-                    continue
-                poe = member.folds[i]
-                x = self._given(rows, given[rows])
-                posterior = self._posterior(poe, x, member.tempers, 1.0)
-                own = np.maximum(scale, 0.05 / claimed[rows])
-                r = np.where(cells[rows], residuals[rows], 0.0)
-                W, psi = _loadings(poe), _variances(poe)
-                total += log_joint(r, cells[rows], own, W, psi, posterior).sum() / cells.sum()
+        for hidden, fold, rows, posterior in self._posteriors(self.main, member):
+            poe, cells = member.folds[fold], hidden.cells[rows]
+            own = np.maximum(scale, 0.05 / claimed[rows])
+            r = np.where(cells, residuals[rows], 0.0)
+            density = log_joint(r, cells, own, _loadings(poe), _variances(poe), posterior)
+            total += float(density.sum() / hidden.cells.sum())
         return total
+
+
+def _put(out: np.ndarray, rows: np.ndarray, hidden: Hidden, new: np.ndarray) -> None:
+    """Writes what was hidden in some rows into its place."""
+    place = np.ix_(rows, hidden.targets)
+    out[place] = np.where(hidden.cells[place], new, out[place])
+
+
+def _part_of(posterior: LinearPosterior, start: int, stop: int) -> LinearPosterior:
+    """The posterior of adjacent rows."""
+    used, pattern = posterior.pattern[start:stop].unique(return_inverse=True)
+    return LinearPosterior(posterior.loc[start:stop], posterior.covariance[used], pattern)
 
 
 def _chosen(
@@ -493,10 +516,12 @@ def _variances(poe: LinearPoE) -> np.ndarray:
     return torch.cat(list(poe.variances.values())).numpy()
 
 
-def _mean(poe: LinearPoE, z: torch.Tensor, targets: np.ndarray | slice = slice(None)) -> np.ndarray:
-    """The means of some features given z."""
+def _mean(
+    poe: LinearPoE, posterior: LinearPosterior, targets: np.ndarray | slice = slice(None)
+) -> np.ndarray:
+    """The means of some features, with shape (n, F)."""
     loc = torch.cat(list(poe.loc.values())).numpy()
-    return z.numpy() @ _loadings(poe)[targets].T + loc[targets]
+    return posterior.loc.numpy() @ _loadings(poe)[targets].T + loc[targets]
 
 
 def _spread(
