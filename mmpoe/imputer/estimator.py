@@ -63,7 +63,7 @@ class MultimodalImputer:
             those of an array by their positions, arrays of a dictionary by theirs.
         networks: The number of hierarchies that are averaged; with 0, the linear part predicts
             alone, in a fraction of the time.
-        steps: The number of training steps of each.
+        steps: The most training steps of each; training ends before where validation says so.
         random_state: The seed of folds, training and draws: an integer, a NumPy ``RandomState``,
             or None for a new one each time.
 
@@ -136,8 +136,10 @@ class MultimodalImputer:
         table = table[~np.isnan(table).all(axis=1)]
         features = Features(table, self.columns_, self.modalities_)
 
-        def train(rows: np.ndarray) -> HiddenNetwork:
-            return HiddenNetwork(self.modalities_, features, self.steps).fit(rows)
+        def train(
+            rows: np.ndarray, questions: list[tuple[np.ndarray, np.ndarray]]
+        ) -> HiddenNetwork:
+            return HiddenNetwork(self.modalities_, features, self.steps).fit(rows, questions)
 
         with _seeded(self._seed):
             self._blend = Blend(features, table, self._seed).fit(train, self.networks)
