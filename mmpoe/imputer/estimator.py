@@ -422,7 +422,7 @@ class MultimodalImputer:
             column.decode(filled[missing[:, j], j].double().numpy())
             for j, column in enumerate(self.columns_)
         ]
-        return write(X, cells)
+        return write(X, cells, self.columns_)
 
 
 def _positions(labels: Sequence[Hashable]) -> bool:

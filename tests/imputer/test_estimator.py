@@ -11,7 +11,7 @@ import torch
 
 import mmpoe
 from mmpoe import MultimodalImputer
-from mmpoe.imputer._tables import Column, Source, read, write
+from mmpoe.imputer._tables import read
 
 pd = pytest.importorskip("pandas", reason="data frames need pandas")
 
@@ -404,38 +404,6 @@ def test_no_draws_are_an_error():
     imputer = quick(steps=1).fit(numbers()[1])
     with pytest.raises(ValueError, match=r"'draws' should be an integer of at least 1, but is 0"):
         imputer.impute(numbers()[1], draws=0)
-
-
-# ---------------------------------------------------------------- tables
-
-
-@pytest.mark.parametrize("kind", ["array", "frame", "dictionary"])
-def test_what_is_read_is_written(kind):
-    _, holes = mixed()
-    X = {
-        "array": numbers()[1],
-        "frame": holes,
-        "dictionary": {"a": numbers()[1], "b": numbers()[1][:, 0]},
-    }[kind]
-    sources = read(X)
-    columns = [Column.learn(source, None) for source in sources]
-    cells = []
-    for column, source in zip(columns, sources, strict=True):
-        encoded = column.encode(source)
-        assert np.array_equal(np.isnan(encoded), source.missing)
-        back = column.decode(encoded[~source.missing])
-        if column.kind == "numeric":
-            np.testing.assert_allclose(back, source.values[~source.missing].astype(float))
-        else:
-            assert back.tolist() == source.values[~source.missing].tolist()
-        cells.append(column.decode(np.zeros(source.missing.sum())))
-    assert not any(source.missing.any() for source in read(write(X, cells)))
-
-
-def test_categories_of_several_types_have_an_order():
-    values = np.array([2, "b", 1, "a", None], dtype=object)
-    column = Column.learn(Source("m", "m", values, values == None), "categorical")  # noqa: E711
-    assert column.categories == [1, 2, "a", "b"]
 
 
 # ---------------------------------------------------------------- threads
