@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from mmpoe.imputation import calibrate
-from mmpoe.models import MMHVAE
-from mmpoe.objectives import elbo, log_marginal
+from mmpoe.objectives import log_marginal
 from mmpoe.training import Optimizer, fit
 
-from ._network import Modality, build
+from ._network import Modality, SideBySide, build
 from ._tables import KINDS, Column, Source, read, write
 
 ROWS = 256
@@ -144,14 +143,16 @@ class MultimodalImputer:
             self.model_ = build(self.modalities_, self.hidden, self.latents)
             batches = DataLoader(TensorDataset(table), self.batch_size, shuffle=True)
             optimizer = Optimizer(lr=self.lr)
+            networks = SideBySide(self.model_, self.modalities_)
             self.history_ = fit(
-                self.model_,
+                networks,
                 batches,
                 self._bound,
                 steps=self.steps,
                 optimizer=optimizer,
                 progress=False,
             )
+            networks.write(self.model_.to(_device(networks)).eval())
             if self.calibrated:
                 calibrate(
                     self.model_,
@@ -365,15 +366,13 @@ class MultimodalImputer:
             modalities.append(Modality(name, positions, columns[0].kind, classes))
         return modalities
 
-    def _bound(self, model: MMHVAE, batch: list[Tensor], done: float) -> Tensor:
+    def _bound(self, networks: SideBySide, batch: list[Tensor], done: float) -> Tensor:
         """The bound of what a row has, or of a random part of it: of what the model is given."""
         (table,) = batch
         keep = torch.rand_like(table) < torch.rand_like(table[:, :1])
         keep = keep | (torch.rand_like(table[:, :1]) < 0.5)
-        x, observed = self._split(torch.where(keep, table, torch.nan))
-        valid = {m: ~v.isnan() for m, v in x.items()}
-        beta = min(1.0, 5 * done)
-        return elbo(model(x, observed), x, observed, beta, valid=valid, validate=False)
+        table = torch.where(keep, table, torch.nan)
+        return networks.bound(table, self._split(table)[1], min(1.0, 5 * done))
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "model_"):
@@ -403,7 +402,7 @@ class MultimodalImputer:
         return torch.from_numpy(cells).to(torch.get_default_dtype())
 
     def _move(self, rows: Tensor) -> Tensor:
-        return rows.to(next(self.model_.parameters()).device)
+        return rows.to(_device(self.model_))
 
     def _split(self, table: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The modalities of a table, and which of them have an observed cell."""
@@ -423,6 +422,10 @@ class MultimodalImputer:
             for j, column in enumerate(self.columns_)
         ]
         return write(X, cells, self.columns_)
+
+
+def _device(network: torch.nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def _positions(labels: Sequence[Hashable]) -> bool:
