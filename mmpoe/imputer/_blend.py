@@ -36,6 +36,10 @@ POWERS = (1.0, 1.5, 2.0, 3.0)
 SHARES = (1.0, 0.5, 0.25)
 """How much of what a row has is given, where modalities are too many for all their subsets."""
 MEMBERS, FOLDS, PARTS = 3, 5, 10
+QUESTIONS = 500
+"""Of how many rows at most the error of a hierarchy is watched during training."""
+CELLS, ROWS = 10**7, (2000, 20000)
+"""About how many cells to learn from, and in how many rows at least and at most."""
 LEAST = 20
 """How many rows a feature needs for intervals of its own."""
 
@@ -43,6 +47,9 @@ Key = tuple
 """A pattern that is calibrated together: ("subset", modalities), ("share", s) or ("cells",)."""
 Read = Callable[[LinearPoE, LinearPosterior, np.ndarray], np.ndarray]
 """Called with a fit, posteriors of rows and the features that are wanted; returns these."""
+
+
+Train = Callable[[np.ndarray, list[tuple[np.ndarray, np.ndarray]]], HiddenNetwork]
 
 
 class Hidden(NamedTuple):
@@ -126,23 +133,34 @@ class Blend:
 
     Arguments:
         features: The features.
-        table: The encoded table, NaN where cells are missing.
-        seed: The seed of folds and of what is hidden.
+        table: The encoded table, NaN where cells are missing. Of many rows, some are taken.
+        seed: The seed of rows, of folds and of what is hidden.
     """
 
     def __init__(self, features: Features, table: np.ndarray, seed: int) -> None:
+        most = int(np.clip(CELLS / len(features.column), *ROWS))
+        if len(table) > most:
+            table = table[np.random.default_rng(seed).permutation(len(table))[:most]]
         self.features, self.table, self.seed = features, table, seed
         self.Y = features.encode(table)
         self.names = list(features.slices)
         n = len(table)
         self.folds = min(FOLDS, n)
         self.fold = np.random.default_rng(seed).permutation(n) % self.folds
-        self.few = len(self.names) <= FEW
+        self.few = len(self.names) <= FEW and len(np.unique(features.column)) > len(self.names)
         self.networks: list[HiddenNetwork] = []
         self.calibrations: dict[Key, Calibration] = {}
 
-    def fit(self, make: Callable[[np.ndarray], HiddenNetwork], networks: int) -> Blend:
-        """Fits all parts; `make` trains a hierarchy on some rows."""
+    def fit(
+        self, train: Train, networks: int
+    ) -> Blend:
+        """Fits all parts.
+
+        Arguments:
+            train: Trains a hierarchy on some rows, and keeps the weights that predict others best,
+                each given in turn without a part of it.
+            networks: How many hierarchies to train.
+        """
         self.main: Key = ("share", 1.0) if not self.few else ("each",)
         candidates = self._candidates()
         tempers = {c: [dict.fromkeys(self.names, t) for t in TEMPERS] for c in candidates}
@@ -152,7 +170,9 @@ class Blend:
             for t in choices
         )
         self.members = [self._member(candidates[c], c, t, loss) for loss, c, t in ranked[:MEMBERS]]
-        self.networks = [make(self._without(i, networks)) for i in range(networks)]
+        for i in range(networks):
+            left_out = self._left_out(i, networks)
+            self.networks.append(train(self.table[~left_out], self._questions(left_out)))
         mean = self._calibrate_mean(self.main, (1.0,))
         self.covariance = self._choose_covariance(candidates, mean)
         self.calibrations[self.main] = self._calibrate_spread(self.main, *mean)
@@ -359,11 +379,19 @@ class Blend:
                 member, loss = trial, new
         return member
 
-    def _without(self, i: int, networks: int) -> np.ndarray:
-        """The rows that network i is trained on: of one network, all but the first fold."""
-        part = self.fold % networks if networks > 1 else self.fold
-        rows = part != i
-        return self.table[rows if rows.any() else part == i]
+    def _left_out(self, i: int, networks: int) -> np.ndarray:
+        """The rows that network i is not trained on, boolean: of one network, the first fold."""
+        return self.fold % networks == i if networks > 1 else (self.fold == 0) & (self.folds > 1)
+
+    def _questions(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What is left of some rows when parts are hidden, and the features that are hidden."""
+        questions = []
+        for hidden in self._hidden(self.main):
+            asked = np.flatnonzero(rows & hidden.cells.any(axis=1))[:QUESTIONS]
+            if len(asked):
+                left = np.where(hidden.given[asked], self.table[asked], np.nan)
+                questions.append((left, np.where(hidden.cells[asked], self.Y[asked], np.nan)))
+        return questions
 
     def _centre(self, c: Calibration, x: np.ndarray, table: np.ndarray) -> np.ndarray:
         """The centres of all features, from all fits on all rows."""
@@ -413,6 +441,7 @@ class Blend:
         step = None
         if self.networks and key != ("subset", ()):
             step = self._networks_out_of_fold(key)
+            step = np.where(np.isnan(step), mean, step)
         out = mean.copy()
         for m, part in enumerate(self.features.slices.values()):
             if self.features.classes[m]:
@@ -430,7 +459,7 @@ class Blend:
         out, count = np.full(self.Y.shape, np.nan), len(self.networks)
         for hidden in self._hidden(key):
             for i, network in enumerate(self.networks):
-                left_out = (self.fold % count == i) if count > 1 else self.fold == 0
+                left_out = self._left_out(i, count)
                 rows = np.flatnonzero(left_out & hidden.cells.any(axis=1))
                 if len(rows):
                     table = np.where(hidden.given[rows], self.table[rows], np.nan)
@@ -474,7 +503,8 @@ class Blend:
         scale = _column_scale(residuals / claimed, self.features.modality)
         if not self.few:
             z = residuals / (scale * claimed)
-            return float(-np.nanmean(0.5 * z**2 + np.log(scale * claimed)))
+            density = -(0.5 * z**2 + np.log(scale * claimed))
+            return float(np.nansum(density) / max(1, (~np.isnan(z)).sum()))
         total = 0.0
         for hidden, fold, rows, posterior in self._posteriors(self.main, member):
             poe, cells = member.folds[fold], hidden.cells[rows]

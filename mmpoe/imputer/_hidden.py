@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["FEW", "HiddenNetwork", "hide_each", "hide_some", "partition"]
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from ._network import Modality, build
 
 FEW = 6
 """Up to how many modalities each subset of them is calibrated by itself."""
+EVERY, PATIENCE = 25, 6
+"""After how many steps the error is checked, and how many checks in a row may be in vain."""
 WHOLE = 0.3
 """The share of training rows of which all that was observed is given."""
 
@@ -49,21 +52,41 @@ class HiddenNetwork:
     Arguments:
         modalities: The modalities.
         features: What the means of its likelihoods are turned into.
-        steps: The number of training steps.
+        steps: The most training steps.
     """
 
     def __init__(self, modalities: Sequence[Modality], features: Features, steps: int) -> None:
         self.modalities, self.features, self.steps = modalities, features, steps
         self.model = build(modalities, 64, (8, 16))
 
-    def fit(self, table: np.ndarray) -> HiddenNetwork:
-        """Trains on the rows of an encoded table."""
+    def fit(
+        self, table: np.ndarray, questions: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> HiddenNetwork:
+        """Trains on the rows of an encoded table, and keeps the weights that answer best.
+
+        Arguments:
+            table: The rows to train on.
+            questions: Parts of other rows that are given, and the features (n, F) that are asked
+                for, NaN where none is. Training ends when their error has not fallen for long.
+        """
+        best = _Best(self, questions)
+
+        def bound(model: torch.nn.Module, batch: list[Tensor], done: float) -> Tensor:
+            best.watch()
+            return self._bound(model, batch, done)
+
         batches = DataLoader(TensorDataset(_tensor(table)), 128, shuffle=True)
         optimizer = Optimizer(lr=3e-3, weight_decay=1e-2)
-        self.history = fit(
-            self.model, batches, self._bound, steps=self.steps, optimizer=optimizer, progress=False
-        )
+        with suppress(_Stopped):
+            fit(self.model, batches, bound, steps=self.steps, optimizer=optimizer, progress=False)
+            best.compare()  # averaged weights are often better than the last ones
+        best.restore()
         return self
+
+    def error(self, questions: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+        """The mean squared error of what is asked for."""
+        errors = [np.square(self.predict(given) - y) for given, y in questions]
+        return float(np.mean([np.nanmean(e) for e in errors])) if errors else 0.0
 
     @torch.no_grad()
     def predict(self, table: np.ndarray) -> np.ndarray:
@@ -89,6 +112,46 @@ class HiddenNetwork:
         """The modalities of a table, and which of them have an observed cell."""
         x = {m.name: table[:, m.columns] for m in self.modalities}
         return x, torch.stack([~v.isnan().all(dim=1) for v in x.values()], dim=1)
+
+
+class _Stopped(Exception):
+    """Training has not lowered the error for long."""
+
+
+class _Best:
+    """Keeps the weights that had the lowest error during training."""
+
+    def __init__(
+        self, network: HiddenNetwork, questions: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> None:
+        self.network, self.questions = network, questions
+        self.error, self.steps, self.since = np.inf, 0, 0
+        self.state: dict[str, Tensor] = {}
+
+    def watch(self) -> None:
+        """Called before each step; ends training where the last checks were in vain."""
+        if self.steps and self.steps % EVERY == 0 and self.questions:
+            self.compare()
+            if self.since >= PATIENCE:
+                raise _Stopped
+        self.steps += 1
+
+    def compare(self) -> None:
+        """Keeps the present weights if they are better."""
+        model = self.network.model
+        model.eval()
+        error = self.network.error(self.questions)
+        model.train()
+        self.since += 1
+        if not self.state or error < self.error:
+            self.error, self.since = error, 0
+            self.state = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def restore(self) -> None:
+        """Goes back to the best weights."""
+        if self.state:
+            self.network.model.load_state_dict(self.state)
+        self.network.model.eval()
 
 
 def _subsets(observed: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class MultimodalImputer:
             those of an array by their positions, arrays of a dictionary by theirs.
         networks: The number of hierarchies that are averaged; with 0, the linear part predicts
             alone, in a fraction of the time.
-        steps: The number of training steps of each.
+        steps: The most training steps of each; training ends before where validation says so.
         handle_unknown: What a category is that was not there when the table was fitted: an
             ``"error"``, or ``"missing"``: it says nothing about the other cells, and stays as it
             is.
@@ -152,8 +152,10 @@ class MultimodalImputer:
         table = table[~np.isnan(table).all(axis=1)]
         features = Features(table, self.columns_, self.modalities_)
 
-        def train(rows: np.ndarray) -> HiddenNetwork:
-            return HiddenNetwork(self.modalities_, features, self.steps).fit(rows)
+        def train(
+            rows: np.ndarray, questions: list[tuple[np.ndarray, np.ndarray]]
+        ) -> HiddenNetwork:
+            return HiddenNetwork(self.modalities_, features, self.steps).fit(rows, questions)
 
         with _seeded(self._seed):
             self._blend = Blend(features, table, self._seed).fit(train, self.networks)

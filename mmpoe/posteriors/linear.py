@@ -257,8 +257,7 @@ class LinearPoE:
         """Runs expectation maximisation on standardised columns, 0 where they are missing."""
         n, columns = x.shape
         K = max(1, min(self.factors, n // 2, columns))
-        _, s, Vh = torch.linalg.svd(x, full_matrices=False)
-        loadings = Vh[:K].T * s[:K] / math.sqrt(n)
+        loadings = _principal(x, K)
         loc, variances = x.new_zeros(columns), x.new_full((columns,), 0.5)
         for _ in range(self.steps):
             moments = _expect(x - loc * observed, observed, loadings, variances)
@@ -332,10 +331,22 @@ class _Moments(NamedTuple):
     """The means of (z, 1), with shape (n, K+1)."""
 
 
+def _principal(x: Tensor, components: int) -> Tensor:
+    """The loadings (D, K) of principal components, from the smaller of two Gram matrices."""
+    n, columns = x.shape
+    if columns <= n:
+        values, vectors = torch.linalg.eigh(x.T @ x / n)
+        return vectors[:, -components:].flip(1) * values[-components:].flip(0).clamp(min=0).sqrt()
+    values, vectors = torch.linalg.eigh(x @ x.T / n)
+    vectors = vectors[:, -components:].flip(1)
+    return x.T @ vectors / math.sqrt(n)
+
+
 def _expect(x: Tensor, observed: Tensor, loadings: Tensor, variances: Tensor) -> _Moments:
     """Computes what the next step of expectation maximisation needs to know of z."""
     K = loadings.shape[1]
     blocks, block = _distinct(observed.T)  # (B, n), (D)
+    first = torch.tensor([int((block == b).nonzero()[0]) for b in range(len(blocks))])
     z = x.new_ones(len(x), K + 1)
     sums, total = x.new_zeros(len(blocks), (K + 1) ** 2), x.new_zeros((K + 1) ** 2)
     for piece in _posteriors(x, observed, loadings, 1 / variances):
@@ -344,8 +355,7 @@ def _expect(x: Tensor, observed: Tensor, loadings: Tensor, variances: Tensor) ->
         counts = piece.pattern.bincount(minlength=len(moments)).to(x)
         moments[:, :K, :K] += counts[:, None, None] * piece.covariance
         moments = moments.flatten(1)
-        first = piece.patterns[:, [int((block == b).nonzero()[0]) for b in range(len(blocks))]]
-        sums += first.T.to(x) @ moments
+        sums += piece.patterns[:, first].T.to(x) @ moments
         total += moments.sum(dim=0)
     shape = (-1, K + 1, K + 1)
     return _Moments(sums.view(shape), block, total.view(shape)[0], z)
