@@ -258,11 +258,20 @@ def test_a_missing_cell_of_a_group_takes_no_part(fitted):
     ("call", "match"),
     [
         (lambda m, X: m.predict_distribution(X, target="z"), r"'target' should name modal.* 'z'"),
-        (lambda m, X: m.predict_distribution(X, given=["z"]), r"'given' should name .*a, b, c.*'z'"),
-        (lambda m, X: m.predict_distribution(X, ["a"], "a"), r"'target' should not be given, .* 'a'"),
+        (
+            lambda m, X: m.predict_distribution(X, given=["z"]),
+            r"'given' should name .*a, b, c.*'z'",
+        ),
+        (
+            lambda m, X: m.predict_distribution(X, ["a"], "a"),
+            r"'target' should not be given, .* 'a'",
+        ),
         (lambda m, X: m.predict_distribution(X, target=[]), r"'target' should name at least one"),
         (lambda m, X: m.predict_distribution(X).quantile(1.0), r"'q' should be between 0 and 1"),
-        (lambda m, X: m.predict_distribution(X).interval(90), r"'coverage' should be .* but is 90"),
+        (
+            lambda m, X: m.predict_distribution(X).interval(90),
+            r"'coverage' should be .* but is 90",
+        ),
         (lambda m, X: m.predict_distribution(X).sample(0), r"'draws' should be an integer of at"),
         (
             lambda m, X: m.predict_distribution(X, target="a").crps(X["a"][:, :2]),

@@ -15,6 +15,7 @@ from mmpoe.imputer._tables import read
 
 pd = pytest.importorskip("pandas", reason="data frames need pandas")
 
+
 def quick(**options):
     return MultimodalImputer(**{"networks": 0, "steps": 3, "random_state": 0} | options)
 
@@ -206,7 +207,7 @@ def test_the_score_of_one_gaussian_column_is_that_of_its_best_fit():
 
 
 def test_networks_that_do_not_help_get_no_weight_and_linear_data_need_none():
-    whole, holes = numbers(rows=100)
+    _, holes = numbers(rows=100)
     imputer = quick(networks=1, steps=1).fit(holes)
     assert not imputer._blend.calibrations[imputer._blend.main].weights.any()
     alone = quick(networks=0).fit(holes)
