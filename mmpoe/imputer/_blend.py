@@ -248,7 +248,7 @@ class Blend:
             return
         for subset in np.unique(have[asked], axis=0):
             key = ("subset", tuple(np.flatnonzero(subset).tolist()))
-            yield from _chosen(key, asked & (have == subset).all(axis=1), outside)
+            yield from _chosen(key, asked & np.all(have == subset, axis=1), outside)
 
     def _hidings(self, key: Key) -> list[np.ndarray]:
         """Masks (n, d) of what is given in turn, so that a cell is hidden once at most."""
@@ -283,7 +283,9 @@ class Blend:
         hidden = []
         for given in self._hidings(key):
             left = given & ~np.isnan(self.table)
-            shown = left.any(axis=1) | (key == ("subset", ()))
+            shown = left.any(axis=1)
+            if key == ("subset", ()):
+                shown[:] = True
             cells = ~given[:, self.features.column] & ~np.isnan(self.Y) & shown[:, None]
             if key[0] == "cells":  # of modalities that are still given in part
                 cells &= self._modalities(left)[:, self.features.modality]
