@@ -7,79 +7,91 @@ __all__ = ["MultimodalImputer"]
 import inspect
 import sys
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
-from mmpoe.imputation import calibrate
-from mmpoe.models import MMHVAE
-from mmpoe.objectives import elbo, log_marginal
-from mmpoe.training import Optimizer, fit
+from ._blend import Blend
+from ._features import Features
+from ._hidden import HiddenNetwork
+from ._network import Modality
+from ._tables import KINDS, Column, Source, contain, read, write
+from .distribution import PredictiveDistribution
 
-from ._network import Modality, build
-from ._tables import KINDS, Column, Source, read, write
-
-ROWS = 256
+ROWS = 4096
 """How many rows are filled at once."""
-MOST_CALIBRATED = 62
-"""How many modalities matched experts can be fitted for: subsets are drawn as bits."""
 
 
 class MultimodalImputer:
-    r"""Fills missing cells from what each row has, in tables of mixed types and sets of arrays.
+    r"""Predicts missing cells from what each row has, in tables of mixed types and sets of arrays.
 
-    Each column is a modality of an :class:`~mmpoe.models.MMHVAE`, or each group of columns, so
-    that whatever cells a row lacks, the others form its posterior. Training maximises the evidence
-    lower bound of what was observed (and of random parts of it): valid if cells are missing at
-    random. It is an estimator as those of scikit-learn, which it does not need: it can be cloned,
-    searched over and put into a pipeline. Threads that fit or draw take turns, since PyTorch has
-    one generator for all of them: results are those of one thread, and so is the speed. Processes
-    fit several at once.
+    Each column is a modality, or each group of columns. Predictions are a blend of
 
-    ==================  ==========================================  ==========================
-    Kind                Chosen for                                  Likelihood
-    ==================  ==========================================  ==========================
-    ``"numeric"``       numbers                                     normal, learned scale
-    ``"categorical"``   booleans, strings, objects, categories      categorical
-    ``"count"``         nothing by itself: say so with `kinds`      negative binomial
-    ==================  ==========================================  ==========================
+    * linear products of experts (:class:`~mmpoe.posteriors.LinearPoE`), a few of a ladder of
+      factors and shrinkages, averaged, the expert of each modality tempered; and
+    * hierarchies (:class:`~mmpoe.models.MMHVAE`) that were trained to predict hidden modalities
+      from those that are left, with a weight for each modality and pattern, 0 where they do not
+      lower the error.
+
+    All choices are made on rows left out, with whole modalities hidden: which members and tempers,
+    the weights, the scale of each column, the degrees of freedom of its Student t distribution,
+    and the width of intervals, which are conformal. A pattern of what is given is calibrated
+    when it is first asked for. Cells have to be missing completely at random, or at random given
+    what is observed.
+
+    It is an estimator as those of scikit-learn, which it does not need: it can be cloned,
+    searched over and put into a pipeline. Threads that fit take turns, since PyTorch has one
+    generator for all of them: results are those of one thread, and so is the speed. Processes fit
+    several at once.
+
+    ==================  ==========================================  ==============================
+    Kind                Chosen for                                  Predictive distribution
+    ==================  ==========================================  ==============================
+    ``"numeric"``       numbers                                     Student t, joint in each row
+    ``"categorical"``   booleans, strings, objects, categories      probabilities
+    ``"count"``         nothing by itself: say so with `kinds`      that of a logarithm, rounded
+    ==================  ==========================================  ==============================
 
     Arguments:
-        groups: For some names, the columns that one encoder reads together, all numeric: views,
+        groups: For some names, the columns that form one modality, all numeric: omics, views,
             spectra, items of a scale. Every other column is on its own. A dictionary of arrays has
             its groups already.
         kinds: For some columns, what they hold. The columns of a data frame go by their names,
             those of an array by their positions, arrays of a dictionary by theirs.
-        latents: The number of latents of each group, coarse to fine.
-        hidden: The number of features of hidden layers.
-        steps: The number of training steps.
-        batch_size: The number of rows of a batch.
-        lr: The highest learning rate.
-        calibrated: Whether to fit matched experts after training (:func:`mmpoe.calibrate`), which
-            then fill what is missing: with draws that spread as they should.
-        random_state: The seed of training and draws: an integer, a NumPy ``RandomState``, or None
-            for a new one each time.
+        networks: The number of hierarchies that are averaged; with 0, the linear part predicts
+            alone, in a fraction of the time.
+        steps: The most training steps of each; training ends before where validation says so.
+        handle_unknown: What a category is that was not there when the table was fitted: an
+            ``"error"``, or ``"missing"``: it says nothing about the other cells, and stays as it
+            is.
+        keep_empty_features: Whether to keep columns without an observed cell as they are, since
+            nothing is known of them. If not, they are left out of what comes back. A warning names
+            them.
+        random_state: The seed of folds, training and draws: an integer, a NumPy ``RandomState``,
+            or None for a new one each time.
 
     Attributes:
-        model_: The model.
-        history_: What happened during training, a :class:`~mmpoe.training.History`.
+        networks_: The hierarchies.
+        linear_: The linear products of experts that are averaged.
         columns_: What was learned about each column: its kind, categories, mean and scale.
+        modalities_: The modalities that the columns form.
         n_features_in_: The number of columns.
         feature_names_in_: Their names, if the table was a data frame with strings for names.
 
     References:
         | Handling Incomplete Heterogeneous Data using VAEs (Nazábal et al., 2020)
         | https://arxiv.org/abs/1807.03653
+        | Distribution-Free Predictive Inference for Regression (Lei et al., 2018)
+        | https://arxiv.org/abs/1604.04173
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(100, 1)) * [1.0, 2.0, -1.0]
         >>> X[::3, 1] = np.nan
-        >>> imputer = MultimodalImputer(steps=20, calibrated=False, random_state=0)
+        >>> imputer = MultimodalImputer(networks=0, random_state=0)
         >>> np.isnan(imputer.fit_transform(X)).any()
         np.False_
     """
@@ -89,105 +101,87 @@ class MultimodalImputer:
         groups: Mapping[str, Sequence[Hashable]] | None = None,
         *,
         kinds: Mapping[Hashable, str] | None = None,
-        latents: Sequence[int] = (8, 16),
-        hidden: int = 64,
-        steps: int = 1000,
-        batch_size: int = 128,
-        lr: float = 3e-3,
-        calibrated: bool = True,
+        networks: int = 3,
+        steps: int = 250,
+        handle_unknown: str = "error",
+        keep_empty_features: bool = False,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.groups = groups
         self.kinds = kinds
-        self.latents = latents
-        self.hidden = hidden
+        self.networks = networks
         self.steps = steps
-        self.batch_size = batch_size
-        self.lr = lr
-        self.calibrated = calibrated
+        self.handle_unknown = handle_unknown
+        self.keep_empty_features = keep_empty_features
         self.random_state = random_state
 
     def fit(self, X: Any, y: object = None) -> MultimodalImputer:  # noqa: ANN401
         """Learns from a table with missing cells.
 
         Arguments:
-            X: The table: an array (n, d), a data frame, or a mapping from names to arrays (n) or
-                (n, k). Missing cells are NaN, or None or NA in arrays and frames of objects.
+            X: The table: an array (n, d), a data frame of pandas, a mapping from names to arrays
+                (n) or (n, k), or a sparse matrix. Missing cells are NaN, or None or NA in arrays
+                and frames of objects. What has no entry in a sparse matrix is 0, and was observed:
+                it takes the memory of a dense one.
             y: Ignored.
 
         Raises:
-            ValueError: If there are no rows, a column has no observed cell or holds infinity or
-                what its kind does not allow, `groups` or `kinds` name other columns, or there are
-                more modalities than matched experts can be fitted for.
+            ValueError: If there are no rows, no column has an observed cell, one holds infinity,
+                dates or what its kind does not allow, `groups` or `kinds` name other columns, or
+                an option is none of its choices.
         """
         sources = read(X)
         kinds = self._kinds(sources)
-        self.columns_ = [Column.learn(source, kinds.get(source.label)) for source in sources]
-        self.modalities_ = self._modalities(X, sources)
-        self.n_features_in_ = len(sources)
         labels = [source.label for source in sources]
+        _check_choice("handle_unknown", self.handle_unknown, ("error", "missing"))
+        self._empty = _empty(sources, keep=self.keep_empty_features)
+        self.n_features_in_ = len(sources)
+        sources = [s for j, s in enumerate(sources) if j not in self._empty]
+        self.columns_ = [Column.learn(source, kinds.get(source.label)) for source in sources]
+        self.modalities_ = self._modalities(X, sources, {labels[j] for j in self._empty})
         self._labels = None if _positions(labels) else labels
         if hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         if hasattr(X, "iloc") and all(isinstance(label, str) for label in labels):
             self.feature_names_in_ = np.array(labels, dtype=object)
         self._seed = _seed(self.random_state)
-        if self.calibrated and len(self.modalities_) > MOST_CALIBRATED:
-            raise ValueError(
-                f"'calibrated' should be False for more than {MOST_CALIBRATED} modalities, but "
-                f"there are {len(self.modalities_)}; or put columns together in 'groups'."
-            )
+        _check_count("networks", self.networks, 0)
+        _check_count("steps", self.steps, 1)
 
         table = self._encode(sources)
-        table = table[~table.isnan().all(dim=1)]
+        table = table[~np.isnan(table).all(axis=1)]
+        features = Features(table, self.columns_, self.modalities_)
+
+        def train(
+            rows: np.ndarray, questions: list[tuple[np.ndarray, np.ndarray]]
+        ) -> HiddenNetwork:
+            return HiddenNetwork(self.modalities_, features, self.steps).fit(rows, questions)
+
         with _seeded(self._seed):
-            self.model_ = build(self.modalities_, self.hidden, self.latents)
-            batches = DataLoader(TensorDataset(table), self.batch_size, shuffle=True)
-            optimizer = Optimizer(lr=self.lr)
-            self.history_ = fit(
-                self.model_,
-                batches,
-                self._bound,
-                steps=self.steps,
-                optimizer=optimizer,
-                progress=False,
-            )
-            if self.calibrated:
-                calibrate(
-                    self.model_,
-                    self._split(table),
-                    teacher="all",
-                    steps=self.steps,
-                    batch_size=self.batch_size,
-                    held_out=0.1 if len(table) >= 20 else 0.0,
-                )
+            self._blend = Blend(features, table, self._seed).fit(train, self.networks)
+        self.networks_ = [network.model for network in self._blend.networks]
+        self.linear_ = [member.whole for member in self._blend.members]
         return self
 
     def transform(self, X: Any) -> Any:  # noqa: ANN401
         """Fills missing cells with what is expected of them, and leaves the others as they are.
 
-        That is the mean of the likelihood at the mean of the latents, or the most likely category.
+        That is the mean of a number or count, and the most likely category.
 
         Arguments:
             X: A table with the columns of the one that was fitted.
 
         Returns:
-            A table of the same type. Integer columns of a data frame are rounded.
+            A table of the same type and dtypes, or a data frame, see :meth:`set_output`. Columns
+            of integers are rounded.
 
         Raises:
             ValueError: If the columns differ, or a cell is infinite or of an unknown category.
         """
         table = self._encode(self._read(X))
-        parts = []
-        for rows in table.split(ROWS):
-            x, observed = self._split(self._move(rows))
-            p = self.model_.predict(x, observed, temperature=0.0)
-            means = [
-                p[m.name].mean.argmax(dim=-1) if m.kind == "categorical" else p[m.name].mean
-                for m in self.modalities_
-            ]
-            parts.append(self._join(means))
-        return self._write(X, table, torch.cat(parts))
+        parts = [self._missing(rows)._expected() for rows in _chunks(table)]
+        out = self._write(X, np.concatenate(parts))
+        return contain(out, self.get_feature_names_out().tolist(), self._output(), X)
 
     def fit_transform(self, X: Any, y: object = None) -> Any:  # noqa: ANN401
         """Learns from a table and fills it, as :meth:`fit` and :meth:`transform`."""
@@ -197,8 +191,8 @@ class MultimodalImputer:
         """Fills missing cells several times over, as they might have been.
 
         Each data set can be analysed as if it were complete, and the results pooled with
-        :func:`mmpoe.imputation.rubin_pool`. The draws of a row share their latents, so that filled
-        cells go together. The same call returns the same draws.
+        :func:`mmpoe.imputation.rubin_pool`. Filled cells of a row are drawn jointly, so that they
+        go together. The same call returns the same draws.
 
         Arguments:
             X: A table with the columns of the one that was fitted.
@@ -210,42 +204,78 @@ class MultimodalImputer:
         Raises:
             ValueError: As :meth:`transform`, and if `draws` is not positive.
         """
-        if not isinstance(draws, int) or draws < 1:
-            raise ValueError(f"'draws' should be an integer of at least 1, but is {draws!r}.")
+        _check_count("draws", draws, 1)
         table = self._encode(self._read(X))
-        parts = []
-        with _seeded(self._seed + 1):
-            for rows in table.split(ROWS):
-                x, observed = self._split(self._move(rows))
-                p = self.model_.predict(x, observed, samples=draws)
-                cells = [
-                    p[m.name].sample().reshape(draws, len(rows), -1) for m in self.modalities_
-                ]
-                parts.append(self._join(cells))
-        return [self._write(X, table, filled) for filled in torch.cat(parts, dim=1)]
+        parts = [
+            self._missing(rows)._sample(draws, self._seed + i)
+            for i, rows in enumerate(_chunks(table))
+        ]
+        return [self._write(X, filled) for filled in np.concatenate(parts, axis=1)]
 
-    def score(self, X: Any, y: object = None, samples: int = 100) -> float:  # noqa: ANN401
-        r"""Estimates the mean log-evidence :math:`\log p(x_r)` of the observed cells of a row.
+    def predict_distribution(
+        self,
+        X: Any,  # noqa: ANN401
+        given: Sequence[str] | None = None,
+        target: str | Sequence[str] | None = None,
+    ) -> PredictiveDistribution:
+        """Predicts cells from other cells of their rows, with all that is known of them.
 
-        It is importance-weighted, in expectation a lower bound, in nats and in the units of the
-        table: densities of numbers, probabilities of categories and counts. Rows without observed
-        cells count 0.
+        Arguments:
+            X: A table with the columns of the one that was fitted.
+            given: The modalities to predict from, where they are observed; all but the target if
+                None. They go by the names of groups, of arrays of a dictionary, and of columns on
+                their own; those of an array without names are "x0", "x1" and so on.
+            target: The modality that is predicted whole, or several, whether observed or not. If
+                None, all cells that are missing, or belong to modalities that are not given.
+
+        Returns:
+            The distribution of the columns of the target, of all columns if that is None: means,
+            deviations, quantiles, conformal intervals, densities, scores and draws.
+
+        Raises:
+            ValueError: As :meth:`transform`, and if a name is unknown, or both given and target.
+        """
+        table = self._encode(self._read(X))
+        targets = None if target is None else self._named("target", target)
+        if given is not None:
+            kept = self._named("given", given)
+        else:
+            kept = [m for m in self.modalities_ if targets is None or m not in targets]
+        if targets is not None and (both := [m.name for m in targets if m in kept]):
+            raise ValueError(f"'target' should not be given, but {both[0]!r} is.")
+        left = np.full(table.shape, np.nan)
+        for m in kept:
+            left[:, m.columns] = table[:, m.columns]
+        chosen = np.arange(table.shape[1])
+        if targets is not None:
+            chosen = np.array([column for m in targets for column in m.columns])
+        return self._predict(left, chosen)
+
+    def score(self, X: Any, y: object = None) -> float:  # noqa: ANN401
+        r"""Returns the mean over rows of the pseudo-log-likelihood of what they have.
+
+        .. math:: \sum_m \log p(x_m \mid x_{\setminus m})
+
+        Each modality that a row observed is predicted from the others, in nats and in the units
+        of the table: densities of numbers, probabilities of categories and counts. Rows without
+        observed cells count 0.
 
         Arguments:
             X: A table with the columns of the one that was fitted.
             y: Ignored.
-            samples: The number of latent samples for each row.
+
+        References:
+            | Statistical Analysis of Non-Lattice Data (Besag, 1975)
+            | https://doi.org/10.2307/2987782
         """
         table = self._encode(self._read(X))
-        scale = torch.tensor([column.scale for column in self.columns_], dtype=table.dtype)
-        total = -torch.where(table.isnan(), 0, scale.log()).sum(dtype=torch.float64)
-        with _seeded(self._seed + 1), torch.no_grad():
-            for rows in table.split(ROWS):
-                x, observed = self._split(self._move(rows))
-                valid = {m: ~v.isnan() for m, v in x.items()}
-                log_p = log_marginal(self.model_, x, observed, samples=samples, valid=valid)
-                total += log_p.double().sum().cpu()
-        return total.item() / len(table)
+        total = 0.0
+        for m in self.modalities_:
+            left, chosen = table.copy(), np.array(m.columns)
+            left[:, chosen] = np.nan
+            p = self._predict(left, chosen)
+            total += p._log_prob_joint(table[:, chosen]).sum()
+        return float(total / len(table))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Returns the arguments of the constructor, as scikit-learn asks for them."""
@@ -266,10 +296,47 @@ class MultimodalImputer:
             setattr(self, name, value)
         return self
 
+    def set_output(self, *, transform: str | None = None) -> MultimodalImputer:
+        """Chooses what :meth:`transform` and :meth:`fit_transform` return.
+
+        Arguments:
+            transform: ``"default"``, a table of the same type; ``"pandas"`` or ``"polars"``, a
+                data frame; None leaves it as it is. Without a choice, it is that of
+                ``sklearn.set_config(transform_output=)``.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        if transform is not None:
+            _check_choice("transform", transform, ("default", "pandas", "polars"))
+            self._sklearn_output_config = {"transform": transform}  # which its clones take over
+        return self
+
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:  # noqa: ANN401
-        """Returns the names of the columns, which are those that went in."""
+        """Returns the names of the columns that come back.
+
+        Arguments:
+            input_features: The names of the columns that went in, if these had none: "x0", "x1"
+                and so on by default.
+
+        Raises:
+            ValueError: If these are not as many as columns, or other names than those.
+        """
         self._check_fitted()
-        return np.array([str(column.label) for column in self.columns_], dtype=object)
+        count = self.n_features_in_
+        names = [f"x{j}" for j in range(count)] if self._labels is None else self._labels
+        if input_features is not None:
+            given = list(input_features)
+            if len(given) != count or (self._labels is not None and given != names):
+                raise ValueError(
+                    f"'input_features' is not equal to the names of the columns ({count}: "
+                    f"{', '.join(map(str, names))}), but has {len(given)}: "
+                    f"{', '.join(map(str, given))}."
+                )
+            names = given
+        left_out = () if self.keep_empty_features else self._empty
+        kept = [str(name) for j, name in enumerate(names) if j not in left_out]
+        return np.array(kept, dtype=object)
 
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self)).parameters
@@ -281,7 +348,7 @@ class MultimodalImputer:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "model_")
+        return hasattr(self, "_blend")
 
     def __sklearn_tags__(self) -> Any:  # noqa: ANN401
         from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
@@ -290,7 +357,7 @@ class MultimodalImputer:
             estimator_type="transformer",
             target_tags=TargetTags(required=False),
             transformer_tags=TransformerTags(),
-            input_tags=InputTags(allow_nan=True, categorical=True, string=True),
+            input_tags=InputTags(allow_nan=True, categorical=True, sparse=True, string=True),
         )
 
     @classmethod
@@ -319,8 +386,13 @@ class MultimodalImputer:
                 raise _unknown("kinds", name, [source.label for source in sources])
         return chosen
 
-    def _modalities(self, X: Any, sources: Sequence[Source]) -> list[Modality]:  # noqa: ANN401
-        """The modalities that the columns form."""
+    def _modalities(
+        self,
+        X: Any,  # noqa: ANN401
+        sources: Sequence[Source],
+        empty: Collection[Hashable],
+    ) -> list[Modality]:
+        """The modalities that the columns form, but for some that are empty."""
         labels = [source.label for source in sources]
         together: dict[str, list[int]] = {}
         if isinstance(X, Mapping):
@@ -332,7 +404,10 @@ class MultimodalImputer:
             taken: set[int] = set()
             for name, members in (self.groups or {}).items():
                 positions = []
-                for label in members:
+                known = [label for label in members if label not in empty]
+                if members and not known:
+                    continue
+                for label in known:
                     if label not in labels:
                         raise _unknown("groups", label, labels)
                     positions.append(labels.index(label))
@@ -365,18 +440,8 @@ class MultimodalImputer:
             modalities.append(Modality(name, positions, columns[0].kind, classes))
         return modalities
 
-    def _bound(self, model: MMHVAE, batch: list[Tensor], done: float) -> Tensor:
-        """The bound of what a row has, or of a random part of it: of what the model is given."""
-        (table,) = batch
-        keep = torch.rand_like(table) < torch.rand_like(table[:, :1])
-        keep = keep | (torch.rand_like(table[:, :1]) < 0.5)
-        x, observed = self._split(torch.where(keep, table, torch.nan))
-        valid = {m: ~v.isnan() for m, v in x.items()}
-        beta = min(1.0, 5 * done)
-        return elbo(model(x, observed), x, observed, beta, valid=valid, validate=False)
-
     def _check_fitted(self) -> None:
-        if not hasattr(self, "model_"):
+        if not hasattr(self, "_blend"):
             raise _not_fitted(type(self).__name__)
 
     def _read(self, X: Any) -> list[Source]:  # noqa: ANN401
@@ -394,35 +459,80 @@ class MultimodalImputer:
                 "'X' should have the columns that it had when it was fitted "
                 f"({', '.join(map(str, self._labels))}), but has {', '.join(map(str, labels))}."
             )
-        return sources
+        return [source for j, source in enumerate(sources) if j not in self._empty]
 
-    def _encode(self, sources: Sequence[Source]) -> Tensor:
-        """The table as a tensor, NaN where cells are missing, with shape (n, d)."""
+    def _encode(self, sources: Sequence[Source]) -> np.ndarray:
+        """The table as numbers, NaN where cells are missing, with shape (n, d)."""
         pairs = zip(self.columns_, sources, strict=True)
-        cells = np.stack([column.encode(source) for column, source in pairs], axis=1)
-        return torch.from_numpy(cells).to(torch.get_default_dtype())
+        unknown = self.handle_unknown
+        return np.stack([column.encode(source, unknown) for column, source in pairs], axis=1)
 
-    def _move(self, rows: Tensor) -> Tensor:
-        return rows.to(next(self.model_.parameters()).device)
+    def _named(self, argument: str, names: str | Sequence[str]) -> list[Modality]:
+        """The modalities of some names."""
+        known = {m.name: m for m in self.modalities_}
+        names = [names] if isinstance(names, str) else list(names)
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"'{argument}' should name modalities ({', '.join(known)}), "
+                    f"but names {name!r}."
+                )
+        if argument == "target" and not names:
+            raise ValueError("'target' should name at least one modality, but is empty.")
+        return [known[name] for name in names]
 
-    def _split(self, table: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The modalities of a table, and which of them have an observed cell."""
-        x = {m.name: table[:, m.columns] for m in self.modalities_}
-        return x, torch.stack([~v.isnan().all(dim=1) for v in x.values()], dim=1)
+    def _missing(self, table: np.ndarray) -> PredictiveDistribution:
+        """The distribution of the missing cells of an encoded table."""
+        return self._predict(table, np.arange(table.shape[1]))
 
-    def _join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The inverse of `_split`, for cells with shape (*, k)."""
-        order = [column for m in self.modalities_ for column in m.columns]
-        joined = torch.cat([part.to(torch.get_default_dtype()) for part in parts], dim=-1).cpu()
-        return joined[..., np.argsort(order)]
+    def _predict(self, table: np.ndarray, chosen: np.ndarray) -> PredictiveDistribution:
+        """The distribution of the missing cells of some columns of an encoded table."""
+        wanted = np.zeros(table.shape, dtype=bool)
+        wanted[:, chosen] = np.isnan(table[:, chosen])
+        prediction = self._blend.predict(table, wanted)
+        return PredictiveDistribution(
+            self._blend, prediction, self.columns_, table, wanted, chosen
+        )
 
-    def _write(self, X: Any, table: Tensor, filled: Tensor) -> Any:  # noqa: ANN401
-        missing = table.isnan()
-        cells = [
-            column.decode(filled[missing[:, j], j].double().numpy())
-            for j, column in enumerate(self.columns_)
-        ]
-        return write(X, cells)
+    def _write(self, X: Any, filled: np.ndarray) -> Any:  # noqa: ANN401
+        pairs = enumerate(zip(self.columns_, self._read(X), strict=True))
+        cells = [column.decode(filled[source.missing, j]) for j, (column, source) in pairs]
+        keep = self.keep_empty_features
+        return write(X, cells, self.columns_, empty=self._empty, keep_empty=keep)
+
+    def _output(self) -> str:
+        """The container of :meth:`transform`: as chosen here, or for all of scikit-learn."""
+        chosen = getattr(self, "_sklearn_output_config", {}).get("transform")
+        sklearn = sys.modules.get("sklearn")
+        if chosen is None and sklearn is not None:
+            chosen = sklearn.get_config()["transform_output"]
+        return chosen or "default"
+
+
+def _chunks(table: np.ndarray) -> list[np.ndarray]:
+    return [table[i : i + ROWS] for i in range(0, len(table), ROWS)]
+
+
+def _check_count(name: str, value: Any, least: int) -> None:  # noqa: ANN401
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"'{name}' should be an integer of at least {least}, but is {value!r}.")
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:  # noqa: ANN401
+    if value not in choices:
+        raise ValueError(f"'{name}' should be one of {', '.join(choices)}, but is {value!r}.")
+
+
+def _empty(sources: Sequence[Source], *, keep: bool) -> frozenset[int]:
+    """The positions of columns without an observed cell, which a warning names."""
+    empty = [j for j, source in enumerate(sources) if source.missing.all()]
+    shown = ", ".join(repr(sources[j].label) for j in empty)
+    if len(empty) == len(sources):
+        raise ValueError(f"'X' should have an observed cell, but has none in {shown}.")
+    if empty:
+        how = "stay as they are" if keep else "are left out; 'keep_empty_features' keeps them"
+        warnings.warn(f"Columns without an observed cell {how}: {shown}.", stacklevel=3)
+    return frozenset(empty)
 
 
 def _positions(labels: Sequence[Hashable]) -> bool:

@@ -10,6 +10,8 @@ __all__ = [
     "Draw",
     "Factors",
     "GPoE",
+    "LinearPoE",
+    "LinearPosterior",
     "MoE",
     "MoPoE",
     "PoE",
@@ -20,6 +22,7 @@ __all__ = [
 
 from .base import Draw, Factors, Posterior
 from .common_noise import CommonNoisePoE
+from .linear import LinearPoE, LinearPosterior
 from .mixtures import MoE, MoPoE
 from .pooling import SumPooling, WassersteinBarycenter
 from .products import GPoE, PoE
