@@ -197,8 +197,10 @@ def contain(table: Any, names: Sequence[str], library: str, like: Any) -> Any:  
     Raises:
         ValueError: If the table is sparse.
     """
-    if library == "default" or (library == "pandas" and is_frame(table)):
+    if library == "default":
         return table
+    if library == "pandas" and is_frame(table):
+        return table.set_axis(list(names), axis=1)
     if is_sparse(table):
         raise ValueError(
             f"'X' should be dense to be returned as a data frame of {library}, but is a sparse "
