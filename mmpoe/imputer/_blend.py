@@ -151,9 +151,7 @@ class Blend:
         self.networks: list[HiddenNetwork] = []
         self.calibrations: dict[Key, Calibration] = {}
 
-    def fit(
-        self, train: Train, networks: int
-    ) -> Blend:
+    def fit(self, train: Train, networks: int) -> Blend:
         """Fits all parts.
 
         Arguments:
@@ -236,9 +234,9 @@ class Blend:
         """Yields patterns, their rows, and the columns (n, d) that are predicted under each."""
         have = self._modalities(given)
         inside = wanted & have[:, self._owner()]  # holes of modalities that are given in part
-        yield from _chosen(("cells",), inside.any(axis=1), inside)
+        yield from _chosen(("cells",), np.any(inside, axis=1), inside)
         outside = wanted & ~inside
-        asked = outside.any(axis=1)
+        asked = np.any(outside, axis=1)
         if not self.few:
             full = (~np.isnan(self.table)).mean() * have.shape[1]
             relative = np.maximum(have.sum(axis=1), 1) / max(full, 1.0)
@@ -250,7 +248,7 @@ class Blend:
             return
         for subset in np.unique(have[asked], axis=0):
             key = ("subset", tuple(np.flatnonzero(subset).tolist()))
-            yield from _chosen(key, asked & (have == subset).all(axis=1), outside)
+            yield from _chosen(key, np.logical_and(asked, np.all(have == subset, axis=1)), outside)
 
     def _hidings(self, key: Key) -> list[np.ndarray]:
         """Masks (n, d) of what is given in turn, so that a cell is hidden once at most."""
@@ -284,16 +282,18 @@ class Blend:
         """What is hidden in turn under a pattern, with the features that can be scored."""
         hidden = []
         for given in self._hidings(key):
-            left = given & ~np.isnan(self.table)
-            shown = left.any(axis=1) | (key == ("subset", ()))
+            left = np.logical_and(given, ~np.isnan(self.table))
+            shown = np.any(left, axis=1)
+            if key == ("subset", ()):
+                shown[:] = True
             cells = ~given[:, self.features.column] & ~np.isnan(self.Y) & shown[:, None]
             if key[0] == "cells":  # of modalities that are still given in part
                 cells &= self._modalities(left)[:, self.features.modality]
-            hidden.append(Hidden(given, cells, cells.any(axis=0)))
+            hidden.append(Hidden(given, cells, np.any(cells, axis=0)))
         return hidden
 
     def _out_of_fold(self, key: Key, member: Member, read: Read, factor: float) -> np.ndarray:
-        """Reads features (n, F) that are hidden in turn from posteriors that left out their rows."""
+        """Reads what is hidden in turn (n, F) from posteriors of fits that left out their rows."""
         out = np.full(self.Y.shape, np.nan)
         for hidden, fold, rows, posterior in self._posteriors(key, member, factor):
             new = read(member.folds[fold], posterior, hidden.targets)

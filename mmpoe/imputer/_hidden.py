@@ -37,9 +37,7 @@ def partition(rows: int, parts: int, size: int, rng: np.random.Generator) -> lis
     return [turn != i for i in range(size)]
 
 
-def hide_some(
-    observed: np.ndarray, share: float, rng: np.random.Generator
-) -> list[np.ndarray]:
+def hide_some(observed: np.ndarray, share: float, rng: np.random.Generator) -> list[np.ndarray]:
     """A mask of what is given: at random, a share of what each row observed, and at least one."""
     rank = np.where(observed, rng.random(observed.shape), 2.0).argsort(axis=1).argsort(axis=1)
     return [rank < np.maximum(1, np.rint(share * observed.sum(axis=1)))[:, None]]

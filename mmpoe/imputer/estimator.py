@@ -474,7 +474,8 @@ class MultimodalImputer:
         for name in names:
             if name not in known:
                 raise ValueError(
-                    f"'{argument}' should name modalities ({', '.join(known)}), but names {name!r}."
+                    f"'{argument}' should name modalities ({', '.join(known)}), "
+                    f"but names {name!r}."
                 )
         if argument == "target" and not names:
             raise ValueError("'target' should name at least one modality, but is empty.")

@@ -104,13 +104,15 @@ def test_where_the_factors_are_known_a_column_is_a_ridge_regression_on_them():
     z = torch.randn(50, 4, dtype=torch.float64, generator=generator)
     x = z @ torch.randn(4, 6, dtype=torch.float64, generator=generator) + 3
     observed = torch.rand(50, 6, generator=generator) < 0.7
-    blocks, block = linear._distinct(observed.T)
+    layout = linear._Layout.of(observed)
     one = torch.cat([z, torch.ones(50, 1)], dim=1)
     outer = one[:, :, None] * one[:, None]  # a posterior of z without any variance
-    sums = (blocks.double() @ outer.flatten(1)).view(-1, 5, 5)
-    moments = linear._Moments(sums, block, outer.sum(dim=0), one)
+    sums = torch.stack([outer[observed[:, c[0]]].sum(dim=0) for c in layout.columns])
+    moments = linear._Moments(sums, outer.sum(dim=0), one)
     filled = torch.where(observed, x, 0)
-    regression, _ = linear._regress(filled, observed, moments, shrinkage=20.0)
+    regression, _ = linear._regress(
+        filled, observed.sum(dim=0), layout.columns, moments, shrinkage=20.0
+    )
     for j in range(6):
         o = observed[:, j]
         ridge = sklearn.Ridge(alpha=20.0).fit(z[o].numpy(), x[o, j].numpy())
@@ -159,7 +161,8 @@ def test_columns_that_are_missing_are_as_if_they_did_not_exist():
     more = LinearPoE(3).fit({**groups, "c": torch.full((50, 4), np.nan)})
     for name in "ab":
         torch.testing.assert_close(
-            small.loadings[name] @ small.loadings["a"].T, more.loadings[name] @ more.loadings["a"].T
+            small.loadings[name] @ small.loadings["a"].T,
+            more.loadings[name] @ more.loadings["a"].T,
         )
         torch.testing.assert_close(small.variances[name], more.variances[name])
 
@@ -260,9 +263,15 @@ def test_bad_questions_are_errors():
         (lambda: poe.posterior(groups, ["z"]), r"'given' should have groups .*a, b, c.* has 'z'"),
         (lambda: poe.posterior({"a": groups["a"]}, ["b"]), r"among 'groups' \(a\), but has 'b'"),
         (lambda: poe.posterior({"a": groups["b"]}), r"should have 5 columns, but has 3"),
-        (lambda: poe.posterior({**groups, "a": groups["a"][:4]}), r"as many rows each, but has \{'a': 4"),
+        (
+            lambda: poe.posterior({**groups, "a": groups["a"][:4]}),
+            r"as many rows each, but has \{'a': 4",
+        ),
         (lambda: poe.posterior(groups, tempers={"z": 1.0}), r"'tempers' should have groups"),
-        (lambda: poe.posterior(groups, tempers={"a": 0.0}), r"positive and finite, but has .*0\.0"),
+        (
+            lambda: poe.posterior(groups, tempers={"a": 0.0}),
+            r"positive and finite, but has .*0\.0",
+        ),
         (lambda: poe.conditional(groups, "z"), r"'target' should have groups .* but has 'z'"),
         (lambda: poe.conditional(groups, []), r"'target' should name at least one group"),
         (lambda: poe.conditional(groups, "a", ["a"]), r"'target' should not be given, but 'a' is"),
