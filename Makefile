@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCK := requirements.lock
-EXTRAS := tensorboard,downstream,examples
+EXTRAS := tensorboard,downstream,examples,omics
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs audit-poe bench-smoke \

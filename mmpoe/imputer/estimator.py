@@ -19,7 +19,7 @@ from ._blend import Blend
 from ._features import Features
 from ._hidden import HiddenNetwork
 from ._network import Modality
-from ._tables import KINDS, Column, Source, contain, read, write
+from ._tables import KINDS, Column, Source, contain, is_mapping, read, write
 from .distribution import PredictiveDistribution
 
 ROWS = 4096
@@ -395,7 +395,7 @@ class MultimodalImputer:
         """The modalities that the columns form, but for some that are empty."""
         labels = [source.label for source in sources]
         together: dict[str, list[int]] = {}
-        if isinstance(X, Mapping):
+        if is_mapping(X):
             if self.groups is not None:
                 raise ValueError("'groups' should be None: a dictionary of arrays has its own.")
             for position, source in enumerate(sources):
