@@ -97,7 +97,7 @@ class Numbers:
 def fill(method: str, holes: pd.DataFrame, smoke: bool) -> list[pd.DataFrame]:
     """Returns the table filled with what is expected, and then as it might have been, if known."""
     if method == "mmpoe":
-        imputer = MultimodalImputer(steps=30 if smoke else 1000, random_state=0)
+        imputer = MultimodalImputer(networks=0 if smoke else 3, random_state=0)
         return [imputer.fit_transform(holes), *imputer.impute(holes, DRAWS)]
     numbers = Numbers(holes)
     cells = numbers.encode(holes)
