@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks._results import RESULTS, facts, once, write
-from benchmarks._workers import Job, run_jobs
+from benchmarks._workers import run_parts
 
 from .data import NATURAL
 from .markdown import markdown
@@ -41,6 +41,8 @@ class Profile(NamedTuple):
     seeds_of_slow: int
     """The number of seeds of opponents that take minutes."""
     slow: tuple[str, ...] = ("IterativeImputer", "MultiVae")
+    networks: int = 3
+    """The number of networks of the imputer."""
 
     def seeds_of(self, scenario: Scenario, method: str) -> int:
         """Returns the number of seeds of a method."""
@@ -48,7 +50,7 @@ class Profile(NamedTuple):
 
 
 PROFILES = {
-    "smoke": Profile({Scenario("generated", "mcar"): 2}, 1, ("MultiVae", "MOFA")),
+    "smoke": Profile({Scenario("generated", "mcar"): 2}, 1, ("MultiVae",), networks=0),
     "full": Profile(
         {
             Scenario("LGG", "mcar"): 5,
@@ -69,13 +71,12 @@ def path_of(folder: Path, scenario: Scenario, seed: int, method: str) -> Path:
     return folder / f"{scenario.name} {seed} {method}.json"
 
 
-def fill(
-    profile: Profile, folder: Path, methods: Sequence[str], scenario: Scenario, seed: int
-) -> None:
-    """Measures the methods that were not measured yet."""
+def fill(profile: Profile, folder: Path, methods: Sequence[str], *part: str) -> None:
+    """Measures the methods that were not measured yet, on a data set, mechanism and seed."""
+    scenario, seed = Scenario(*part[:2]), int(part[2])
     for method in methods:
         if seed < profile.seeds_of(scenario, method) and not absent(method):
-            work = partial(measure, scenario, seed, method)
+            work = partial(measure, scenario, seed, method, profile.networks)
             once(path_of(folder, scenario, seed, method), work)
 
 
@@ -106,30 +107,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     profile, folder = PROFILES[options.profile], options.out / options.profile
+    work = partial(fill, profile, folder, options.methods)
     if options.part is not None:
-        data, mechanism, seed = options.part
-        fill(profile, folder, options.methods, Scenario(data, mechanism), int(seed))
+        work(*options.part)
         return 0
     seeds = range(max(profile.scenarios.values()))
-    parts = [(s, seed) for seed in seeds for s, of in profile.scenarios.items() if seed < of]
-    if options.collect:
-        pass
-    elif options.workers == 1:
-        for part in parts:
-            fill(profile, folder, options.methods, *part)
-    else:
-        same = ("--profile", options.profile, "--out", str(options.out), "--methods")
-        jobs = [
-            Job(
-                f"{scenario.name} {seed}",
-                "benchmarks.omics",
-                (*same, *options.methods, "--part", *scenario, str(seed)),
-                folder / "log" / f"{scenario.name} {seed}.txt",
-            )
-            for scenario, seed in parts
-        ]
-        if code := run_jobs(jobs, options.workers):
-            return code
+    parts = [
+        (*scenario, str(seed))
+        for seed in seeds
+        for scenario, of_scenario in profile.scenarios.items()
+        if seed < of_scenario
+    ]
+    same = ["--profile", options.profile, "--out", str(options.out), "--methods", *options.methods]
+    logs = folder / "logs"
+    if not options.collect and (
+        code := run_parts(work, parts, "benchmarks.omics", same, logs, options.workers)
+    ):
+        return code
     command = f"python -m benchmarks.omics --profile {options.profile}"
     content = {
         **facts(command + " --write" * options.write, options.profile, seeds),

@@ -51,16 +51,17 @@ def queries(groups: Groups) -> Iterator[tuple[str, list[str], str]]:
         yield "cells", names, target
 
 
-def measure(scenario: Scenario, seed: int, name: str) -> dict[str, Any]:
+def measure(scenario: Scenario, seed: int, name: str, networks: int) -> dict[str, Any]:
     """Fits a method, and returns its scores by kind of query and target, and its seconds.
 
     Arguments:
         scenario: The data.
         seed: The seed.
         name: The method.
+        networks: The number of networks of the imputer.
     """
     train, test = split(*scenario, seed)
-    method = Ours() if name == OURS else OPPONENTS[name]()
+    method = Ours(networks) if name == OURS else OPPONENTS[name]()
     start = time.process_time()
     method.fit(train, seed)
     fitted = time.process_time()

@@ -216,7 +216,7 @@ class Ridge(Method):
                 best, least = (ridge, chosen), squares.mean()
         assert best is not None
         ridge, chosen = best
-        return ridge.predict, learn_spread(_left_out(x, y, chosen))
+        return ridge.predict, learn_spread(left_out(x, y, chosen))
 
     @staticmethod
     def _inputs(groups: Groups, given: Sequence[str]) -> np.ndarray:
@@ -233,7 +233,7 @@ class Ridge(Method):
         if self.table is None:
             self.table = self._learn_table(names, float(np.isnan(table).mean()))
         covariance, shrinkage, residuals = self.table
-        means = self.remembered(table, lambda: _conditional_means(table, covariance, shrinkage))
+        means = self.remembered(table, lambda: conditional_means(table, covariance, shrinkage))
         return StudentT(means[:, columns], learn_spread(residuals[:, columns]))
 
     def _learn_table(self, names: list[str], share: float) -> tuple[np.ndarray, float, Any]:
@@ -256,14 +256,14 @@ class Ridge(Method):
         learned = whole[part > 0].T @ whole[part > 0] / (part > 0).sum()
         trials = []
         for shrinkage in self.shrinkages:
-            missed = _conditional_means(shown, learned, shrinkage) - own
+            missed = conditional_means(shown, learned, shrinkage) - own
             missed[~hidden] = np.nan
             trials.append((float(np.nanmean(missed**2)), shrinkage, missed))
         _, shrinkage, residuals = min(trials, key=lambda trial: trial[0])
         return whole.T @ whole / size, shrinkage, residuals
 
 
-def _left_out(x: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+def left_out(x: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
     """What ridge regressions with a constant miss rows by, each left out in turn, (n, d)."""
     centred = x - x.mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
@@ -274,7 +274,7 @@ def _left_out(x: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray
     return (fitted - y) / (1 - leverage)
 
 
-def _conditional_means(table: np.ndarray, covariance: np.ndarray, shrinkage: float) -> np.ndarray:
+def conditional_means(table: np.ndarray, covariance: np.ndarray, shrinkage: float) -> np.ndarray:
     """The means of all cells given those of the row that are there, (n, d)."""
     whole = covariance + shrinkage * np.eye(len(covariance))
     means = np.zeros_like(table)
@@ -366,15 +366,17 @@ class Table(Point):
 
 
 class Neighbours(Table):
-    """Means of the nearest rows, weighted by distance."""
+    """Means of the nearest rows."""
 
     settings = tuple({"count": count} for count in (5, 10, 20, 40))
 
-    def learn_table(self, table: np.ndarray, seed: int, count: int = 5) -> None:
+    def learn_table(
+        self, table: np.ndarray, seed: int, count: int = 5, weights: str = "distance"
+    ) -> None:
         """Keeps the rows."""
         count = min(count, len(table) - 1)
         self.imputer = KNNImputer(
-            n_neighbors=count, weights="distance", keep_empty_features=True
+            n_neighbors=count, weights=weights, keep_empty_features=True
         ).fit(table)
 
     def complete(self, table: np.ndarray) -> np.ndarray:
@@ -461,7 +463,7 @@ class Mofa(Method):
     at their means. It stops early: after some hundred steps it predicts worse.
 
     References:
-        | MOFA+: Comprehensive Integration of Multi-Modal Single-Cell Data (Argelaguet et al., 2020)
+        | MOFA+: Integration of Multi-Modal Single-Cell Data (Argelaguet et al., 2020)
         | https://doi.org/10.1186/s13059-020-02015-1
     """
 

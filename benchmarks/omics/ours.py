@@ -21,13 +21,21 @@ OURS = "mmpoe"
 
 
 class Ours(Method):
-    """The imputer with its defaults: it chooses what it has to on rows of its own."""
+    """The imputer with its defaults: it chooses what it has to on rows of its own.
+
+    Arguments:
+        networks: The number of its networks.
+    """
 
     fills_cells = True
 
+    def __init__(self, networks: int) -> None:
+        super().__init__()
+        self.networks = networks
+
     def fit(self, groups: Groups, seed: int) -> None:
         """Learns."""
-        self.imputer = MultimodalImputer(random_state=seed).fit(groups)
+        self.imputer = MultimodalImputer(networks=self.networks, random_state=seed).fit(groups)
 
     def predict(self, groups: Groups, given: Sequence[str], target: str) -> Prediction:
         """Predicts a modality, or what it lacks."""

@@ -134,13 +134,20 @@ class Gaussian:
 
     def log_joint(self, x: np.ndarray) -> np.ndarray | None:
         """Returns the log-density of each row, (n): of the cells that are not NaN."""
-        found = np.empty(len(x))
-        for n, (row, mean) in enumerate(zip(x, self.mean, strict=True)):
-            seen = ~np.isnan(row)
-            w = self.weight[seen]
-            covariance = w @ self.covariance[n] @ w.T + np.diag(self.variance[n, seen])
-            found[n] = stats.multivariate_normal.logpdf(row[seen], mean[seen], covariance)
-        return found
+        # by the determinant and the inverse of a matrix of rank K and a diagonal
+        seen = ~np.isnan(x)
+        weighted = seen / self.variance  # (n, d)
+        residual = np.nan_to_num(x - self.mean)
+        inner = np.linalg.inv(self.covariance)
+        factors = self.weight.shape[1]
+        outer = (self.weight[:, :, None] * self.weight[:, None, :]).reshape(-1, factors**2)
+        inner = inner + (weighted @ outer).reshape(-1, factors, factors)  # (n, K, K)
+        pull = (weighted * residual) @ self.weight  # (n, K)
+        along = np.einsum("nk,nk->n", pull, np.linalg.solve(inner, pull[..., None])[..., 0])
+        square = (weighted * residual**2).sum(axis=1) - along
+        log_det = np.where(seen, np.log(self.variance), 0).sum(axis=1)
+        log_det += np.linalg.slogdet(inner)[1] + np.linalg.slogdet(self.covariance)[1]
+        return -0.5 * (square + log_det + seen.sum(axis=1) * np.log(2 * np.pi))
 
 
 def learn_spread(residuals: np.ndarray) -> Spread:

@@ -13,9 +13,6 @@ import pandas as pd
 
 from mmpoe.extras import needs
 
-with needs("bench"):
-    from rdata import parser
-
 
 def read(content: bytes, names: Collection[str]) -> dict[str, pd.DataFrame]:
     """Returns the first array with names of rows and columns below each of some names.
@@ -23,7 +20,12 @@ def read(content: bytes, names: Collection[str]) -> dict[str, pd.DataFrame]:
     Arguments:
         content: The file.
         names: The names of list elements that the arrays lie below.
+
+    Raises:
+        ImportError: If rdata is not installed.
     """
+    with needs("bench"):
+        from rdata import parser
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = parser.parse_data(content).object
@@ -52,24 +54,22 @@ def _children(node: Any, attributes: dict[str, Any]) -> Iterator[tuple[str | Non
     """The parts of a node, with their names."""
     yield from attributes.items()
     kind = node.info.type
-    types = parser.RObjectType
-    if kind in (types.LIST, types.LANG):
+    if kind.name in ("LIST", "LANG"):
         head, tail = node.value
         yield (_tag(node) if node.tag is not None else None), head
         yield None, tail
-    elif kind in (types.VEC, types.EXPR):
+    elif kind.name in ("VEC", "EXPR"):
         names = _strings(attributes["names"]) if "names" in attributes else []
         yield from zip(names or [None] * len(node.value), node.value, strict=True)
-    elif kind is types.ENV:
+    elif kind.name == "ENV":
         yield None, node.value.frame
-        table = node.value.hash_table
-        yield None, table
+        yield None, node.value.hash_table
 
 
 def _attributes(node: Any) -> dict[str, Any]:  # noqa: ANN401
     """The attributes of a node by name, from a linked list."""
     found, link = {}, node.attributes
-    while link is not None and link.info.type is parser.RObjectType.LIST:
+    while link is not None and link.info.type.name == "LIST":
         found[_tag(link)] = link.value[0]
         link = link.value[1]
     return found
@@ -77,7 +77,7 @@ def _attributes(node: Any) -> dict[str, Any]:  # noqa: ANN401
 
 def _tag(node: Any) -> str:  # noqa: ANN401
     tag = node.tag
-    if tag.info.type is parser.RObjectType.REF:
+    if tag.info.type.name == "REF":
         tag = tag.referenced_object
     return tag.value.value.decode()
 

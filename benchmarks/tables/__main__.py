@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks._results import RESULTS, facts, once, write
-from benchmarks._workers import Job, run_jobs
+from benchmarks._workers import run_parts
 
 from .data import TABLES
 from .markdown import markdown
@@ -40,6 +40,8 @@ class Profile(NamedTuple):
     seeds: int
     slow: tuple[str, ...]
     """The opponents that meet the first pattern alone."""
+    networks: int = 3
+    """The number of networks of the imputer."""
 
     def methods(self, pattern: str) -> list[str]:
         """Returns the methods that meet a pattern."""
@@ -48,7 +50,7 @@ class Profile(NamedTuple):
 
 
 PROFILES = {
-    "smoke": Profile(("generated",), ("MCAR", "Panel-MNAR"), 1, ("miceforest",)),
+    "smoke": Profile(("generated",), ("MCAR", "Panel-MNAR"), 1, ("miceforest",), networks=0),
     "full": Profile(
         tuple(name for name in TABLES if name != "generated"),
         tuple(PATTERNS),
@@ -68,7 +70,7 @@ def fill(profile: Profile, folder: Path, methods: Sequence[str], pattern: str, t
     for method in profile.methods(pattern):
         for seed in range(profile.seeds):
             if method in methods:
-                work = partial(measure, table, pattern, seed, method)
+                work = partial(measure, table, pattern, seed, method, profile.networks)
                 once(path_of(folder, table, pattern, seed, method), work)
 
 
@@ -99,28 +101,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     profile, folder = PROFILES[options.profile], options.out / options.profile
+    work = partial(fill, profile, folder, options.methods)
     if options.part is not None:
-        fill(profile, folder, options.methods, *options.part)
+        work(*options.part)
         return 0
     parts = [(pattern, table) for pattern in profile.patterns for table in profile.tables]
-    if options.collect:
-        pass
-    elif options.workers == 1:
-        for part in parts:
-            fill(profile, folder, options.methods, *part)
-    else:
-        same = ("--profile", options.profile, "--out", str(options.out))
-        jobs = [
-            Job(
-                " ".join(part),
-                "benchmarks.tables",
-                (*same, "--methods", *options.methods, "--part", *part),
-                folder / "log" / f"{' '.join(part)}.txt",
-            )
-            for part in parts
-        ]
-        if code := run_jobs(jobs, options.workers):
-            return code
+    same = ["--profile", options.profile, "--out", str(options.out), "--methods", *options.methods]
+    logs = folder / "logs"
+    if not options.collect and (
+        code := run_parts(work, parts, "benchmarks.tables", same, logs, options.workers)
+    ):
+        return code
     command = f"python -m benchmarks.tables --profile {options.profile}"
     content = {
         **facts(command + " --write" * options.write, options.profile, range(profile.seeds)),

@@ -19,7 +19,7 @@ LEAST = 1e-3
 """The least probability that counts, where the log loss would be infinite."""
 
 
-def measure(name: str, pattern: str, seed: int, method: str) -> dict[str, Any]:
+def measure(name: str, pattern: str, seed: int, method: str, networks: int) -> dict[str, Any]:
     """Fills a table with holes, and returns the scores of the holes, and the seconds.
 
     Arguments:
@@ -27,6 +27,7 @@ def measure(name: str, pattern: str, seed: int, method: str) -> dict[str, Any]:
         pattern: The pattern of its holes.
         seed: The seed.
         method: The method.
+        networks: The number of networks of the imputer.
     """
     table = load(name)
     observed = draw(pattern, table.standardised(), RATE, seed)
@@ -38,7 +39,7 @@ def measure(name: str, pattern: str, seed: int, method: str) -> dict[str, Any]:
     categories = {c: sorted(table.frame[c].unique()) for c in table.categorical}
     start = time.process_time()
     if method == OURS:
-        filled = fill_by_ours(frame, categories, seed)
+        filled = fill_by_ours(frame, categories, seed, networks)
     else:
         filled = fill_by_opponent(method, frame, categories, seed)
     seconds = time.process_time() - start

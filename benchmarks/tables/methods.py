@@ -29,7 +29,7 @@ from mmpoe import MultimodalImputer
 OURS = "mmpoe"
 HIDDEN = 0.2
 """The share of cells that choose."""
-BELIEFS = (0.5, 0.7, 0.85, 0.95, 0.99)
+BELIEFS = (0.0, 0.25, 0.5, 0.7, 0.85, 0.95, 0.99)
 """Shares of the probabilities of a method, the rest is frequencies."""
 
 
@@ -180,7 +180,7 @@ def _again(encoding: Encoding, frame: pd.DataFrame) -> np.ndarray:
 
 OPPONENTS: dict[str, tuple[Fill, ...]] = {
     "mean": (_mean,),
-    "KNN": (_completed(Neighbours, count=5), _completed(Neighbours, count=15)),
+    "KNN": tuple(_completed(Neighbours, count=k, weights="uniform") for k in (5, 15)),
     "ridge": (_ridge,),
     "IterativeImputer": (_iterative,),
     "SoftImpute": (_completed(SoftImpute, penalty=1.0), _completed(SoftImpute, penalty=5.0)),
@@ -275,15 +275,18 @@ def _belief(p: np.ndarray, truth: np.ndarray, known: np.ndarray) -> float:
     return max(BELIEFS, key=likelihood)
 
 
-def fill_by_ours(frame: pd.DataFrame, categories: dict[str, list[str]], seed: int) -> Filled:
+def fill_by_ours(
+    frame: pd.DataFrame, categories: dict[str, list[str]], seed: int, networks: int
+) -> Filled:
     """Fills a table with the imputer, by its defaults.
 
     Arguments:
         frame: The table, with holes.
         categories: The categories of each column of categories.
         seed: The seed.
+        networks: The number of its networks.
     """
-    imputer = MultimodalImputer(random_state=seed).fit(frame)
+    imputer = MultimodalImputer(networks=networks, random_state=seed).fit(frame)
     p: Any = imputer.predict_distribution(frame)  # pyright: ignore
     places = {str(label): k for k, label in enumerate(p.columns)}
     low, high = p.interval(LEVEL)

@@ -159,7 +159,8 @@ def test_columns_that_are_missing_are_as_if_they_did_not_exist():
     more = LinearPoE(3).fit({**groups, "c": torch.full((50, 4), np.nan)})
     for name in "ab":
         torch.testing.assert_close(
-            small.loadings[name] @ small.loadings["a"].T, more.loadings[name] @ more.loadings["a"].T
+            small.loadings[name] @ small.loadings["a"].T,
+            more.loadings[name] @ more.loadings["a"].T,
         )
         torch.testing.assert_close(small.variances[name], more.variances[name])
 
@@ -260,9 +261,15 @@ def test_bad_questions_are_errors():
         (lambda: poe.posterior(groups, ["z"]), r"'given' should have groups .*a, b, c.* has 'z'"),
         (lambda: poe.posterior({"a": groups["a"]}, ["b"]), r"among 'groups' \(a\), but has 'b'"),
         (lambda: poe.posterior({"a": groups["b"]}), r"should have 5 columns, but has 3"),
-        (lambda: poe.posterior({**groups, "a": groups["a"][:4]}), r"as many rows each, but has \{'a': 4"),
+        (
+            lambda: poe.posterior({**groups, "a": groups["a"][:4]}),
+            r"as many rows each, but has \{'a': 4",
+        ),
         (lambda: poe.posterior(groups, tempers={"z": 1.0}), r"'tempers' should have groups"),
-        (lambda: poe.posterior(groups, tempers={"a": 0.0}), r"positive and finite, but has .*0\.0"),
+        (
+            lambda: poe.posterior(groups, tempers={"a": 0.0}),
+            r"positive and finite, but has .*0\.0",
+        ),
         (lambda: poe.conditional(groups, "z"), r"'target' should have groups .* but has 'z'"),
         (lambda: poe.conditional(groups, []), r"'target' should name at least one group"),
         (lambda: poe.conditional(groups, "a", ["a"]), r"'target' should not be given, but 'a' is"),
