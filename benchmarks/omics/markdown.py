@@ -95,7 +95,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     """
     machine = content["machine"]
     parts = [
-        "# Measured",
+        "# Omics, measured",
         f"`{content['command']}`, commit {content['commit']}, {content['date']}; "
         f"{machine['cpu']}, one thread, PyTorch {machine['torch']}. Means over modalities and "
         "seeds, plus or minus half of their 95 % interval over seeds (Student's t; none for a "

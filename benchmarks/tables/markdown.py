@@ -88,7 +88,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     """
     machine, absent = content["machine"], content["absent"]
     parts = [
-        "# Measured",
+        "# Tables, measured",
         f"`{content['command']}`, commit {content['commit']}, {content['date']}; "
         f"{machine['cpu']}, one thread, PyTorch {machine['torch']}. Means over tables, plus or "
         "minus half of their 95 % interval over tables (Student's t); the best mean is bold. "
