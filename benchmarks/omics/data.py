@@ -69,7 +69,7 @@ class Split(NamedTuple):
 
 def has(x: np.ndarray) -> np.ndarray:
     """Returns which rows of a modality are there, boolean, with shape (n)."""
-    return ~np.isnan(x).all(axis=1)
+    return np.asarray(~np.isnan(x).all(axis=1))
 
 
 def rows_of(groups: Groups, rows: np.ndarray) -> Groups:

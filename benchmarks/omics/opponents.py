@@ -26,10 +26,10 @@ import copy
 import io
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ from sklearn.linear_model import RidgeCV
 
 from .data import Groups, has, hide_cells, rows_of
 from .predictions import Gaussian, Prediction, StudentT, learn_spread
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FOLDS = 5
 """One part in this many chooses."""
@@ -107,12 +110,19 @@ class Point(Method):
     """A method of point predictions, with settings to choose from."""
 
     settings: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Values of attributes to choose from."""
     stopped: ClassVar[str | None] = None
-    """The attribute that says when a trial was best, which is a setting of `learn` as well."""
+    """The attribute that says when a trial was best."""
+
+    def set_to(self, setting: Mapping[str, Any]) -> Self:
+        """Returns a copy that has a setting."""
+        found = copy.copy(self)
+        vars(found).update(setting)
+        return found
 
     @abstractmethod
-    def learn(self, groups: Groups, seed: int, validation: Groups | None, **setting: Any) -> None:  # noqa: ANN401
-        """Learns with a setting. In a trial, there are validation rows, to say when to stop."""
+    def learn(self, groups: Groups, seed: int, validation: Groups | None) -> None:
+        """Learns. In a trial, there are validation rows, to say when to stop."""
 
     @abstractmethod
     def means(self, groups: Groups, given: Sequence[str], target: str) -> np.ndarray:
@@ -123,16 +133,15 @@ class Point(Method):
         size = len(next(iter(groups.values())))
         part = np.random.default_rng(seed).permutation(size) % FOLDS
         learns, self.validation = rows_of(groups, part > 0), rows_of(groups, part == 0)
-        trials = []
-        for setting in self.settings:
-            trial = copy.copy(self)
-            trial.learn(learns, seed, self.validation, **setting)
-            trials.append(trial)
+        trials = [self.set_to(setting) for setting in self.settings]
+        for trial in trials:
+            trial.learn(learns, seed, self.validation)
         best = int(np.argmin([error(trial.means, self.validation) for trial in trials]))
         self.setting, self.trial = dict(self.settings[best]), trials[best]
         if self.stopped is not None:
             self.setting[self.stopped] = getattr(self.trial, self.stopped)
-        self.learn(groups, seed, None, **self.setting)
+        vars(self).update(self.setting)
+        self.learn(groups, seed, None)
         self._last = None
         self.spreads: dict[tuple[str, ...], Any] = {}
 
@@ -160,7 +169,7 @@ class Mean(Point):
 
     fills_cells = True
 
-    def learn(self, groups: Groups, seed: int, validation: Groups | None, **setting: Any) -> None:  # noqa: ANN401
+    def learn(self, groups: Groups, seed: int, validation: Groups | None) -> None:
         """Learns the means."""
         self.mean = {name: np.nanmean(x, axis=0) for name, x in groups.items()}
 
@@ -209,7 +218,7 @@ class Ridge(Method):
         best, least = None, np.inf
         for each in (False, True):
             ridge = RidgeCV(**options, alpha_per_target=each).fit(x, y)
-            chosen = np.broadcast_to(np.atleast_1d(ridge.alpha_), y.shape[1:])
+            chosen = np.broadcast_to(np.atleast_1d(np.asarray(ridge.alpha_)), y.shape[1:])
             places = np.searchsorted(self.penalties, chosen * (1 - 1e-9))
             squares = np.take_along_axis(ridge.cv_results_, places[None, :, None], axis=2)[..., 0]
             if squares.mean() < least:
@@ -344,16 +353,16 @@ class Table(Point):
     names: list[str]
 
     @abstractmethod
-    def learn_table(self, table: np.ndarray, seed: int, **setting: Any) -> None:  # noqa: ANN401
+    def learn_table(self, table: np.ndarray, seed: int) -> None:
         """Learns from a table with NaN."""
 
     @abstractmethod
     def complete(self, table: np.ndarray) -> np.ndarray:
         """Returns a table without NaN."""
 
-    def learn(self, groups: Groups, seed: int, validation: Groups | None, **setting: Any) -> None:  # noqa: ANN401
+    def learn(self, groups: Groups, seed: int, validation: Groups | None) -> None:
         """Learns."""
-        self.learn_table(np.concatenate(list(groups.values()), axis=1), seed, **setting)
+        self.learn_table(np.concatenate(list(groups.values()), axis=1), seed)
 
     def means(self, groups: Groups, given: Sequence[str], target: str) -> np.ndarray:
         """Returns the columns of a modality."""
@@ -369,31 +378,32 @@ class Neighbours(Table):
     """Means of the nearest rows."""
 
     settings = tuple({"count": count} for count in (5, 10, 20, 40))
+    count: int = 5
+    weights: Literal["uniform", "distance"] = "distance"
 
-    def learn_table(
-        self, table: np.ndarray, seed: int, count: int = 5, weights: str = "distance"
-    ) -> None:
+    def learn_table(self, table: np.ndarray, seed: int) -> None:
         """Keeps the rows."""
-        count = min(count, len(table) - 1)
         self.imputer = KNNImputer(
-            n_neighbors=count, weights=weights, keep_empty_features=True
+            n_neighbors=min(self.count, len(table) - 1),
+            weights=self.weights,
+            keep_empty_features=True,
         ).fit(table)
 
     def complete(self, table: np.ndarray) -> np.ndarray:
         """Returns a table without NaN."""
-        return self.imputer.transform(table)
+        return np.asarray(self.imputer.transform(table))
 
 
 class Iterative(Table):
     """Bayesian ridge regressions of each column on the columns it is most correlated with."""
 
-    settings = ({"columns": 20},)
+    columns = 20
 
-    def learn_table(self, table: np.ndarray, seed: int, columns: int = 20) -> None:
+    def learn_table(self, table: np.ndarray, seed: int) -> None:
         """Learns the regressions."""
         self.imputer = IterativeImputer(
             max_iter=3,
-            n_nearest_features=min(columns, table.shape[1] - 1),
+            n_nearest_features=min(self.columns, table.shape[1] - 1),
             keep_empty_features=True,
             random_state=seed,
         )
@@ -403,7 +413,7 @@ class Iterative(Table):
 
     def complete(self, table: np.ndarray) -> np.ndarray:
         """Returns a table without NaN."""
-        return self.imputer.transform(table)
+        return np.asarray(self.imputer.transform(table))
 
 
 class SoftImpute(Table):
@@ -415,13 +425,13 @@ class SoftImpute(Table):
     """
 
     settings = tuple({"penalty": penalty} for penalty in (1.0, 3.0, 10.0, 30.0))
+    penalty = 10.0
     rank = 60
     sweeps = 30
 
-    def learn_table(self, table: np.ndarray, seed: int, penalty: float = 10.0) -> None:
+    def learn_table(self, table: np.ndarray, seed: int) -> None:
         """Learns the columns' factors."""
         rank = min(self.rank, *table.shape)
-        self.penalty = penalty
         _, s, vt = np.linalg.svd(np.nan_to_num(table), full_matrices=False)
         self.factors = vt[:rank].T * np.sqrt(s[:rank])  # (d, K)
         of_rows, of_columns = _patterns(table), _patterns(table.T)
@@ -558,31 +568,25 @@ class MultiVae(Point):
     settings = ({"beta": 0.1}, {"beta": 0.5})
     stopped = "epochs"
     latents = 16
-    most_epochs = 40
+    beta = 0.5
+    epochs = 40
     every = 5
 
-    def learn(
-        self,
-        groups: Groups,
-        seed: int,
-        validation: Groups | None,
-        beta: float = 0.5,
-        epochs: int = most_epochs,
-    ) -> None:
+    def learn(self, groups: Groups, seed: int, validation: Groups | None) -> None:
         """Trains."""
         models, data = import_module("multivae.models"), import_module("multivae.data")
         dims = {name: (x.shape[1],) for name, x in groups.items()}
         torch.manual_seed(seed)
         config = models.MVTCAEConfig(
-            n_modalities=len(dims), latent_dim=self.latents, input_dims=dims, beta=beta
+            n_modalities=len(dims), latent_dim=self.latents, input_dims=dims, beta=self.beta
         )
         model = models.MVTCAE(config)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-2)
         x = {name: torch.tensor(np.nan_to_num(v)).float() for name, v in groups.items()}
         masks = {name: torch.as_tensor(has(v)) for name, v in groups.items()}
         size = len(next(iter(masks.values())))
-        best, least = model, np.inf
-        for epoch in range(1, epochs + 1):
+        best, least, chosen = model, np.inf, self.epochs
+        for epoch in range(1, self.epochs + 1):
             model.train()
             for rows in torch.randperm(size).split(64):
                 batch = data.IncompleteDataset(
@@ -596,8 +600,8 @@ class MultiVae(Point):
                 self.model = model.eval()
                 found = error(self.means, validation)
                 if found < least:
-                    best, least, self.epochs = copy.deepcopy(model), found, epoch
-        self.model = best.eval()
+                    best, least, chosen = copy.deepcopy(model), found, epoch
+        self.model, self.epochs = best.eval(), chosen
 
     @torch.no_grad()
     def means(self, groups: Groups, given: Sequence[str], target: str) -> np.ndarray:

@@ -6,6 +6,7 @@ __all__ = ["read"]
 
 import warnings
 from collections.abc import Collection, Iterator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def read(content: bytes, names: Collection[str]) -> dict[str, pd.DataFrame]:
         ImportError: If rdata is not installed.
     """
     with needs("bench"):
-        from rdata import parser
+        parser = import_module("rdata").parser
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = parser.parse_data(content).object

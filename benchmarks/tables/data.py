@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -91,7 +91,7 @@ def _of_sklearn(name: str, target: str | None) -> Callable[[], pd.DataFrame]:
 
 def _digits() -> pd.DataFrame:
     """Images of 8 x 8 pixels as 4 x 4 sums, and the digit."""
-    bunch = datasets.load_digits()
+    bunch: Any = datasets.load_digits()
     sums = bunch.images.reshape(-1, 4, 2, 4, 2).sum(axis=(2, 4)).reshape(-1, 16)
     frame = pd.DataFrame(sums, columns=[f"pixel{j}" for j in range(16)])
     return frame.assign(digit=[str(digit) for digit in bunch.target])

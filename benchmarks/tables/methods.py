@@ -87,10 +87,10 @@ def _mean(encoding: Encoding, seed: int) -> np.ndarray:
     return np.where(np.isnan(encoding.table), np.nanmean(encoding.table, axis=0), encoding.table)
 
 
-def _completed(method: Callable[[], Completed], **setting: Any) -> Fill:  # noqa: ANN401
+def _completed(method: Completed) -> Fill:
     def fill(encoding: Encoding, seed: int) -> np.ndarray:
-        filler = method()
-        filler.learn_table(encoding.table, seed, **setting)
+        filler = method.set_to({})
+        filler.learn_table(encoding.table, seed)
         return filler.complete(encoding.table)
 
     return fill
@@ -100,7 +100,7 @@ def _iterative(encoding: Encoding, seed: int) -> np.ndarray:
     """Without the last indicator of each column: all of them would predict each other exactly."""
     last = [encoding.places[column].stop - 1 for column in encoding.categories]
     filler = Iterative()
-    filler.learn_table(np.delete(encoding.table, last, axis=1), seed, columns=20)
+    filler.learn_table(np.delete(encoding.table, last, axis=1), seed)
     kept = filler.complete(np.delete(encoding.table, last, axis=1))
     filled = np.insert(kept, np.array(last) - np.arange(len(last)), 0.0, axis=1)
     for column in encoding.categories:
@@ -127,7 +127,11 @@ def _forest(leaf: int) -> Fill:
         """Random forests of each column in turn, as missForest, three times."""
         holes = np.isnan(encoding.table)
         filled = _mean(encoding, seed)
-        options = {"n_estimators": 50, "min_samples_leaf": leaf, "random_state": seed}
+        options: dict[str, Any] = {
+            "n_estimators": 50,
+            "min_samples_leaf": leaf,
+            "random_state": seed,
+        }
         fewest = sorted(encoding.places.items(), key=lambda item: holes[:, item[1]].sum())
         for _ in range(3):
             for column, place in fewest:
@@ -180,10 +184,12 @@ def _again(encoding: Encoding, frame: pd.DataFrame) -> np.ndarray:
 
 OPPONENTS: dict[str, tuple[Fill, ...]] = {
     "mean": (_mean,),
-    "KNN": tuple(_completed(Neighbours, count=k, weights="uniform") for k in (5, 15)),
+    "KNN": tuple(
+        _completed(Neighbours().set_to({"count": k, "weights": "uniform"})) for k in (5, 15)
+    ),
     "ridge": (_ridge,),
     "IterativeImputer": (_iterative,),
-    "SoftImpute": (_completed(SoftImpute, penalty=1.0), _completed(SoftImpute, penalty=5.0)),
+    "SoftImpute": tuple(_completed(SoftImpute().set_to({"penalty": p})) for p in (1.0, 5.0)),
     "missForest": (_forest(1), _forest(5)),
     "miceforest": (_mice,),
 }

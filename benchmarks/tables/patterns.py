@@ -142,12 +142,16 @@ def _censoring(z: Tensor, rate: float, generator: Generator) -> Tensor:
 def _panel(z: Tensor, rate: float, generator: Generator) -> Tensor:
     """Rows drop out at a value that is large, and are missing from there on."""
     uniform = torch.rand(z.shape, generator=generator, dtype=z.dtype)
+
+    def gone(intercept: float) -> Tensor:
+        return (uniform < (intercept + z).sigmoid()).long().cumsum(dim=1) > 0
+
     low, high = -20.0, 20.0
     for _ in range(50):
         middle = (low + high) / 2
-        left = (uniform < (middle + z).sigmoid()).long().cumsum(dim=1) > 0
-        low, high = (middle, high) if left.double().mean() < rate else (low, middle)
-    return ~left
+        few = gone(middle).double().mean() < rate
+        low, high = (middle, high) if few else (low, middle)
+    return ~gone(high)
 
 
 def _polarisation(z: Tensor, rate: float, generator: Generator) -> Tensor:

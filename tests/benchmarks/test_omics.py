@@ -178,9 +178,8 @@ def test_softimpute_minimises_its_objective():
     random = np.random.default_rng(0)
     table = random.normal(size=(30, 3)) @ random.normal(size=(3, 6))
     table[random.random(table.shape) < 0.2] = np.nan
-    method = opponents.SoftImpute()
-    method.sweeps = 300
-    method.learn_table(table, 0, penalty=2.0)
+    method = opponents.SoftImpute().set_to({"penalty": 2.0, "sweeps": 300})
+    method.learn_table(table, 0)
     filled = method.complete(table)
     # at the minimum, the completed table with its singular values lowered is the estimate
     u, s, vt = np.linalg.svd(filled, full_matrices=False)
