@@ -151,9 +151,7 @@ class Blend:
         self.networks: list[HiddenNetwork] = []
         self.calibrations: dict[Key, Calibration] = {}
 
-    def fit(
-        self, train: Train, networks: int
-    ) -> Blend:
+    def fit(self, train: Train, networks: int) -> Blend:
         """Fits all parts.
 
         Arguments:
@@ -293,7 +291,7 @@ class Blend:
         return hidden
 
     def _out_of_fold(self, key: Key, member: Member, read: Read, factor: float) -> np.ndarray:
-        """Reads features (n, F) that are hidden in turn from posteriors that left out their rows."""
+        """Reads what is hidden in turn (n, F) from posteriors of fits that left out their rows."""
         out = np.full(self.Y.shape, np.nan)
         for hidden, fold, rows, posterior in self._posteriors(key, member, factor):
             new = read(member.folds[fold], posterior, hidden.targets)

@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from mmpoe.missing import random_subsets
-from mmpoe.objectives import elbo
 from mmpoe.training import Optimizer, fit
 
 from ._features import Features
-from ._network import Modality, build
+from ._network import Modality, SideBySide, build
 
 FEW = 6
 """Up to how many modalities each subset of them is calibrated by itself."""
@@ -38,9 +37,7 @@ def partition(rows: int, parts: int, size: int, rng: np.random.Generator) -> lis
     return [turn != i for i in range(size)]
 
 
-def hide_some(
-    observed: np.ndarray, share: float, rng: np.random.Generator
-) -> list[np.ndarray]:
+def hide_some(observed: np.ndarray, share: float, rng: np.random.Generator) -> list[np.ndarray]:
     """A mask of what is given: at random, a share of what each row observed, and at least one."""
     rank = np.where(observed, rng.random(observed.shape), 2.0).argsort(axis=1).argsort(axis=1)
     return [rank < np.maximum(1, np.rint(share * observed.sum(axis=1)))[:, None]]
@@ -58,6 +55,7 @@ class HiddenNetwork:
     def __init__(self, modalities: Sequence[Modality], features: Features, steps: int) -> None:
         self.modalities, self.features, self.steps = modalities, features, steps
         self.model = build(modalities, 64, (8, 16))
+        self.training = SideBySide(self.model, modalities)
 
     def fit(
         self, table: np.ndarray, questions: Sequence[tuple[np.ndarray, np.ndarray]]
@@ -71,14 +69,22 @@ class HiddenNetwork:
         """
         best = _Best(self, questions)
 
-        def bound(model: torch.nn.Module, batch: list[Tensor], done: float) -> Tensor:
+        def bound(networks: SideBySide, batch: list[Tensor], done: float) -> Tensor:
             best.watch()
-            return self._bound(model, batch, done)
+            return self._bound(networks, batch[0], done)
 
         batches = DataLoader(TensorDataset(_tensor(table)), 128, shuffle=True)
         optimizer = Optimizer(lr=3e-3, weight_decay=1e-2)
         with suppress(_Stopped):
-            fit(self.model, batches, bound, steps=self.steps, optimizer=optimizer, progress=False)
+            fit(
+                self.training,
+                batches,
+                bound,
+                steps=self.steps,
+                optimizer=optimizer,
+                accelerator="cpu",  # the networks are small
+                progress=False,
+            )
             best.compare()  # averaged weights are often better than the last ones
         best.restore()
         return self
@@ -100,13 +106,11 @@ class HiddenNetwork:
             parts.append(self.features.standardised(mean, part))
         return np.concatenate(parts, axis=1)
 
-    def _bound(self, model: torch.nn.Module, batch: list[Tensor], done: float) -> Tensor:
-        x, observed = self._split(batch[0])
+    def _bound(self, networks: SideBySide, table: Tensor, done: float) -> Tensor:
+        observed = self._split(table)[1]
         whole = torch.rand(len(observed), 1) < WHOLE
         given = torch.where(whole, observed, _subsets(observed))
-        valid = {name: ~v.isnan() for name, v in x.items()}
-        beta = min(1.0, 5 * done)
-        return elbo(model(x, given), x, observed, beta, valid=valid, validate=False)
+        return networks.bound(table, given, min(1.0, 5 * done))
 
     def _split(self, table: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The modalities of a table, and which of them have an observed cell."""
@@ -139,9 +143,8 @@ class _Best:
     def compare(self) -> None:
         """Keeps the present weights if they are better."""
         model = self.network.model
-        model.eval()
+        self.network.training.write(model)
         error = self.network.error(self.questions)
-        model.train()
         self.since += 1
         if not self.state or error < self.error:
             self.error, self.since = error, 0

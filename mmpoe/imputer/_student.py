@@ -46,7 +46,9 @@ def log_joint(
         capacity = np.linalg.inv(v) + (W.T / psi) @ W
         y = score[rows]
         square[rows] -= (y * np.linalg.solve(capacity, y.T).T).sum(axis=1)
-        log_det[rows] = np.log(psi).sum() + np.linalg.slogdet(capacity)[1] + np.linalg.slogdet(v)[1]
+        log_det[rows] = (
+            np.log(psi).sum() + np.linalg.slogdet(capacity)[1] + np.linalg.slogdet(v)[1]
+        )
     log_det = log_det + 2 * np.where(cells, np.log(factor), 0.0).sum(axis=1)
     d = cells.sum(axis=1)
     if np.isinf(freedom):

@@ -2,10 +2,10 @@ r"""Tables of mixed types as tensors, and back: arrays, data frames, dictionarie
 
 from __future__ import annotations
 
-__all__ = ["KINDS", "Column", "Source", "read", "write"]
+__all__ = ["KINDS", "Column", "Source", "contain", "read", "write"]
 
 import datetime
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any, NamedTuple
@@ -136,6 +136,9 @@ def write(
     X: Any,  # noqa: ANN401
     filled: Sequence[np.ndarray],
     columns: Sequence[Column],
+    *,
+    empty: Collection[int] = (),
+    keep_empty: bool = True,
 ) -> Any:  # noqa: ANN401
     """Returns a copy of a table with its missing cells filled, of the same type and dtypes.
 
@@ -146,28 +149,69 @@ def write(
         X: The table.
         filled: For each column, as :func:`read` lists them, what its missing cells become.
         columns: The encodings of the columns.
+        empty: The positions of columns that nothing is known of. They are neither in `filled` nor
+            in `columns`.
+        keep_empty: Whether to keep these as they are, or to leave them out.
     """
-    sources = read(X)
-    triples = list(zip(sources, filled, columns, strict=True))
+    sources, rest = read(X), iter(zip(filled, columns, strict=True))
+    encoded = [None if j in empty else next(rest) for j in range(len(sources))]
+    kept = [j for j in range(len(sources)) if keep_empty or j not in empty]
     if is_frame(X):
         out = X.copy()
-        for j, (source, cells, column) in enumerate(triples):
-            if source.missing.any():
-                out.isetitem(j, _filled_series(X.iloc[:, j], source, cells, column))
-        return out
-    if is_sparse(X):
-        return _filled_sparse(X, sources, filled)
+        for j, (source, pair) in enumerate(zip(sources, encoded, strict=True)):
+            if pair is not None and source.missing.any():
+                out.isetitem(j, _filled_series(X.iloc[:, j], source, *pair))
+        return out if len(kept) == len(sources) else out.iloc[:, kept]
 
-    parts = [_filled_array(source, cells) for source, cells, _ in triples]
+    parts = [
+        source.values if pair is None else _filled_array(source, pair[0])
+        for source, pair in zip(sources, encoded, strict=True)
+    ]
+    if is_sparse(X):
+        return _filled_sparse(X, parts, kept)
     if not isinstance(X, Mapping):
-        return np.stack(parts, axis=1).astype(np.asarray(X).dtype, copy=False)
-    out, rest = {}, iter(parts)
+        whole = np.stack([parts[j] for j in kept], axis=1)
+        return whole.astype(np.asarray(X).dtype, copy=False)
+    out, start = {}, 0
     for name, array in X.items():
         array = np.asarray(array)
-        width = 1 if array.ndim == 1 else array.shape[1]
-        whole = np.stack([next(rest) for _ in range(width)], axis=1)
-        out[name] = whole.reshape(array.shape).astype(array.dtype, copy=False)
+        stop = start + (1 if array.ndim == 1 else array.shape[1])
+        own = [parts[j] for j in kept if start <= j < stop]
+        if own:
+            whole = own[0] if array.ndim == 1 else np.stack(own, axis=1)
+            out[name] = whole.astype(array.dtype, copy=False)
+        start = stop
     return out
+
+
+def contain(table: Any, names: Sequence[str], library: str, like: Any) -> Any:  # noqa: ANN401
+    """Returns a table as a data frame.
+
+    Arguments:
+        table: The table.
+        names: The names of its columns.
+        library: The library of the data frame, ``"pandas"`` or ``"polars"``; ``"default"`` leaves
+            the table as it is.
+        like: A table whose index a data frame of pandas gets, if it has one.
+
+    Raises:
+        ValueError: If the table is sparse.
+    """
+    if library == "default" or (library == "pandas" and is_frame(table)):
+        return table
+    if is_sparse(table):
+        raise ValueError(
+            f"'X' should be dense to be returned as a data frame of {library}, but is a sparse "
+            f"{type(table).__name__}: call 'toarray', or set_output(transform='default')."
+        )
+    columns = dict(zip(names, (source.values for source in read(table)), strict=True))
+    if library == "pandas":
+        import pandas as pd
+
+        return pd.DataFrame(columns, index=getattr(like, "index", None))
+    import polars as pl
+
+    return pl.DataFrame({k: v.tolist() if v.dtype == object else v for k, v in columns.items()})
 
 
 def is_frame(X: Any) -> bool:  # noqa: ANN401
@@ -350,13 +394,12 @@ def _filled_array(source: Source, cells: np.ndarray) -> np.ndarray:
     return values
 
 
-def _filled_sparse(X: Any, sources: Sequence[Source], filled: Sequence[np.ndarray]) -> Any:  # noqa: ANN401
+def _filled_sparse(X: Any, parts: Sequence[np.ndarray], kept: Sequence[int]) -> Any:  # noqa: ANN401
     """A sparse matrix without holes, which are entries: what has no entry is 0, and observed."""
     coo = X.tocoo(copy=True)
-    values = [_filled_array(source, cells) for source, cells in zip(sources, filled, strict=True)]
     for entry in np.flatnonzero(_holes(coo.data)):
-        coo.data[entry] = values[coo.col[entry]][coo.row[entry]]
-    return coo.asformat(X.format)
+        coo.data[entry] = parts[coo.col[entry]][coo.row[entry]]
+    return coo.tocsc()[:, list(kept)].asformat(X.format)
 
 
 def _with_categories(declared: Sequence[Any], cells: Sequence[Any], order: list[Any]) -> list[Any]:

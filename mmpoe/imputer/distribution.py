@@ -53,12 +53,9 @@ class PredictiveDistribution:
         self.predicted = wanted[:, chosen]
         features = blend.features
         self._owned = [np.flatnonzero(features.column == j) for j in chosen]
-        self._freedom = np.full(len(table), np.nan)
         self._freedom = np.full(prediction.loc.shape, np.nan)
         for part in prediction.parts:
-            self._freedom[part.rows] = np.where(
-                part.cells, part.freedom, self._freedom[part.rows]
-            )
+            self._freedom[part.rows] = np.where(part.cells, part.freedom, self._freedom[part.rows])
 
     @property
     def mean(self) -> np.ndarray:
@@ -299,7 +296,7 @@ class PredictiveDistribution:
     def _draw(
         self, noise: np.ndarray, latent: np.ndarray, mixing: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws features (n, F), and for categories their rank in [0, 1] in their first feature."""
+        """Draws features (n, F), and the ranks of categories in the first feature of each."""
         p = self._prediction
         W, psi = self._blend.loadings, self._blend.variances
         features, ranks = np.full(p.loc.shape, np.nan), np.full(p.loc.shape, np.nan)
@@ -379,7 +376,9 @@ class PredictiveDistribution:
         """The log-probability of counts: that of rounding exp(y) - 1, not below 0."""
         v = self._freedom[:, f]
         upper = self._standard(f, np.log1p(counts + 0.5))
-        lower = np.where(counts > 0, self._standard(f, np.log1p(np.maximum(counts - 0.5, 0))), -np.inf)
+        lower = np.where(
+            counts > 0, self._standard(f, np.log1p(np.maximum(counts - 0.5, 0))), -np.inf
+        )
         flip = lower > 0  # the tail that loses no digits
         mass = np.where(
             flip,
@@ -402,8 +401,7 @@ class PredictiveDistribution:
         array = values.astype(object).to_numpy() if is_frame(values) else np.asarray(values)
         if array.shape != self.predicted.shape:
             raise ValueError(
-                f"'values' should have shape {self.predicted.shape}, "
-                f"but has shape {array.shape}."
+                f"'values' should have shape {self.predicted.shape}, but has shape {array.shape}."
             )
         out = np.empty(array.shape)
         for k, column in enumerate(self._columns):

@@ -7,7 +7,8 @@ __all__ = ["MultimodalImputer"]
 import inspect
 import sys
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +19,7 @@ from ._blend import Blend
 from ._features import Features
 from ._hidden import HiddenNetwork
 from ._network import Modality
-from ._tables import KINDS, Column, Source, read, write
+from ._tables import KINDS, Column, Source, contain, read, write
 from .distribution import PredictiveDistribution
 
 ROWS = 4096
@@ -64,6 +65,12 @@ class MultimodalImputer:
         networks: The number of hierarchies that are averaged; with 0, the linear part predicts
             alone, in a fraction of the time.
         steps: The most training steps of each; training ends before where validation says so.
+        handle_unknown: What a category is that was not there when the table was fitted: an
+            ``"error"``, or ``"missing"``: it says nothing about the other cells, and stays as it
+            is.
+        keep_empty_features: Whether to keep columns without an observed cell as they are, since
+            nothing is known of them. If not, they are left out of what comes back. A warning names
+            them.
         random_state: The seed of folds, training and draws: an integer, a NumPy ``RandomState``,
             or None for a new one each time.
 
@@ -96,33 +103,42 @@ class MultimodalImputer:
         kinds: Mapping[Hashable, str] | None = None,
         networks: int = 3,
         steps: int = 250,
+        handle_unknown: str = "error",
+        keep_empty_features: bool = False,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.groups = groups
         self.kinds = kinds
         self.networks = networks
         self.steps = steps
+        self.handle_unknown = handle_unknown
+        self.keep_empty_features = keep_empty_features
         self.random_state = random_state
 
     def fit(self, X: Any, y: object = None) -> MultimodalImputer:  # noqa: ANN401
         """Learns from a table with missing cells.
 
         Arguments:
-            X: The table: an array (n, d), a data frame, or a mapping from names to arrays (n) or
-                (n, k). Missing cells are NaN, or None or NA in arrays and frames of objects.
+            X: The table: an array (n, d), a data frame of pandas, a mapping from names to arrays
+                (n) or (n, k), or a sparse matrix. Missing cells are NaN, or None or NA in arrays
+                and frames of objects. What has no entry in a sparse matrix is 0, and was observed:
+                it takes the memory of a dense one.
             y: Ignored.
 
         Raises:
-            ValueError: If there are no rows, a column has no observed cell or holds infinity or
-                what its kind does not allow, `groups` or `kinds` name other columns, or a number
-                is outside its range.
+            ValueError: If there are no rows, no column has an observed cell, one holds infinity,
+                dates or what its kind does not allow, `groups` or `kinds` name other columns, or
+                an option is none of its choices.
         """
         sources = read(X)
         kinds = self._kinds(sources)
-        self.columns_ = [Column.learn(source, kinds.get(source.label)) for source in sources]
-        self.modalities_ = self._modalities(X, sources)
-        self.n_features_in_ = len(sources)
         labels = [source.label for source in sources]
+        _check_choice("handle_unknown", self.handle_unknown, ("error", "missing"))
+        self._empty = _empty(sources, keep=self.keep_empty_features)
+        self.n_features_in_ = len(sources)
+        sources = [s for j, s in enumerate(sources) if j not in self._empty]
+        self.columns_ = [Column.learn(source, kinds.get(source.label)) for source in sources]
+        self.modalities_ = self._modalities(X, sources, {labels[j] for j in self._empty})
         self._labels = None if _positions(labels) else labels
         if hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
@@ -156,14 +172,16 @@ class MultimodalImputer:
             X: A table with the columns of the one that was fitted.
 
         Returns:
-            A table of the same type. Integer columns of a data frame are rounded.
+            A table of the same type and dtypes, or a data frame, see :meth:`set_output`. Columns
+            of integers are rounded.
 
         Raises:
             ValueError: If the columns differ, or a cell is infinite or of an unknown category.
         """
         table = self._encode(self._read(X))
         parts = [self._missing(rows)._expected() for rows in _chunks(table)]
-        return self._write(X, table, np.concatenate(parts))
+        out = self._write(X, np.concatenate(parts))
+        return contain(out, self.get_feature_names_out().tolist(), self._output(), X)
 
     def fit_transform(self, X: Any, y: object = None) -> Any:  # noqa: ANN401
         """Learns from a table and fills it, as :meth:`fit` and :meth:`transform`."""
@@ -192,7 +210,7 @@ class MultimodalImputer:
             self._missing(rows)._sample(draws, self._seed + i)
             for i, rows in enumerate(_chunks(table))
         ]
-        return [self._write(X, table, filled) for filled in np.concatenate(parts, axis=1)]
+        return [self._write(X, filled) for filled in np.concatenate(parts, axis=1)]
 
     def predict_distribution(
         self,
@@ -278,10 +296,47 @@ class MultimodalImputer:
             setattr(self, name, value)
         return self
 
+    def set_output(self, *, transform: str | None = None) -> MultimodalImputer:
+        """Chooses what :meth:`transform` and :meth:`fit_transform` return.
+
+        Arguments:
+            transform: ``"default"``, a table of the same type; ``"pandas"`` or ``"polars"``, a
+                data frame; None leaves it as it is. Without a choice, it is that of
+                ``sklearn.set_config(transform_output=)``.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        if transform is not None:
+            _check_choice("transform", transform, ("default", "pandas", "polars"))
+            self._sklearn_output_config = {"transform": transform}  # which its clones take over
+        return self
+
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:  # noqa: ANN401
-        """Returns the names of the columns, which are those that went in."""
+        """Returns the names of the columns that come back.
+
+        Arguments:
+            input_features: The names of the columns that went in, if these had none: "x0", "x1"
+                and so on by default.
+
+        Raises:
+            ValueError: If these are not as many as columns, or other names than those.
+        """
         self._check_fitted()
-        return np.array([str(column.label) for column in self.columns_], dtype=object)
+        count = self.n_features_in_
+        names = [f"x{j}" for j in range(count)] if self._labels is None else self._labels
+        if input_features is not None:
+            given = list(input_features)
+            if len(given) != count or (self._labels is not None and given != names):
+                raise ValueError(
+                    f"'input_features' is not equal to the names of the columns ({count}: "
+                    f"{', '.join(map(str, names))}), but has {len(given)}: "
+                    f"{', '.join(map(str, given))}."
+                )
+            names = given
+        left_out = () if self.keep_empty_features else self._empty
+        kept = [str(name) for j, name in enumerate(names) if j not in left_out]
+        return np.array(kept, dtype=object)
 
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self)).parameters
@@ -302,7 +357,7 @@ class MultimodalImputer:
             estimator_type="transformer",
             target_tags=TargetTags(required=False),
             transformer_tags=TransformerTags(),
-            input_tags=InputTags(allow_nan=True, categorical=True, string=True),
+            input_tags=InputTags(allow_nan=True, categorical=True, sparse=True, string=True),
         )
 
     @classmethod
@@ -331,8 +386,13 @@ class MultimodalImputer:
                 raise _unknown("kinds", name, [source.label for source in sources])
         return chosen
 
-    def _modalities(self, X: Any, sources: Sequence[Source]) -> list[Modality]:  # noqa: ANN401
-        """The modalities that the columns form."""
+    def _modalities(
+        self,
+        X: Any,  # noqa: ANN401
+        sources: Sequence[Source],
+        empty: Collection[Hashable],
+    ) -> list[Modality]:
+        """The modalities that the columns form, but for some that are empty."""
         labels = [source.label for source in sources]
         together: dict[str, list[int]] = {}
         if isinstance(X, Mapping):
@@ -344,7 +404,10 @@ class MultimodalImputer:
             taken: set[int] = set()
             for name, members in (self.groups or {}).items():
                 positions = []
-                for label in members:
+                known = [label for label in members if label not in empty]
+                if members and not known:
+                    continue
+                for label in known:
                     if label not in labels:
                         raise _unknown("groups", label, labels)
                     positions.append(labels.index(label))
@@ -396,12 +459,13 @@ class MultimodalImputer:
                 "'X' should have the columns that it had when it was fitted "
                 f"({', '.join(map(str, self._labels))}), but has {', '.join(map(str, labels))}."
             )
-        return sources
+        return [source for j, source in enumerate(sources) if j not in self._empty]
 
     def _encode(self, sources: Sequence[Source]) -> np.ndarray:
         """The table as numbers, NaN where cells are missing, with shape (n, d)."""
         pairs = zip(self.columns_, sources, strict=True)
-        return np.stack([column.encode(source) for column, source in pairs], axis=1)
+        unknown = self.handle_unknown
+        return np.stack([column.encode(source, unknown) for column, source in pairs], axis=1)
 
     def _named(self, argument: str, names: str | Sequence[str]) -> list[Modality]:
         """The modalities of some names."""
@@ -410,7 +474,8 @@ class MultimodalImputer:
         for name in names:
             if name not in known:
                 raise ValueError(
-                    f"'{argument}' should name modalities ({', '.join(known)}), but names {name!r}."
+                    f"'{argument}' should name modalities ({', '.join(known)}), "
+                    f"but names {name!r}."
                 )
         if argument == "target" and not names:
             raise ValueError("'target' should name at least one modality, but is empty.")
@@ -429,12 +494,19 @@ class MultimodalImputer:
             self._blend, prediction, self.columns_, table, wanted, chosen
         )
 
-    def _write(self, X: Any, table: np.ndarray, filled: np.ndarray) -> Any:  # noqa: ANN401
-        missing = np.isnan(table)
-        cells = [
-            column.decode(filled[missing[:, j], j]) for j, column in enumerate(self.columns_)
-        ]
-        return write(X, cells, self.columns_)
+    def _write(self, X: Any, filled: np.ndarray) -> Any:  # noqa: ANN401
+        pairs = enumerate(zip(self.columns_, self._read(X), strict=True))
+        cells = [column.decode(filled[source.missing, j]) for j, (column, source) in pairs]
+        keep = self.keep_empty_features
+        return write(X, cells, self.columns_, empty=self._empty, keep_empty=keep)
+
+    def _output(self) -> str:
+        """What :meth:`transform` returns: as chosen here, or for all of scikit-learn."""
+        chosen = getattr(self, "_sklearn_output_config", {}).get("transform")
+        sklearn = sys.modules.get("sklearn")
+        if chosen is None and sklearn is not None:
+            chosen = sklearn.get_config()["transform_output"]
+        return chosen or "default"
 
 
 def _chunks(table: np.ndarray) -> list[np.ndarray]:
@@ -444,6 +516,23 @@ def _chunks(table: np.ndarray) -> list[np.ndarray]:
 def _check_count(name: str, value: Any, least: int) -> None:  # noqa: ANN401
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"'{name}' should be an integer of at least {least}, but is {value!r}.")
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:  # noqa: ANN401
+    if value not in choices:
+        raise ValueError(f"'{name}' should be one of {', '.join(choices)}, but is {value!r}.")
+
+
+def _empty(sources: Sequence[Source], *, keep: bool) -> frozenset[int]:
+    """The positions of columns without an observed cell, which a warning names."""
+    empty = [j for j, source in enumerate(sources) if source.missing.all()]
+    shown = ", ".join(repr(sources[j].label) for j in empty)
+    if len(empty) == len(sources):
+        raise ValueError(f"'X' should have an observed cell, but has none in {shown}.")
+    if empty:
+        how = "stay as they are" if keep else "are left out; 'keep_empty_features' keeps them"
+        warnings.warn(f"Columns without an observed cell {how}: {shown}.", stacklevel=3)
+    return frozenset(empty)
 
 
 def _positions(labels: Sequence[Hashable]) -> bool:

@@ -188,7 +188,8 @@ class LinearPoE:
         table = torch.cat(tables, dim=1)
         observed = ~table.isnan()
         loadings = torch.cat([self.loadings[name] for name in names])
-        pieces = list(_posteriors(table.nan_to_num(), observed, loadings, torch.cat(powers)))
+        layout = _Layout.of(observed)
+        pieces = list(_posteriors(table.nan_to_num(), layout, loadings, torch.cat(powers)))
         loc = loadings.new_empty(len(table), loadings.shape[1])
         pattern = torch.empty(len(table), dtype=torch.long)
         done = 0
@@ -259,52 +260,89 @@ class LinearPoE:
         K = max(1, min(self.factors, n // 2, columns))
         loadings = _principal(x, K)
         loc, variances = x.new_zeros(columns), x.new_full((columns,), 0.5)
+        layout, count = _Layout.of(observed), observed.sum(dim=0)
         for _ in range(self.steps):
-            moments = _expect(x - loc * observed, observed, loadings, variances)
-            regression, variances = _regress(x, observed, moments, self.shrinkage)
+            moments = _expect(x - loc * observed, layout, loadings, variances)
+            regression, variances = _regress(x, count, layout.columns, moments, self.shrinkage)
             variances = variances.clamp(min=self.floor)
             loadings, loc = _whitened(regression, moments.total / n)
         return loc, loadings, variances
+
+
+def _principal(x: Tensor, components: int) -> Tensor:
+    """The loadings (D, K) of principal components, from the smaller of two Gram matrices."""
+    n, columns = x.shape
+    if columns <= n:
+        values, vectors = torch.linalg.eigh(x.T @ x / n)
+        return vectors[:, -components:].flip(1) * values[-components:].flip(0).clamp(min=0).sqrt()
+    _, vectors = torch.linalg.eigh(x @ x.T / n)
+    return x.T @ vectors[:, -components:].flip(1) / math.sqrt(n)
+
+
+class _Layout(NamedTuple):
+    """Which cells are observed: rows by pattern, and columns by the patterns that have them."""
+
+    patterns: Tensor
+    """The distinct rows of the mask, with shape (P, D)."""
+    pattern: Tensor
+    """The pattern of each row, with shape (n)."""
+    order: Tensor
+    """The rows, pattern by pattern."""
+    ends: list[int]
+    """Where the rows of each pattern end in that order."""
+    columns: list[Tensor]
+    """The columns of each of B blocks, which are observed in the same patterns."""
+    share: Tensor
+    """The blocks that each pattern has, 0 or 1, with shape (P, B)."""
+
+    @classmethod
+    def of(cls, observed: Tensor) -> _Layout:
+        patterns, pattern = _distinct(observed)
+        blocks, block = _distinct(patterns.T)
+        counts = pattern.bincount(minlength=len(patterns))
+        columns = [(block == b).nonzero()[:, 0] for b in range(len(blocks))]
+        return cls(
+            patterns,
+            pattern,
+            pattern.argsort(stable=True),
+            counts.cumsum(0).tolist(),
+            columns,
+            blocks.T.double(),
+        )
 
 
 class _Piece(NamedTuple):
     """Posteriors of the rows of some patterns."""
 
     rows: Tensor
-    patterns: Tensor
     loc: Tensor
     covariance: Tensor
     pattern: Tensor
+    """The pattern of each row, among those of the piece; rows of a pattern are adjacent."""
+    share: Tensor
+    """The blocks that each pattern has."""
 
 
-def _posteriors(
-    x: Tensor, observed: Tensor, loadings: Tensor, powers: Tensor
-) -> Iterator[_Piece]:
+def _posteriors(x: Tensor, layout: _Layout, loadings: Tensor, powers: Tensor) -> Iterator[_Piece]:
     """Yields posteriors of centred rows, 0 where they are missing, a few patterns at a time.
 
     Columns that are missing in the same rows are added up once, for all patterns.
     """
     K = loadings.shape[1]
-    patterns, pattern = _distinct(observed)  # (P, D), (n)
-    blocks, block = _distinct(patterns.T)  # (B, P), (D)
     experts = loadings * powers[:, None]
-    precisions = torch.stack(
-        [experts[block == b].T @ loadings[block == b] for b in range(len(blocks))]
-    )  # (B, K, K)
+    precisions = torch.stack([experts[c].T @ loadings[c] for c in layout.columns])  # (B, K, K)
     score = x @ experts  # (n, K)
     eye = torch.eye(K, dtype=x.dtype)
-    order = pattern.argsort(stable=True)
-    ends = pattern.bincount(minlength=len(patterns)).cumsum(0)
     step = max(1, CHUNK // K**2)
-    for start in range(0, len(patterns), step):
-        stop = min(start + step, len(patterns))
-        share = blocks[:, start:stop].T.to(x)  # (p, B)
+    for start in range(0, len(layout.patterns), step):
+        share = layout.share[start : start + step]
+        stop = start + len(share)
         precision = eye + (share @ precisions.flatten(1)).view(-1, K, K)
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-        rows = order[ends[start - 1] if start else 0 : ends[stop - 1]]
-        local = pattern[rows] - start
-        loc = _times(score[rows], covariance, local)
-        yield _Piece(rows, patterns[start:stop], loc, covariance, local)
+        first = layout.ends[start - 1] if start else 0
+        rows = layout.order[first : layout.ends[stop - 1]]
+        pattern = layout.pattern[rows] - start
+        yield _Piece(rows, _times(score[rows], covariance, pattern), covariance, pattern, share)
 
 
 def _times(x: Tensor, matrices: Tensor, which: Tensor) -> Tensor:
@@ -323,42 +361,26 @@ class _Moments(NamedTuple):
 
     blocks: Tensor
     """Over the rows in which the columns of a block are observed, with shape (B, K+1, K+1)."""
-    block: Tensor
-    """The block of each column."""
     total: Tensor
     """Over all rows, with shape (K+1, K+1)."""
     z: Tensor
     """The means of (z, 1), with shape (n, K+1)."""
 
 
-def _principal(x: Tensor, components: int) -> Tensor:
-    """The loadings (D, K) of principal components, from the smaller of two Gram matrices."""
-    n, columns = x.shape
-    if columns <= n:
-        values, vectors = torch.linalg.eigh(x.T @ x / n)
-        return vectors[:, -components:].flip(1) * values[-components:].flip(0).clamp(min=0).sqrt()
-    values, vectors = torch.linalg.eigh(x @ x.T / n)
-    vectors = vectors[:, -components:].flip(1)
-    return x.T @ vectors / math.sqrt(n)
-
-
-def _expect(x: Tensor, observed: Tensor, loadings: Tensor, variances: Tensor) -> _Moments:
+def _expect(x: Tensor, layout: _Layout, loadings: Tensor, variances: Tensor) -> _Moments:
     """Computes what the next step of expectation maximisation needs to know of z."""
     K = loadings.shape[1]
-    blocks, block = _distinct(observed.T)  # (B, n), (D)
-    first = torch.tensor([int((block == b).nonzero()[0]) for b in range(len(blocks))])
     z = x.new_ones(len(x), K + 1)
-    sums, total = x.new_zeros(len(blocks), (K + 1) ** 2), x.new_zeros((K + 1) ** 2)
-    for piece in _posteriors(x, observed, loadings, 1 / variances):
+    sums = x.new_zeros(len(layout.columns), (K + 1) ** 2)
+    total = x.new_zeros((K + 1) ** 2)
+    for piece in _posteriors(x, layout, loadings, 1 / variances):
         z[piece.rows, :K] = piece.loc
         moments = _second_moments(z[piece.rows], piece.pattern, len(piece.covariance))
         counts = piece.pattern.bincount(minlength=len(moments)).to(x)
         moments[:, :K, :K] += counts[:, None, None] * piece.covariance
-        moments = moments.flatten(1)
-        sums += piece.patterns[:, first].T.to(x) @ moments
-        total += moments.sum(dim=0)
-    shape = (-1, K + 1, K + 1)
-    return _Moments(sums.view(shape), block, total.view(shape)[0], z)
+        sums += piece.share.T @ moments.flatten(1)
+        total += moments.sum(dim=0).flatten()
+    return _Moments(sums.view(-1, K + 1, K + 1), total.view(K + 1, K + 1), z)
 
 
 def _second_moments(z: Tensor, which: Tensor, parts: int) -> Tensor:
@@ -374,7 +396,7 @@ def _second_moments(z: Tensor, which: Tensor, parts: int) -> Tensor:
 
 
 def _regress(
-    x: Tensor, observed: Tensor, moments: _Moments, shrinkage: float
+    x: Tensor, count: Tensor, columns: list[Tensor], moments: _Moments, shrinkage: float
 ) -> tuple[Tensor, Tensor]:
     r"""Regresses each column on (z, 1), with a penalty on all coefficients but the last.
 
@@ -384,11 +406,9 @@ def _regress(
     penalty = torch.full((len(cross),), shrinkage, dtype=x.dtype)
     penalty[-1] = 1e-9  # a column may have no cell in some fold of the rows
     regression = torch.empty_like(cross)
-    for b, moment in enumerate(moments.blocks + penalty.diag()):
-        columns = moments.block == b
+    for block, moment in zip(columns, moments.blocks + penalty.diag(), strict=True):
         factor = torch.linalg.cholesky(moment)
-        regression[:, columns] = torch.cholesky_solve(cross[:, columns], factor)
-    count = observed.sum(dim=0)
+        regression[:, block] = torch.cholesky_solve(cross[:, block], factor)
     rest = x.square().sum(dim=0) - (regression * cross).sum(dim=0)
     return regression, torch.where(count > 0, rest / count.clamp(min=1), 1.0)
 

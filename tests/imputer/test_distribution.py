@@ -145,7 +145,7 @@ def test_draws_have_the_moments_and_correlations_of_the_distribution(fitted):
     X = omics(3, seed=2)
     p = fitted.predict_distribution(X, given=["a"], target=["b", "c"])
     drawn = p.sample(4000)
-    np.testing.assert_allclose(drawn.mean(axis=0), p.mean, atol=0.08 * p.stddev.max(axis=0))
+    np.testing.assert_allclose((drawn.mean(axis=0) - p.mean) / p.stddev, 0, atol=0.08)
     np.testing.assert_allclose(drawn.std(axis=0), p.stddev, rtol=0.1)
     (part,), W, psi = p._prediction.parts, fitted._blend.loadings, fitted._blend.variances
     V = part.posterior.covariance[0].numpy()
@@ -258,11 +258,20 @@ def test_a_missing_cell_of_a_group_takes_no_part(fitted):
     ("call", "match"),
     [
         (lambda m, X: m.predict_distribution(X, target="z"), r"'target' should name modal.* 'z'"),
-        (lambda m, X: m.predict_distribution(X, given=["z"]), r"'given' should name .*a, b, c.*'z'"),
-        (lambda m, X: m.predict_distribution(X, ["a"], "a"), r"'target' should not be given, .* 'a'"),
+        (
+            lambda m, X: m.predict_distribution(X, given=["z"]),
+            r"'given' should name .*a, b, c.*'z'",
+        ),
+        (
+            lambda m, X: m.predict_distribution(X, ["a"], "a"),
+            r"'target' should not be given, .* 'a'",
+        ),
         (lambda m, X: m.predict_distribution(X, target=[]), r"'target' should name at least one"),
         (lambda m, X: m.predict_distribution(X).quantile(1.0), r"'q' should be between 0 and 1"),
-        (lambda m, X: m.predict_distribution(X).interval(90), r"'coverage' should be .* but is 90"),
+        (
+            lambda m, X: m.predict_distribution(X).interval(90),
+            r"'coverage' should be .* but is 90",
+        ),
         (lambda m, X: m.predict_distribution(X).sample(0), r"'draws' should be an integer of at"),
         (
             lambda m, X: m.predict_distribution(X, target="a").crps(X["a"][:, :2]),

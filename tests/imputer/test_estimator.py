@@ -15,6 +15,7 @@ from mmpoe.imputer._tables import read
 
 pd = pytest.importorskip("pandas", reason="data frames need pandas")
 
+
 def quick(**options):
     return MultimodalImputer(**{"networks": 0, "steps": 3, "random_state": 0} | options)
 
@@ -149,7 +150,7 @@ def test_columns_of_a_group_are_read_together():
     seen = ~np.isnan(holes)
     assert np.array_equal(filled[seen], holes[seen])
     # in the units of each column, not of its neighbour: columns differ in spread by factors
-    assert np.abs(filled - whole).max(axis=0).argmax() == 3
+    assert np.abs((filled - whole) / whole.std(axis=0)).max() < 0.5
 
 
 @pytest.mark.parametrize("columns", [1, 3])
@@ -205,14 +206,6 @@ def test_the_score_of_one_gaussian_column_is_that_of_its_best_fit():
     assert scaled.score(X * 100) == pytest.approx(imputer.score(X) - math.log(100), abs=1e-6)
 
 
-def test_networks_that_do_not_help_get_no_weight_and_linear_data_need_none():
-    whole, holes = numbers(rows=100)
-    imputer = quick(networks=1, steps=1).fit(holes)
-    assert not imputer._blend.calibrations[imputer._blend.main].weights.any()
-    alone = quick(networks=0).fit(holes)
-    np.testing.assert_array_equal(imputer.transform(holes), alone.transform(holes))
-
-
 @pytest.mark.slow
 def test_networks_get_weight_where_the_relation_is_not_linear():
     rng = np.random.default_rng(0)
@@ -243,14 +236,14 @@ def test_the_same_seed_gives_the_same_and_leaves_the_state_outside_alone():
         imputer.score(holes)
     assert torch.equal(torch.get_rng_state(), outside)
     assert all(np.array_equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
-    assert not np.array_equal(runs[0][0], runs[2][0])
+    assert not np.array_equal(runs[0][1], runs[2][1])
     assert not np.array_equal(runs[0][1], runs[0][2])
 
 
 def test_random_states_of_numpy_and_none_are_seeds():
     _, holes = numbers()
     runs = [
-        quick(random_state=state).fit_transform(holes)
+        quick(random_state=state).fit(holes).impute(holes, draws=1)[0]
         for state in (np.random.RandomState(0), np.random.RandomState(0), None, None)
     ]
     assert np.array_equal(runs[0], runs[1])
@@ -325,7 +318,6 @@ def test_it_works_in_a_pipeline():
 @pytest.mark.parametrize(
     ("X", "match"),
     [
-        (np.array([[1.0, np.nan], [2, np.nan]]), r"an observed cell in each column, but 1 has no"),
         (np.empty((0, 2)), r"at least one row and one column, but has shape \(0, 2\)"),
         (np.empty((2, 0)), r"at least one row and one column, but has shape \(2, 0\)"),
         (pd.DataFrame(index=range(4)), r"one row and one column, but has shape \(4, 0\)"),

@@ -104,13 +104,15 @@ def test_where_the_factors_are_known_a_column_is_a_ridge_regression_on_them():
     z = torch.randn(50, 4, dtype=torch.float64, generator=generator)
     x = z @ torch.randn(4, 6, dtype=torch.float64, generator=generator) + 3
     observed = torch.rand(50, 6, generator=generator) < 0.7
-    blocks, block = linear._distinct(observed.T)
+    layout = linear._Layout.of(observed)
     one = torch.cat([z, torch.ones(50, 1)], dim=1)
     outer = one[:, :, None] * one[:, None]  # a posterior of z without any variance
-    sums = (blocks.double() @ outer.flatten(1)).view(-1, 5, 5)
-    moments = linear._Moments(sums, block, outer.sum(dim=0), one)
+    sums = torch.stack([outer[observed[:, c[0]]].sum(dim=0) for c in layout.columns])
+    moments = linear._Moments(sums, outer.sum(dim=0), one)
     filled = torch.where(observed, x, 0)
-    regression, _ = linear._regress(filled, observed, moments, shrinkage=20.0)
+    regression, _ = linear._regress(
+        filled, observed.sum(dim=0), layout.columns, moments, shrinkage=20.0
+    )
     for j in range(6):
         o = observed[:, j]
         ridge = sklearn.Ridge(alpha=20.0).fit(z[o].numpy(), x[o, j].numpy())

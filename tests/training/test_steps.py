@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mmpoe.training import (
     load_state,
     loop,
 )
+from mmpoe.training.steps import Learner, moving_average
 
 
 @pytest.mark.fault(39)
@@ -299,3 +301,63 @@ def test_bad_choices_are_named():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"'accelerator' should be .* without a GPU"):
             train(make(flat), accelerator="cuda")
+
+
+def test_a_moving_average_is_that_of_each_tensor_to_the_bit():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))  # which counts batches in integers
+    averaged = moving_average(model, 0.9)
+    wanted = {k: v.clone() for k, v in model.state_dict().items()}
+    for step in range(1, 4):
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn_like(p)
+        model(torch.randn(5, 3))
+        rate = min(0.9, step / (9 + step))
+        averaged.update_parameters(model)
+        for k, v in model.state_dict().items():
+            first = step == 1 or not v.is_floating_point()
+            wanted[k] = v.clone() if first else wanted[k].lerp(v, 1 - rate)
+    for k, v in averaged.module.state_dict().items():
+        assert torch.equal(v, wanted[k])
+
+
+def learner(build, precision="32-true"):
+    fabric = mmpoe.training.processes.make_fabric(precision, "cpu")
+    return Learner(fabric, nn.Linear(2, 1), lambda batch, done: batch, build)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+def test_the_fused_optimiser_is_the_other_one_to_rounding(kind):
+    torch.manual_seed(0)
+    runs = []
+    for fused in (None, False):
+        torch.manual_seed(0)
+        one = learner(partial(kind, lr=0.1, weight_decay=0.3, fused=fused))
+        assert one.optimizer.param_groups[0]["fused"] is (fused is None)
+        for _ in range(5):
+            one.optimizer.zero_grad()
+            sum((p.cos() * p).sum() for p in one.network.parameters()).backward()
+            one.optimizer.step()
+        runs.append(list(one.network.parameters()))
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(torch.optim.AdamW, fused=False),
+        partial(torch.optim.AdamW, foreach=True),
+        partial(torch.optim.AdamW, differentiable=True),
+        torch.optim.Adamax,
+    ],
+)
+def test_an_optimiser_is_not_fused_if_it_may_not_or_cannot(build):
+    assert not learner(build).optimizer.param_groups[0].get("fused")
+
+
+def test_a_state_that_another_kernel_wrote_leaves_the_kernel_of_this_device():
+    old, new = learner(partial(torch.optim.AdamW, fused=False)), learner(torch.optim.AdamW)
+    new.load_state_dict(old.state_dict(), "the state")
+    assert new.optimizer.param_groups[0]["fused"]
