@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["Column", "Paired", "best", "interval", "paired", "strongest", "table"]
+__all__ = [
+    "Column",
+    "Paired",
+    "Verdict",
+    "best",
+    "interval",
+    "paired",
+    "strongest",
+    "summary",
+    "table",
+    "verdicts",
+]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +53,18 @@ class Paired(NamedTuple):
         if math.isnan(self.half):
             return _typeset(f"{self.mean:+.{digits}f}")
         return _typeset(f"{self.mean:+.{digits}f} ± {self.half:.{digits}f}")
+
+
+class Verdict(NamedTuple):
+    """A method beside the strongest opponent in a score."""
+
+    place: str
+    """The data."""
+    column: Column
+    opponent: str
+    difference: Paired
+    winner: str
+    """Who is better by the 95 % interval; ``"level"`` if it does not say."""
 
 
 def interval(values: Sequence[float], digits: int) -> str:
@@ -96,6 +119,54 @@ def paired(first: Sequence[float], second: Sequence[float], column: Column) -> P
     worse -= [column.badness(v) for v in second[:count]]
     middle, half = float(worse.mean()), _half(worse)
     return Paired(float(change.mean()), _half(change), middle + half < 0, middle - half > 0)
+
+
+def verdicts(place: str, scores: Scores, columns: Sequence[Column], ours: str) -> list[Verdict]:
+    """Returns how a method does beside the strongest opponent in each score.
+
+    Scores that the method does not have, or no opponent has, are left out.
+
+    Arguments:
+        place: The data.
+        scores: The scores on them.
+        columns: The scores to compare.
+        ours: The method.
+    """
+    found = []
+    for column in columns:
+        opponent = strongest(scores, column, ours)
+        if ours not in scores or opponent is None or None in scores[ours][column.key]:
+            continue
+        first, second = (scores[method][column.key] for method in (ours, opponent))
+        difference = paired(first, second, column)
+        winner = ours if difference.ahead else opponent if difference.behind else "level"
+        found.append(Verdict(place, column, opponent, difference, winner))
+    return found
+
+
+def summary(head: str, found: Sequence[Verdict], ours: str) -> str:
+    """Returns a count of who is ahead, where the method is behind, and a table of all verdicts.
+
+    Arguments:
+        head: The title of the data's column.
+        found: The verdicts.
+        ours: The method.
+    """
+    behind = [v for v in found if v.winner not in (ours, "level")]
+    ahead = sum(v.winner == ours for v in found)
+    text = f"By these intervals, {ours} is ahead of the strongest opponent in {ahead} of "
+    text += f"{len(found)} scores, and behind in {len(behind)}"
+    places = [f"{v.place} ({v.column.title}, {v.opponent})" for v in behind]
+    text += f": {'; '.join(places)}." if behind else "."
+    lines = [
+        f"| {head} | score | strongest opponent | difference | ahead |",
+        "|---|---|---|---|---|",
+    ]
+    for v in found:
+        difference = v.difference.text(v.column.digits)
+        cells = [v.place, v.column.title, v.opponent, difference, v.winner]
+        lines.append(f"| {' | '.join(cells)} |")
+    return text + "\n\n" + "\n".join(lines)
 
 
 def table(head: str, scores: Scores, columns: Sequence[Column]) -> str:

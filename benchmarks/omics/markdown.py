@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["KINDS", "SCORES", "by_kind", "markdown", "verdicts"]
+__all__ = ["KINDS", "SCORES", "by_kind", "compare", "markdown"]
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from benchmarks._comparison import Column, Paired, paired, strongest, table
+from benchmarks._comparison import Column, Verdict, summary, table, verdicts
 
 from .ours import OURS
 from .predictions import LEVEL
@@ -27,18 +27,6 @@ SCORES = [
     Column("joint", "joint log-density", lambda v: -v),
 ]
 TABLE = [Column("seeds", "seeds", None, 0), *SCORES, Column("seconds", "seconds", None, 1)]
-
-
-class Verdict(NamedTuple):
-    """The imputer beside the strongest opponent in a score."""
-
-    scenario: str
-    kind: str
-    column: Column
-    opponent: str
-    difference: Paired
-    winner: str
-    """Who is better by the 95 % interval; ``"level"`` if it does not say."""
 
 
 def by_kind(scenario: Mapping[str, Any], kind: str) -> dict[str, dict[str, list[Any]]]:
@@ -62,29 +50,19 @@ def by_kind(scenario: Mapping[str, Any], kind: str) -> dict[str, dict[str, list[
     return found
 
 
-def verdicts(content: Mapping[str, Any], kind: str) -> list[Verdict]:
+def compare(content: Mapping[str, Any], kind: str) -> list[Verdict]:
     """Returns how the imputer does beside the strongest opponent in each score but coverage.
 
     Arguments:
         content: The results.
         kind: The kind of query.
     """
-    found = []
-    for name, scenario in content["scenarios"].items():
-        scores = by_kind(scenario, kind)
-        if OURS not in scores:
-            continue
-        for column in SCORES:
-            opponent = strongest(scores, column, OURS)
-            if column.key == "coverage" or opponent is None:
-                continue
-            ours, theirs = (scores[m][column.key] for m in (OURS, opponent))
-            if None in ours:
-                continue
-            difference = paired(ours, theirs, column)
-            winner = OURS if difference.ahead else opponent if difference.behind else "level"
-            found.append(Verdict(name, kind, column, opponent, difference, winner))
-    return found
+    columns = [column for column in SCORES if column.key != "coverage"]
+    return [
+        verdict
+        for name, scenario in content["scenarios"].items()
+        for verdict in verdicts(name, by_kind(scenario, kind), columns, OURS)
+    ]
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -105,9 +83,12 @@ def markdown(content: Mapping[str, Any]) -> str:
         + _left_out(content["absent"]),
     ]
     for kind, title in KINDS.items():
-        found = verdicts(content, kind)
+        found = compare(content, kind)
         if found:
-            parts += [f"## {title}: {OURS} beside the strongest opponent", _summary(found)]
+            parts += [
+                f"## {title}: {OURS} beside the strongest opponent",
+                summary("data", found, OURS),
+            ]
     for name, scenario in content["scenarios"].items():
         for kind, title in KINDS.items():
             scores = by_kind(scenario, kind)
@@ -121,11 +102,3 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 def _left_out(absent: Sequence[str]) -> str:
     return f" Not installed, and left out: {', '.join(absent)}." if absent else ""
-
-
-def _summary(found: Sequence[Verdict]) -> str:
-    lines = ["| data | score | strongest opponent | difference | ahead |", "|---|---|---|---|---|"]
-    for v in found:
-        text = v.difference.text(v.column.digits)
-        lines.append(f"| {v.scenario} | {v.column.title} | {v.opponent} | {text} | {v.winner} |")
-    return "\n".join(lines)

@@ -136,7 +136,9 @@ class Point(Method):
         trials = [self.set_to(setting) for setting in self.settings]
         for trial in trials:
             trial.learn(learns, seed, self.validation)
-        best = int(np.argmin([error(trial.means, self.validation) for trial in trials]))
+        best = 0
+        if len(trials) > 1:
+            best = int(np.argmin([error(trial.means, self.validation) for trial in trials]))
         self.setting, self.trial = dict(self.settings[best]), trials[best]
         if self.stopped is not None:
             self.setting[self.stopped] = getattr(self.trial, self.stopped)

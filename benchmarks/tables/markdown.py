@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["SCORES", "gather", "markdown", "verdicts"]
+__all__ = ["SCORES", "compare", "gather", "markdown"]
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from benchmarks._comparison import Column, Paired, paired, strongest, table
+from benchmarks._comparison import Column, Verdict, summary, table, verdicts
 
 from .measure import RATE
 from .methods import OURS
@@ -20,17 +20,6 @@ SCORES = [
     Column("log loss", "log loss", lambda v: v),
 ]
 TABLE = [Column("count", "runs", None, 0), *SCORES, Column("seconds", "seconds", None, 1)]
-
-
-class Verdict(NamedTuple):
-    """The imputer beside the strongest opponent in a score."""
-
-    pattern: str
-    column: Column
-    opponent: str
-    difference: Paired
-    winner: str
-    """Who is better by the 95 % interval; ``"level"`` if it does not say."""
 
 
 def gather(content: Mapping[str, Any], pattern: str) -> dict[str, dict[str, list[Any]]]:
@@ -58,26 +47,18 @@ def gather(content: Mapping[str, Any], pattern: str) -> dict[str, dict[str, list
     return scores
 
 
-def verdicts(content: Mapping[str, Any]) -> list[Verdict]:
-    """Returns how the imputer does beside the strongest opponent, with each pattern.
+def compare(content: Mapping[str, Any]) -> list[Verdict]:
+    """Returns how the imputer does beside the strongest opponent in each score but coverage.
 
     Arguments:
         content: The results.
     """
-    found = []
-    for pattern in content["patterns"]:
-        scores = gather(content, pattern)
-        for column in SCORES:
-            opponent = strongest(scores, column, OURS)
-            if column.key == "coverage" or OURS not in scores or opponent is None:
-                continue
-            ours, theirs = (scores[method][column.key] for method in (OURS, opponent))
-            if None in ours or len(ours) < 2:
-                continue
-            difference = paired(ours, theirs, column)
-            winner = OURS if difference.ahead else opponent if difference.behind else "level"
-            found.append(Verdict(pattern, column, opponent, difference, winner))
-    return found
+    columns = [column for column in SCORES if column.key != "coverage"]
+    return [
+        verdict
+        for pattern in content["patterns"]
+        for verdict in verdicts(pattern, gather(content, pattern), columns, OURS)
+    ]
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -96,9 +77,9 @@ def markdown(content: Mapping[str, Any]) -> str:
         "columns; accuracy and log loss are of categories. Seconds are of the processor, with the "
         "choice of settings." + (f" Left out: {', '.join(absent)}." if absent else ""),
     ]
-    found = verdicts(content)
+    found = compare(content)
     if found:
-        parts += [f"## {OURS} beside the strongest opponent", _summary(found)]
+        parts += [f"## {OURS} beside the strongest opponent", summary("pattern", found, OURS)]
     for pattern in content["patterns"]:
         tables = sorted({t for runs in content["patterns"][pattern].values() for t in runs})
         parts += [
@@ -107,12 +88,3 @@ def markdown(content: Mapping[str, Any]) -> str:
             table("method", gather(content, pattern), TABLE),
         ]
     return "\n\n".join(parts)
-
-
-def _summary(found: Sequence[Verdict]) -> str:
-    lines = ["| pattern | score | strongest opponent | difference | ahead |"]
-    lines.append("|---|---|---|---|---|")
-    for v in found:
-        text = v.difference.text(v.column.digits)
-        lines.append(f"| {v.pattern} | {v.column.title} | {v.opponent} | {text} | {v.winner} |")
-    return "\n".join(lines)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks._comparison import Column, best, interval, paired, strongest, table
+from benchmarks._comparison import (
+    Column,
+    best,
+    interval,
+    paired,
+    strongest,
+    summary,
+    table,
+    verdicts,
+)
 
 LOW = Column("x", "x", lambda v: v)
 HIGH = Column("x", "x", lambda v: -v)
@@ -54,3 +63,12 @@ def test_a_table_says_what_a_method_does_not_have():
     text = table("method", {"a": {"x": [1.0, 2.0]}, "b": {"x": [None, None]}}, [HIGH])
     assert text.splitlines()[-1] == "| b | – |"
     assert "**1.500" in text
+
+
+def test_a_summary_says_where_a_method_is_behind():
+    scores = {"ours": {"x": [1.0, 1.1, 1.0]}, "a": {"x": [3.0, 3.0, 3.1]}, "b": {"x": [2.0] * 3}}
+    text = summary("data", [*verdicts("s", scores, [LOW, HIGH], "ours")], "ours")
+    assert "ahead of the strongest opponent in 1 of 2 scores, and behind in 1: s (x, a)." in text
+    assert text.splitlines()[-2].endswith("| ours |")
+    assert text.splitlines()[-1].endswith("| a |")
+    assert verdicts("s", {"ours": scores["ours"]}, [LOW], "ours") == []

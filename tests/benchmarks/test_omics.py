@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge as OneRidge
 from benchmarks.omics import __main__ as command
 from benchmarks.omics import opponents
 from benchmarks.omics.data import has, hide_cells, split
-from benchmarks.omics.markdown import KINDS, SCORES, by_kind, markdown, verdicts
+from benchmarks.omics.markdown import KINDS, SCORES, by_kind, compare, markdown
 from benchmarks.omics.measure import queries
 from benchmarks.omics.ours import OURS
 from benchmarks.omics.predictions import Gaussian, Spread, StudentT, learn_spread, scores
@@ -216,7 +216,7 @@ def test_verdicts_are_beside_the_strongest():
             "s": {"a": runs([0.1, 0.2]), "b": runs([0.4, 0.41]), OURS: runs([0.3, 0.31])}
         }
     }
-    (first, *_) = verdicts(content, "all")
+    (first, *_) = compare(content, "all")
     assert (first.opponent, first.winner) == ("b", "b")
     assert first.difference.mean == pytest.approx(-0.1)
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.tables import __main__ as command
 from benchmarks.tables.data import TABLES, load
-from benchmarks.tables.markdown import gather, markdown, verdicts
+from benchmarks.tables.markdown import compare, gather, markdown
 from benchmarks.tables.measure import measure
 from benchmarks.tables.methods import OURS, Encoding
 from benchmarks.tables.patterns import PATTERNS, draw
@@ -118,7 +118,7 @@ def test_a_method_that_lacks_tables_is_not_compared():
         "b": {"t": [run(0.1)]},
         OURS: {"t": [run(0.5)], "u": [run(0.71)]},
     }
-    found = verdicts({"patterns": {"MCAR": runs}})
+    found = compare({"patterns": {"MCAR": runs}})
     assert {(v.column.key, v.opponent, v.winner) for v in found} == {
         ("NRMSE", "a", OURS),
         ("CRPS", "a", OURS),
