@@ -42,7 +42,9 @@ class Paired(NamedTuple):
     mean: float
     """The mean difference, the first minus the second."""
     half: float
-    """Half of the 95 % interval of the mean, by Student's t."""
+    """Half of the 95 % interval of the mean, by Student's t; NaN for a single seed."""
+    worse: float
+    """By how much the first is worse, on average."""
     ahead: bool
     """Whether the interval says that the first is better."""
     behind: bool
@@ -64,7 +66,7 @@ class Verdict(NamedTuple):
     opponent: str
     difference: Paired
     winner: str
-    """Who is better by the 95 % interval; ``"level"`` if it does not say."""
+    """Who is better by the 95 % interval, ``"level"`` if it does not say; a dash without one."""
 
 
 def interval(values: Sequence[float], digits: int) -> str:
@@ -94,14 +96,19 @@ def best(scores: Scores, column: Column) -> str | None:
 
 
 def strongest(scores: Scores, column: Column, ours: str) -> str | None:
-    """Returns the opponent with the best mean.
+    """Returns the opponent that is furthest ahead, or least behind, on the seeds that both have.
 
     Arguments:
         scores: The scores.
         column: The column.
-        ours: The method that is no opponent.
+        ours: The method that it is an opponent of.
     """
-    return best({m: v for m, v in scores.items() if m != ours}, column)
+    ahead = {
+        method: paired(scores[ours][column.key], v[column.key], column).worse
+        for method, v in scores.items()
+        if method != ours and None not in v[column.key]
+    }
+    return max(ahead, key=lambda method: ahead[method]) if ahead else None
 
 
 def paired(first: Sequence[float], second: Sequence[float], column: Column) -> Paired:
@@ -118,7 +125,9 @@ def paired(first: Sequence[float], second: Sequence[float], column: Column) -> P
     worse = np.array([column.badness(v) for v in first[:count]])
     worse -= [column.badness(v) for v in second[:count]]
     middle, half = float(worse.mean()), _half(worse)
-    return Paired(float(change.mean()), _half(change), middle + half < 0, middle - half > 0)
+    return Paired(
+        float(change.mean()), _half(change), middle, middle + half < 0, middle - half > 0
+    )
 
 
 def verdicts(place: str, scores: Scores, columns: Sequence[Column], ours: str) -> list[Verdict]:
@@ -134,12 +143,15 @@ def verdicts(place: str, scores: Scores, columns: Sequence[Column], ours: str) -
     """
     found = []
     for column in columns:
+        if ours not in scores or None in scores[ours][column.key]:
+            continue
         opponent = strongest(scores, column, ours)
-        if ours not in scores or opponent is None or None in scores[ours][column.key]:
+        if opponent is None:
             continue
         first, second = (scores[method][column.key] for method in (ours, opponent))
         difference = paired(first, second, column)
         winner = ours if difference.ahead else opponent if difference.behind else "level"
+        winner = "–" if math.isnan(difference.half) else winner
         found.append(Verdict(place, column, opponent, difference, winner))
     return found
 
@@ -152,10 +164,11 @@ def summary(head: str, found: Sequence[Verdict], ours: str) -> str:
         found: The verdicts.
         ours: The method.
     """
-    behind = [v for v in found if v.winner not in (ours, "level")]
+    told = [v for v in found if v.winner != "–"]
+    behind = [v for v in told if v.winner not in (ours, "level")]
     ahead = sum(v.winner == ours for v in found)
     text = f"By these intervals, {ours} is ahead of the strongest opponent in {ahead} of "
-    text += f"{len(found)} scores, and behind in {len(behind)}"
+    text += f"{len(told)} scores, and behind in {len(behind)}"
     places = [f"{v.place} ({v.column.title}, {v.opponent})" for v in behind]
     text += f": {'; '.join(places)}." if behind else "."
     lines = [

@@ -59,6 +59,13 @@ def test_the_strongest_opponent_is_not_ours():
     assert strongest({"ours": {"x": [9.0]}}, HIGH, "ours") is None
 
 
+def test_the_strongest_opponent_is_so_on_the_seeds_that_both_have():
+    scores = {"ours": {"x": [5.0, 9.0]}, "a": {"x": [4.0, 8.0]}, "b": {"x": [4.5]}}
+    assert strongest(scores, HIGH, "ours") == "b"  # whose only seed was a hard one
+    (verdict,) = verdicts("s", scores, [HIGH], "ours")
+    assert verdict.winner == "–"
+
+
 def test_a_table_says_what_a_method_does_not_have():
     text = table("method", {"a": {"x": [1.0, 2.0]}, "b": {"x": [None, None]}}, [HIGH])
     assert text.splitlines()[-1] == "| b | – |"
