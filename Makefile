@@ -9,9 +9,9 @@ EXTRAS := tensorboard,downstream,examples,omics
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs audit-poe bench-smoke \
-	bench-ablations bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-poe \
-	bench-recipe bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate fuzz gpu kill-test lock \
-	mutants reliability test-kernels format clean
+	bench-ablations bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-omics \
+	bench-poe bench-recipe bench-synthesis bench-synthesis-full bench-tables bench-uncertainty calibration-gate fuzz \
+	gpu kill-test lock mutants reliability test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -96,6 +96,8 @@ bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.synthesis.costs --smoke
 	rm -rf runs/bench-smoke
 	$(BIN)/python -m benchmarks.fusion --profile smoke --out runs/bench-smoke/fusion
+	$(BIN)/python -m benchmarks.omics --profile smoke --workers 1 --out runs/bench-smoke/omics
+	$(BIN)/python -m benchmarks.tables --profile smoke --workers 1 --out runs/bench-smoke/tables
 	$(BIN)/python -m benchmarks.synthesis.run --profile smoke --systems unet mhvae --out runs/bench-smoke
 	$(BIN)/python -m benchmarks.synthesis.ablations --profile smoke --workers 1 --factors adversary \
 		--out runs/bench-smoke/ablations
@@ -104,6 +106,14 @@ bench-smoke: $(READY)
 
 bench-fusion: $(READY)  ## Compare fusion rules with exact posteriors and on digits, under 25 minutes; write the tables
 	$(BIN)/python -m benchmarks.fusion --profile full --write
+
+bench-omics: $(READY)  ## Compare imputers on genuine omics and digits, about an hour; write the tables
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m benchmarks.omics --profile full --write
+
+bench-tables: $(READY)  ## Compare imputers on tables with holes, about an hour; write the tables
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m benchmarks.tables --profile full --write
 
 bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae | tee benchmarks/results/mmhvae.txt"

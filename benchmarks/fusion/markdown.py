@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["best", "interval", "markdown"]
+__all__ = ["markdown"]
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-from scipy import stats
+from benchmarks._comparison import Column, interval, table
 
 from .rules import LEARNED
-
-
-class Column(NamedTuple):
-    """A column of a table: a score, its title, and which values are good."""
-
-    key: str
-    title: str
-    badness: Callable[[float], float] | None
-    """A function that is least for the best; None if there is no best."""
-    digits: int = 3
-
 
 ORACLES = [
     Column("gap one", "gap, one", abs),
@@ -66,61 +54,19 @@ def markdown(content: Mapping[str, Any]) -> str:
             "are the divergences from the exact posteriors, in nats, given one modality, all "
             "three, and two, which training never saw. The error of the mean is in exact standard "
             "deviations, and scales are relative to the exact ones.",
-            _table(truths["independent"], ORACLES),
+            table("rule", truths["independent"], ORACLES),
             f"Learned weights put {interval(weights, 2)} on the subset of all three.",
             "## Modalities that share noise",
             "The same, where all modalities see z through one noise.",
-            _table(truths["shared noise"], ORACLES),
+            table("rule", truths["shared noise"], ORACLES),
             "## Six views of digits: how likely",
             f"{seeds} seeds, {steps['digits']} steps of 64 digits. Bound and evidence are of "
             "complete digits, in nats; views that are predicted from one view or from five have "
             "their log-density in nats per feature.",
-            _table(content["digits"], LIKELY),
+            table("rule", content["digits"], LIKELY),
             "## Six views of digits: predictions",
             "Coherence is the share of predicted views that a classifier of real ones tells the "
             "right digit of; coverage is that of 90 % intervals.",
-            _table(content["digits"], PREDICTED),
+            table("rule", content["digits"], PREDICTED),
         ]
     )
-
-
-def interval(values: Sequence[float], digits: int) -> str:
-    """Returns a mean, plus or minus half of its 95 % interval, by Student's t.
-
-    Arguments:
-        values: One value for each seed.
-        digits: The number of decimal places.
-    """
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    text = f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def best(scores: Mapping[str, Mapping[str, Sequence[Any]]], column: Column) -> str | None:
-    """Returns the rule with the best mean, None if there is no best.
-
-    Arguments:
-        scores: For each rule and score, one value for each seed.
-        column: The column.
-    """
-    badness = column.badness
-    if badness is None:
-        return None
-    means = {r: np.mean(v[column.key]) for r, v in scores.items() if None not in v[column.key]}
-    return min(means, key=lambda rule: badness(float(means[rule])))
-
-
-def _table(scores: Mapping[str, Mapping[str, Sequence[Any]]], columns: Sequence[Column]) -> str:
-    bold = {column.key: best(scores, column) for column in columns}
-    lines = [
-        "| rule | " + " | ".join(column.title for column in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for rule, values in scores.items():
-        cells = []
-        for column in columns:
-            found = values[column.key]
-            text = "–" if None in found else interval(found, column.digits)
-            cells.append(f"**{text}**" if bold[column.key] == rule else text)
-        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)

@@ -8,9 +8,10 @@ from statistics import mean
 import pytest
 import torch
 
+from benchmarks._comparison import interval
 from benchmarks.fusion import __main__ as command
 from benchmarks.fusion import digits, oracles
-from benchmarks.fusion.markdown import Column, best, interval, markdown
+from benchmarks.fusion.markdown import markdown
 from benchmarks.fusion.rules import LEARNED, RULES, learned
 from mmpoe.distributions import DiagNormal, MixtureOfProducts
 from mmpoe.objectives import SubsetWeights, mixture_elbo
@@ -109,19 +110,6 @@ def test_the_test_is_no_part_of_what_chooses():
     assert len(data.validation["fou"]) == 18
     assert data.labels.tolist() == labels[60 + 18 :].tolist()
     assert 0.3 < 1 - data.observed.float().mean() < 0.5
-
-
-def test_the_best_mean_is_bold():
-    scores = {
-        "a": {"x": [1.0, 2.0, 3.0]},
-        "b": {"x": [2.0, 3.0, 4.0]},
-        "c": {"x": [None, None, None]},
-    }
-    assert best(scores, Column("x", "x", lambda v: v)) == "a"
-    assert best(scores, Column("x", "x", lambda v: -v)) == "b"
-    assert best(scores, Column("x", "x", lambda v: abs(v - 2.9))) == "b"
-    assert best(scores, Column("x", "x", None)) is None
-    assert interval([-1.0, -2.0, -3.0], 2).split() == ["\N{MINUS SIGN}2.00", "±", "2.48"]
 
 
 # what the page says of the results

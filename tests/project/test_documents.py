@@ -334,7 +334,7 @@ def test_what_the_readme_says_is_downloaded_is_all():
     folders = ("mmpoe", "examples", "benchmarks")
     files = [p for folder in folders for p in (ROOT / folder).rglob("*.py")]
     found = [p.relative_to(ROOT).as_posix() for p in files if NETWORK.search(p.read_text())]
-    assert found == ["mmpoe/models/_saving.py", "examples/digit_views.py"]
+    assert found == ["mmpoe/models/_saving.py", "examples/downloads.py"]
     makefile = (ROOT / "Makefile").read_text()
     targets = re.split(r"^(?=[\w.$()/-]+:)", makefile, flags=re.MULTILINE)
     online = [
@@ -345,9 +345,13 @@ def test_what_the_readme_says_is_downloaded_is_all():
     assert {t for t in online if "bench" in t or "browser" in t} == {
         "setup-browser",
         "bench-multivae",
+        "bench-omics",
+        "bench-tables",
     }
-    assert len(online) == 3  # and set-up
-    for name in ("examples.digit_views", "make lock", "make setup-browser", "make bench-multivae"):
+    assert len(online) == 5  # and set-up
+    downloads = ("make bench-omics", "make bench-tables", "make bench-fusion")
+    installs = ("make lock", "make setup-browser", "make bench-multivae")
+    for name in ("examples.digit_views", *downloads, *installs):
         assert f"`{name}`" in readme
 
 

@@ -1,0 +1,1 @@
+"""Missing modalities of genuine omics: the imputer beside opponents that are tuned."""

@@ -1,0 +1,1 @@
+"""Tables with missing cells: the imputer beside opponents that are tuned."""
