@@ -273,7 +273,6 @@ class Stream:
             torch.empty((), dtype=torch.int64).random_(generator=generator)
         self._iterator = iter(self.batches)
 
-
     def _dealt(self, processes: int, start: dict[str, Tensor], drawn: int) -> Iterable[Any]:
         """This process's share of what is left of a pass that other processes began."""
         whole = self._whole(processes)
