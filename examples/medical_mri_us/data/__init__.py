@@ -3,6 +3,7 @@
 from mmpoe.extras import needs
 
 with needs("medical"):
+    from .background import fill_slices, remove_background
     from .dicom import Series, list_series, read_series
     from .grids import Grid, axis_codes, reorient, resample, same_grid
     from .images import Image, ImageError, Mask, Volume, read_image, write_image
@@ -29,6 +30,7 @@ __all__ = [
     "batch_slices",
     "batch_targets",
     "check_training",
+    "fill_slices",
     "list_series",
     "load_subject",
     "load_subjects",
@@ -37,6 +39,7 @@ __all__ = [
     "read_image",
     "read_index",
     "read_series",
+    "remove_background",
     "reorient",
     "resample",
     "same_grid",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from examples.medical_mri_us.data.geometry import Affine
 from examples.medical_mri_us.data.volumes import Image
+from examples.medical_mri_us.modalities import MODALITIES
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,8 @@ class Source:
     """By modality; one that is absent is missing."""
     reference: str = "us"
     """The modality whose grid all others are brought to."""
+    turned: bool = False
+    """Whether its slices are turned as those of all other cases, see `slices_last`."""
     label: Input | None = None
     fov: Input | None = None
     targets: dict[str, Input] = field(default_factory=dict)
@@ -49,3 +52,9 @@ class Findings:
     sources: list[Source] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """The cases that cannot be prepared, and why."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities of all cases: the default ones in their order, others after them."""
+        found = {m: None for source in self.sources for m in source.images}
+        return (*(m for m in MODALITIES if m in found), *(m for m in found if m not in MODALITIES))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from examples.medical_mri_us.checks import check_integer, check_number
+from examples.medical_mri_us.data.columns import image_columns
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.prepare import (
     find_own,
@@ -20,6 +21,9 @@ from examples.medical_mri_us.prepare import (
     read_split,
 )
 from examples.medical_mri_us.prepare.sources import Findings
+
+PUBLISHED = (0.5, 192)
+"""The spacing, mm, and the size of the slices of the published MMHVAE: those of releases."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,18 @@ class Prepare:
     """The folder of transforms that the published MMHVAE ships, with affine/ and rigid/."""
     split: Path | None = None
     """A CSV file with case and split, as published; cases that it does not name are left out."""
-    resample_to: str = "us"
-    """The modality whose grid the others of a case are brought to, with --index."""
-    modalities: tuple[str, ...] = MODALITIES
-    """The modalities, in the order of the columns of the index."""
-    spacing: float = 0.5
-    """The distance between voxels, mm. Slices that are much further apart stay so."""
-    size: int = 192
-    """The height and width of slices, in voxels: images are cropped or padded to it."""
+    resample_to: str | None = None
+    """The modality whose grid the others of a case are brought to, with --index; by default,
+    ultrasound or else the first."""
+    modalities: tuple[str, ...] | None = None
+    """The modalities, in the order of the columns of the index; by default, those that are
+    there."""
+    spacing: float | None = None
+    """The distance between voxels, mm; by default, 0.5 for ReMIND and RESECT, else the median pixel
+    of the images. Slices that are much further apart stay so."""
+    size: int | None = None
+    """The height and width of slices, in voxels: images are cropped or padded to it. By default,
+    192 for ReMIND and RESECT, else as many as hold all that any image shows."""
     prefer: Literal["sform", "qform"] | None = None
     """The affine to believe where the two of a NIfTI header differ."""
     nonfinite: Literal["error", "zero"] = "error"
@@ -66,17 +74,23 @@ def run(options: Prepare) -> int:
     Raises:
         ValueError: If an option cannot be used, or a folder is not what it should be.
     """
-    check_number("spacing", options.spacing, 0.1, 10)
-    check_integer("size", options.size, 8)
+    if options.spacing is not None:
+        check_number("spacing", options.spacing, 0.1, 10)
+    if options.size is not None:
+        check_integer("size", options.size, 8)
     split = None if options.split is None else read_split(options.split)
     findings = _find(options)
+    modalities = options.modalities or findings.modalities
+    published = options.index is None
+    spacing = PUBLISHED[0] if published and options.spacing is None else options.spacing
+    size = PUBLISHED[1] if published and options.size is None else options.size
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
     record = prepare_all(
         findings,
         options.out,
-        options.modalities,
-        spacing=options.spacing,
-        size=options.size,
+        modalities,
+        spacing=spacing,
+        size=size,
         split=split,
         asked=asked,
     )
@@ -87,11 +101,15 @@ def run(options: Prepare) -> int:
         print(f"Left out: case {case}: {reason}")
     for case, reason in record["failed"].items():
         print(f"Failed: case {case}: {reason}", file=sys.stderr)
+    absent = [m for m in modalities if m not in record["modalities"]]
+    if absent:
+        print(f"Note: no case has {', '.join(absent)}; the index has no such column.")
     done, failed = len(record["cases"]), len(record["failed"])
     print(f"Prepared {done} cases; {failed} failed, {len(record['left_out'])} left out.")
     if not done:
         print("Error: no case could be prepared.", file=sys.stderr)
         return 3
+    print(f"Slices are {record['size']} x {record['size']} pixels of {record['spacing']:g} mm.")
     print(f"Wrote {options.out / 'index.csv'}. Look at it with: check {options.out / 'index.csv'}")
     return 1 if failed else 0
 
@@ -106,7 +124,7 @@ def _find(options: Prepare) -> Findings:
         )
     if options.resect_seg is not None and options.resect is None:
         raise ValueError("'resect_seg' should go with 'resect', but that is not given.")
-    modalities = options.modalities
+    modalities = options.modalities or MODALITIES
     for name in (given[0], "transforms", "resect_seg"):
         path = getattr(options, name)
         if name != "index" and path is not None and not path.is_dir():
@@ -124,7 +142,7 @@ def _find(options: Prepare) -> Findings:
     assert options.index is not None  # one is given
     return find_own(
         options.index,
-        modalities,
+        options.modalities or image_columns(options.index),
         options.resample_to,
         prefer=options.prefer,
         zero_nonfinite=options.nonfinite == "zero",
