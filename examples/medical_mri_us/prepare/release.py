@@ -9,8 +9,8 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from statistics import median
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tqdm import tqdm

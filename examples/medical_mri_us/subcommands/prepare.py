@@ -57,8 +57,8 @@ class Prepare:
     """The modalities, in the order of the columns of the index; by default, those that are
     there."""
     spacing: float | None = None
-    """The distance between voxels, mm; by default, 0.5 for ReMIND and RESECT, else the median pixel
-    of the images. Slices that are much further apart stay so."""
+    """The distance between voxels, mm; by default, 0.5 for ReMIND and RESECT, else the median
+    pixel of the images. Slices that are much further apart stay so."""
     size: int | None = None
     """The height and width of slices, in voxels: images are cropped or padded to it. By default,
     192 for ReMIND and RESECT, else as many as hold all that any image shows."""
