@@ -46,7 +46,8 @@ def write_synthesis(
 ) -> list[Path]:
     """Writes ``<name>_<target>_{mean,std,sample01,...}.nii.gz``, ``<name>.png``, ``<name>.json``.
 
-    All are written aside and named at the end, the JSON last: where it is, all are.
+    All are written aside and named at the end, the JSON last: where it is, all are. The files that
+    the JSON of an earlier run lists are removed.
 
     Arguments:
         folder: The folder to write to, which is there.
@@ -101,7 +102,7 @@ def write_synthesis(
         (aside / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
         made = [*files, f"{name}.png", f"{name}.json"]
         _sync([aside / file for file in made])
-        (folder / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
+        _remove_earlier(folder, name)
         for file in made:
             (aside / file).replace(folder / file)
     finally:
@@ -118,6 +119,18 @@ def hash_of(path: Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _remove_earlier(folder: Path, name: str) -> None:
+    """Removes what an earlier run wrote of a case; its JSON first, which vouches for the rest."""
+    try:
+        earlier = json.loads((folder / f"{name}.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = []
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    for file in earlier:
+        if str(file).startswith(f"{name}_") and "/" not in str(file):
+            (folder / str(file)).unlink(missing_ok=True)
 
 
 def _sync(files: Sequence[Path]) -> None:

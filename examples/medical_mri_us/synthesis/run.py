@@ -66,6 +66,7 @@ def synthesise_job(
     used = {m for subset, _ in pairs for m in subset}
     images = {m: read_image(path) for m, path in job.images.items() if m in used}
     fov = None if job.fov is None else read_image(job.fov)
+    said: set[str] = set()
     for subset, wanted in pairs:
         synthesis = synthesise_case(
             model,
@@ -79,6 +80,10 @@ def synthesise_job(
             to_first=asked.to_first,
             batch=asked.batch,
         )
+        for note in synthesis.record["notes"]:
+            if note not in said:
+                print(f"Note: case {job.name}: {note}")
+        said.update(synthesis.record["notes"])
         provenance = {
             "model": {
                 "folder": str(asked.weights),
