@@ -9,6 +9,7 @@ with needs("medical"):
     from .images import Image, ImageError, Mask, Volume, read_image, write_image
     from .index import Case, read_index
     from .normalise import MEDIANS, normalise
+    from .orientation import planes_of, turn_alike, turned
     from .slices import Slices, TargetSlices, batch_slices, batch_targets
     from .subjects import CaseError, Subject, load_subject, load_subjects
     from .summary import check_training, missingness_table
@@ -36,6 +37,7 @@ __all__ = [
     "load_subjects",
     "missingness_table",
     "normalise",
+    "planes_of",
     "read_image",
     "read_index",
     "read_series",
@@ -43,5 +45,7 @@ __all__ = [
     "reorient",
     "resample",
     "same_grid",
+    "turn_alike",
+    "turned",
     "write_image",
 ]

@@ -15,7 +15,13 @@ import tyro
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config, write_config
-from examples.medical_mri_us.data import CaseError, check_training, load_subjects, read_index
+from examples.medical_mri_us.data import (
+    CaseError,
+    check_training,
+    load_subjects,
+    read_index,
+    turn_alike,
+)
 from examples.medical_mri_us.facts import data_of, facts_of
 from examples.medical_mri_us.finished import is_finished
 from examples.medical_mri_us.outputs import open_folder
@@ -57,7 +63,7 @@ def run(options: Train) -> int:
     Raises:
         ValueError: If an option, the configuration or the index cannot be used, the folder is in
             use, or it holds checkpoints and is not to be resumed.
-        CaseError: If there is no case that can be used.
+        CaseError: If there is no case that can be used, or slices lie in different planes.
         CheckpointError: If the last checkpoint cannot be resumed from.
         OSError: If the folder cannot be written to.
     """
@@ -90,7 +96,7 @@ def run(options: Train) -> int:
     subjects, problems = load_subjects(cases)
     if not subjects:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
-    subjects = fit_subjects(subjects, config.size)
+    subjects = fit_subjects(turn_alike(subjects), config.size)
     data = data_of(index, options.split, config.modalities, cases, subjects, problems)
     if first:
         with lock(folder):
