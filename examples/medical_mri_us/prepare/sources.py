@@ -6,6 +6,7 @@ __all__ = ["Findings", "Input", "Source"]
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from examples.medical_mri_us.data.geometry import Affine
 from examples.medical_mri_us.data.volumes import Image
@@ -21,6 +22,8 @@ class Input:
     read: Callable[[], Image]
     through: Affine | None = None
     """Points of the reference to points of this image, mm, RAS; None if they are the same."""
+    files: tuple[Path, ...] = ()
+    """The files or folders that it is read from."""
 
 
 @dataclass(frozen=True, eq=False)

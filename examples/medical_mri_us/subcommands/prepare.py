@@ -6,19 +6,25 @@ __all__ = ["Prepare", "run"]
 
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from examples.medical_mri_us.checks import check_integer, check_number
+from examples.medical_mri_us.data import read_image
 from examples.medical_mri_us.data.columns import image_columns
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.prepare import (
+    describe,
     find_own,
     find_remind,
     find_resect,
     find_tcia,
     prepare_all,
     read_split,
+    recognise,
 )
 from examples.medical_mri_us.prepare.sources import Findings
 
@@ -28,14 +34,17 @@ PUBLISHED = (0.5, 192)
 
 @dataclass(frozen=True)
 class Prepare:
-    """Bring real data to one grid per case: ReMIND, RESECT, or your own images in an index.
+    """Bring real data to one grid per case: any folder of images, or your own in an index.
 
-    Give one of --remind, --tcia, --resect and --index. Nothing is downloaded. A case that cannot
-    be used does not stop the others: prepare.json says why, and the exit code is 1.
+    Give one of --from, --remind, --tcia, --resect and --index. Nothing is downloaded. A case that
+    cannot be used does not stop the others: prepare.json says why, and the exit code is 1.
     """
 
     out: Path
     """The folder to write: NIfTI files by case, index.csv and prepare.json."""
+    folder: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """A folder in the layout of BIDS, BraTS, ReMIND, RESECT or the LGG Segmentation Dataset, with
+    a folder for each case, or with DICOM files. What is taken for what is printed first."""
     remind: Path | None = None
     """The folder of ReMIND's nrrd release; needs --transforms."""
     tcia: Path | None = None
@@ -80,8 +89,9 @@ def run(options: Prepare) -> int:
         check_integer("size", options.size, 8)
     split = None if options.split is None else read_split(options.split)
     findings = _find(options)
+    known = {source.name: source.notes for source in findings.sources}
     modalities = options.modalities or findings.modalities
-    published = options.index is None
+    published = options.index is None and options.folder is None
     spacing = PUBLISHED[0] if published and options.spacing is None else options.spacing
     size = PUBLISHED[1] if published and options.size is None else options.size
     asked = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
@@ -96,7 +106,8 @@ def run(options: Prepare) -> int:
     )
     for case, about in record["cases"].items():
         for note in about["notes"]:
-            print(f"Note: case {case}: {note}")
+            if options.folder is None or note not in known[case]:  # and printed before
+                print(f"Note: case {case}: {note}")
     for case, reason in record["left_out"].items():
         print(f"Left out: case {case}: {reason}")
     for case, reason in record["failed"].items():
@@ -116,10 +127,12 @@ def run(options: Prepare) -> int:
 
 def _find(options: Prepare) -> Findings:
     """Finds the cases of the one release that was given."""
-    given = [n for n in ("remind", "tcia", "resect", "index") if getattr(options, n) is not None]
+    ways = ("folder", "remind", "tcia", "resect", "index")
+    given = [n for n in ways if getattr(options, n) is not None]
     if len(given) != 1:
+        given = ["from" if n == "folder" else n for n in given]
         raise ValueError(
-            "one of 'remind', 'tcia', 'resect' and 'index' should be given, but "
+            "one of 'from', 'remind', 'tcia', 'resect' and 'index' should be given, but "
             f"{' and '.join(map(repr, given)) or 'none'} is."
         )
     if options.resect_seg is not None and options.resect is None:
@@ -127,10 +140,22 @@ def _find(options: Prepare) -> Findings:
     modalities = options.modalities or MODALITIES
     for name in (given[0], "transforms", "resect_seg"):
         path = getattr(options, name)
-        if name != "index" and path is not None and not path.is_dir():
+        if name not in ("folder", "index") and path is not None and not path.is_dir():
             raise ValueError(
                 f"'{name}' should be a folder (unpack archives first), but is {path}."
             )
+    if options.folder is not None:
+        read = partial(
+            read_image,
+            prefer=options.prefer,
+            zero_nonfinite=options.nonfinite == "zero",
+            sheared=True,
+        )
+        name, findings = recognise(
+            options.folder, read, transforms=options.transforms, modalities=options.modalities
+        )
+        print(describe(name, options.folder, findings), flush=True)
+        return findings
     if options.remind is not None:
         if options.transforms is None:
             raise ValueError("'transforms' should be given with 'remind', but is not.")

@@ -18,7 +18,14 @@ from examples.medical_mri_us.checks import check_integer, check_number
 from examples.medical_mri_us.data import CaseError, ImageError
 from examples.medical_mri_us.models import load_model, model_folder
 from examples.medical_mri_us.outputs import open_folder
-from examples.medical_mri_us.synthesis.jobs import Job, in_folder, in_index, names, stem
+from examples.medical_mri_us.synthesis.jobs import (
+    Job,
+    in_folder,
+    in_index,
+    input_of,
+    names,
+    stem,
+)
 from examples.medical_mri_us.synthesis.run import Asked, synthesise_job
 from mmpoe.training import shard
 
@@ -48,7 +55,7 @@ class Synthesize:
     fov: Path | None = None
     """Its field of view, an image; by default, where ultrasound, or else any image, is above 0."""
     input_dir: Path | None = None
-    """A folder with a folder of files for each case, such as us.nii.gz; or an index of cases."""
+    """A folder in any layout that prepare --from knows, or an index of cases."""
     target: str = ""
     """The modalities to synthesise, as in t2,cet1; by default, those that a case lacks."""
     given: str = ""
@@ -166,4 +173,6 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
     ordered = {m: images[m] for m in modalities if m in images}
     file = next(iter(ordered.values())).resolve()
     name = stem(file)
-    return [Job(file.parent.name if name in modalities else name, ordered, options.fov)]
+    name = file.parent.name if name in modalities else name
+    fov = None if options.fov is None else input_of(options.fov)
+    return [Job(name, {m: input_of(path) for m, path in ordered.items()}, fov)]

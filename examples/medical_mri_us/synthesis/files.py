@@ -110,14 +110,15 @@ def write_synthesis(
     return [folder / file for file in made]
 
 
-def hash_of(path: Path) -> str:
-    """Returns the SHA-256 of a file, or of all files of a folder in the order of their names."""
+def hash_of(*paths: Path) -> str:
+    """Returns the SHA-256 of files; those of a folder come in the order of their names."""
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+    for path in paths:
+        within = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in within:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
     return digest.hexdigest()
 
 

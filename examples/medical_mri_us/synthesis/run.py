@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.medical_mri_us.data import read_image
+from examples.medical_mri_us.prepare.sources import Input
 from mmpoe.models import MMHVAE
 
 from .case import synthesise_case
@@ -64,8 +64,8 @@ def synthesise_job(
     """
     pairs = choose(list(job.images), model.modalities, given, targets, every=asked.every)
     used = {m for subset, _ in pairs for m in subset}
-    images = {m: read_image(path) for m, path in job.images.items() if m in used}
-    fov = None if job.fov is None else read_image(job.fov)
+    images = {m: found.read() for m, found in job.images.items() if m in used}
+    fov = None if job.fov is None else job.fov.read()
     said: set[str] = set()
     for subset, wanted in pairs:
         synthesis = synthesise_case(
@@ -91,10 +91,8 @@ def synthesise_job(
                 "modalities": model.modalities,
                 "phantom": description.get("phantom"),
             },
-            "inputs": {
-                m: {"file": str(job.images[m]), "sha256": hash_of(job.images[m])} for m in subset
-            },
-            "fov": None if job.fov is None else {"file": str(job.fov), "sha256": hash_of(job.fov)},
+            "inputs": {m: _provenance(job.images[m]) for m in subset},
+            "fov": None if job.fov is None else _provenance(job.fov),
             "targets": list(wanted),
             "samples": asked.samples,
             "temperature": asked.temperature,
@@ -105,3 +103,7 @@ def synthesise_job(
             folder = asked.out / f"from-{'-'.join(subset)}"
             folder.mkdir(exist_ok=True)
         write_synthesis(folder, job.name, synthesis, provenance, calibrated=model.is_matched)
+
+
+def _provenance(found: Input) -> dict[str, str]:
+    return {"file": found.name, "sha256": hash_of(*found.files)}
