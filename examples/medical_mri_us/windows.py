@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Tile", "Tiles", "Window", "fit_subject", "fit_subjects"]
+__all__ = ["Tile", "Tiles", "Window", "fit_subject", "fit_subjects", "pad_subjects"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -165,6 +165,43 @@ def fit_subject(subject: Subject, size: int) -> tuple[Subject, float]:
     targets = {m: window.cut(v, -1) for m, v in subject.targets.items()}
     lost = 1 - fov.sum() / max(1, subject.fov.sum())
     return replace(subject, images=images, fov=fov, label=label, targets=targets), float(lost)
+
+
+def pad_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:
+    """Pads slices that are smaller than a model's size, and says how many are larger."""
+    large = sum(max(s.fov.shape[1:]) > size for s in subjects)
+    if large:
+        print(
+            f"{large} cases are larger than {size} x {size} pixels: training takes windows of "
+            "them, at random places."
+        )
+    padded = []
+    for subject in subjects:
+        height, width = subject.fov.shape[1:]
+        sides = max(height, size), max(width, size)
+        padded.append(subject if sides == (height, width) else _padded(subject, sides))
+    return padded
+
+
+def _padded(subject: Subject, sides: tuple[int, int]) -> Subject:
+    """A subject whose slices have these sides, in the middle."""
+    height, width = subject.fov.shape[1:]
+    before = [(side - n) // 2 for side, n in zip(sides, (height, width), strict=True)]
+    edges = [
+        (0, 0),
+        *((b, s - n - b) for b, s, n in zip(before, sides, (height, width), strict=True)),
+    ]
+
+    def pad(volume: np.ndarray, fill: float) -> np.ndarray:
+        return np.pad(volume, edges, constant_values=fill)
+
+    return replace(
+        subject,
+        images={m: pad(v, -1) for m, v in subject.images.items()},
+        targets={m: pad(v, -1) for m, v in subject.targets.items()},
+        fov=pad(subject.fov, False),
+        label=None if subject.label is None else pad(subject.label, 0),
+    )
 
 
 def fit_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:

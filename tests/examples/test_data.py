@@ -12,6 +12,8 @@ from examples.medical_mri_us.data import (
     MEDIANS,
     CaseError,
     Slices,
+    Subject,
+    TargetSlices,
     batch_slices,
     load_subjects,
     normalise,
@@ -230,3 +232,26 @@ def test_byte_order_marks_and_blank_cells_are_read(index):
     text = index.read_text().replace(",c/", ", c/")
     index.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     assert [case.name for case in read_index(index)] == ["a", "b", "c"]
+
+
+def test_windows_of_larger_slices_show_something():
+    """Every window has some view in it, all of the view comes up, and images stay aligned."""
+    i, j = np.meshgrid(np.linspace(-1, 1, 50), np.linspace(-1, 1, 40), indexing="ij")
+    fov = np.stack([i**2 + j**2 < 1, (i - 0.9) ** 2 + (j + 0.9) ** 2 < 0.01])
+    place = np.arange(50 * 40, dtype=np.float32).reshape(50, 40)
+    volume = np.stack([place, place + 5000])
+    subject = Subject("a", {"us": volume}, fov, None, targets={"us": volume + 0.5})
+    slices = TargetSlices([subject], flip=True, size=16)
+    torch.manual_seed(0)
+    seen = np.zeros(fov.shape, bool)
+    for k in range(400):
+        images, targets, view = slices[k % 2]
+        assert images["us"].shape == targets["us"].shape == view.shape == (1, 16, 16)
+        assert view.any()
+        assert torch.equal(targets["us"], images["us"] + 0.5)
+        values = images["us"][view].int().numpy() % 5000
+        assert fov[k % 2].ravel()[values].all()
+        seen[k % 2].ravel()[values] = True
+    assert (seen == fov).all()
+    whole = TargetSlices([subject])[0][0]["us"]
+    assert torch.equal(whole[0], torch.from_numpy(volume[0]))
