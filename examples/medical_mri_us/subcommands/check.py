@@ -27,6 +27,7 @@ from examples.medical_mri_us.data import (
     planes_of,
     read_index,
 )
+from examples.medical_mri_us.data.alignment import doubts
 from examples.medical_mri_us.data.columns import image_columns
 from examples.medical_mri_us.data.images import write_bytes
 from examples.medical_mri_us.data.orientation import mixed
@@ -38,8 +39,8 @@ from examples.medical_mri_us.modalities import LABELS, MODALITIES
 class Check:
     """Read every file of an index and say what is there, what is missing and what is wrong.
 
-    Prints grids, leaks between splits and what is missing; exits with 3 if training on these data
-    would fail or deceive.
+    Prints grids, leaks between splits, what is missing, and a warning where images of a case may
+    not lie on each other; exits with 3 if training on these data would fail or deceive.
     """
 
     index: tyro.conf.Positional[Path]
@@ -64,7 +65,7 @@ def run(options: Check) -> int:
     grids: dict[str, Counter[str]] = defaultdict(Counter)
     planes: dict[str, list[str]] = defaultdict(list)
     images: dict[tuple[str, bytes], list[Case]] = defaultdict(list)
-    problems = []
+    problems, warnings = [], []
     for case in tqdm(cases, desc="Checking", unit="case", disable=not sys.stderr.isatty()):
         try:
             subject = load_subject(case)
@@ -74,6 +75,7 @@ def run(options: Check) -> int:
         grids[_words(subject)][axis_codes(subject.affine)] += 1
         for plane, names in planes_of([subject]).items():
             planes[plane] += names
+        warnings += [f"case {case.name}: {doubt}." for doubt in doubts(subject)]
         for modality, volume in subject.images.items():
             images[modality, hashlib.sha256(volume.tobytes()).digest()].append(case)
     problems += _copies(images)
@@ -98,6 +100,8 @@ def run(options: Check) -> int:
         write_bytes(options.out / "missingness.json", text.encode())
         write_bytes(options.out / "missingness.png", draw_missingness(table))
         print(f"\nWrote {options.out / 'missingness.json'} and missingness.png.")
+    if warnings:
+        print(f"\n{len(warnings)} warnings:", *warnings, sep="\n  ")
     if problems:
         print(f"\n{len(problems)} problems:", *problems, sep="\n  ", file=sys.stderr)
         return 3
