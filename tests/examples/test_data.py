@@ -222,6 +222,46 @@ def test_bad_indices_are_named(tmp_path):
         read_index(path)
 
 
+def test_further_columns_are_kept_as_text(index):
+    """Words and numbers; what is a modality by another name, or a file, is an error."""
+    first, *rest = index.read_text().splitlines()
+
+    def read(header, cells, **options):
+        lines = [f"{first},{header}", *(f"{r},{c}" for r, c in zip(rest, cells, strict=True))]
+        index.write_text("\n".join(lines) + "\n")
+        return read_index(index, **options)
+
+    cases = read("age,site", ["61,Ulm", ",Bonn", "7,"])
+    assert cases[0].further == {"age": "61", "site": "Ulm"}
+    assert [case.further["age"] for case in cases] == ["61", "", "7"]
+    for header, cells in (
+        ("t1", ["", "", ""]),
+        ("ceT1", ["x", "", ""]),
+        ("Flare", ["x", "", ""]),
+        ("t1c", ["a/t1c.nii.gz", "", ""]),
+        ("other", ["a/us.nii.gz", "", ""]),
+    ):
+        with pytest.raises(ValueError, match=rf"columns among case, split, .* but has .*{header}"):
+            read(header, cells)
+    left = read("age", ["1", "2", "3"], modalities=("us", "t2", "cet1"))
+    assert [set(c.images) for c in left] == [{"us", "t2", "cet1"}] * 2 + [{"cet1"}]
+    assert left[0].further == {"age": "1"}
+
+
+def test_files_lie_anywhere_where_that_is_asked_for(index, tmp_path_factory):
+    """By absolute paths and by links, as prepare and synthesize take them."""
+    outside = tmp_path_factory.mktemp("outside") / "us.nii.gz"
+    (index.parent / "a" / "us.nii.gz").rename(outside)
+    (index.parent / "a" / "us.nii.gz").symlink_to(outside)
+    with pytest.raises(ValueError, match="lies outside the folder of the index"):
+        read_index(index)
+    assert read_index(index, anywhere=True)[0].images["us"] == outside
+    index.write_text(index.read_text().replace("a/us.nii.gz", str(outside)))
+    with pytest.raises(ValueError, match="lies outside the folder of the index"):
+        read_index(index)
+    assert read_index(index, anywhere=True)[0].images["us"] == outside
+
+
 def test_an_index_in_another_encoding_is_named(index):
     index.write_bytes(index.read_bytes() + "Möller,train,,,,,,\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"index\.csv, line 5: .* should be text in UTF-8"):

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from volumes import make_run
 
-from examples.medical_mri_us.data import list_series, read_image
+from examples.medical_mri_us.data import list_series, read_image, read_index
 from examples.medical_mri_us.prepare import recognise
 from examples.medical_mri_us.prepare.study import modality_of
 from examples.medical_mri_us.subcommands.check import Check
@@ -18,6 +18,7 @@ from examples.medical_mri_us.subcommands.check import run as check
 from examples.medical_mri_us.subcommands.prepare import Prepare, run
 from examples.medical_mri_us.subcommands.synthesize import Synthesize
 from examples.medical_mri_us.subcommands.synthesize import run as synthesize
+from examples.medical_mri_us.synthesis.jobs import in_folder, in_index
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
 
@@ -160,6 +161,37 @@ def test_a_folder_becomes_an_index(kind, tmp_path, capsys):
             level = LEVELS[m] / (4 if kind.startswith("LGG") else 1)
             assert np.median(values[values > 0]) == pytest.approx(level, abs=30)
     assert check(Check(tmp_path / "out" / "index.csv")) == 0
+
+
+def test_what_is_said_of_participants_is_kept(tmp_path):
+    write_bids(tmp_path / "data")
+    text = "participant_id\tage\tsex\tsplit\nsub-01\t61\tF\tx\nsub-02\t45\tn/a\tx\n"
+    (tmp_path / "data" / "participants.tsv").write_text(text)
+    assert run(Prepare(folder=tmp_path / "data", out=tmp_path / "out")) == 0
+    cases = read_index(tmp_path / "out" / "index.csv", ("t2", "cet1", "flair", "t1"))
+    assert {c.name: c.further["age"] for c in cases} == {
+        "sub-01_ses-a": "61", "sub-01_ses-b": "61", "sub-02": "45",
+    }  # fmt: skip
+    assert {c.split for c in cases} == {"train"}
+
+
+def test_files_and_columns_of_own_indexes(tmp_path):
+    """Absolute paths, links and further columns, alike by prepare and by synthesize."""
+    write(tmp_path / "elsewhere" / "t2.nii.gz", 600)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    index = tmp_path / "own" / "index.csv"
+    index.parent.mkdir()
+    index.write_text(
+        f"case,split,t2,age\na,train,{tmp_path}/elsewhere/t2.nii.gz,61\nb,train,../link/t2.nii.gz,7\n"
+    )
+    assert run(Prepare(index=index, out=tmp_path / "out")) == 0
+    cases = read_index(tmp_path / "out" / "index.csv")
+    assert [(c.name, c.further) for c in cases] == [("a", {"age": "61"}), ("b", {"age": "7"})]
+    jobs = in_index(index, ("t2", "flair"))
+    assert [job.images["t2"].files[0].name for job in jobs] == ["t2.nii.gz"] * 2
+    write(tmp_path / "folder" / "c" / "t2.nii.gz", 600)
+    (tmp_path / "folder" / "d").symlink_to(tmp_path / "elsewhere")
+    assert [job.name for job in in_folder(tmp_path / "folder", ("t2", "flair"))] == ["c", "d"]
 
 
 def test_what_is_left_out_is_said(tmp_path, capsys):

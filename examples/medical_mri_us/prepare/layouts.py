@@ -4,9 +4,11 @@ from __future__ import annotations
 
 __all__ = ["Reader", "describe", "recognise"]
 
+import csv
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +46,9 @@ BRATS = re.compile(
 
 TIMEPOINT = re.compile(r"(?P<patient>BraTS-[A-Za-z]+-\d+)-\d+$")
 """The case of newer releases of BraTS: the last number counts the visits of a patient."""
+
+RESERVED = frozenset({"case", "split", "patient", "fov", "label", "landmarks", *NAMES})
+"""The columns of an index that nothing else may be called."""
 
 SHOWN = 5
 """How many cases are listed on screen; ``prepare.json`` has all."""
@@ -118,7 +123,7 @@ def describe(name: str, folder: Path, findings: Findings) -> str:
 
 def _bids(folder: Path, read: Reader) -> Findings:
     """Finds the sessions of BIDS; of several images of a kind, the finest is taken."""
-    findings = Findings()
+    findings, people = Findings(), _participants(folder)
     sessions: dict[str, list[Path]] = defaultdict(list)
     for file in sorted([*folder.glob("sub-*/anat/*"), *folder.glob("sub-*/ses-*/anat/*")]):
         if FILE.match(file.name):
@@ -143,10 +148,28 @@ def _bids(folder: Path, read: Reader) -> Findings:
                 f"{file} is left out: {chosen.name} is taken for {modality}" for file in others
             ]
         if images:
+            patient = case.partition("_")[0]
+            further = people.get(patient, {})
             findings.sources.append(
-                source_of(case, images, patient=case.partition("_")[0], notes=notes)
+                source_of(case, images, patient=patient, further=further, notes=notes)
             )
     return findings
+
+
+def _participants(folder: Path) -> dict[str, dict[str, str]]:
+    """Reads what BIDS says of its participants, such as age and sex, by participant."""
+    try:
+        text = (folder / "participants.tsv").read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    rows = csv.DictReader(text.splitlines(), delimiter="\t")
+    return {
+        row["participant_id"]: {
+            k: v for k, v in row.items() if k and v and k != "participant_id" and k not in RESERVED
+        }
+        for row in rows
+        if row.get("participant_id")
+    }
 
 
 def _brats(folder: Path, read: Reader) -> Findings:
@@ -198,6 +221,7 @@ def source_of(
     patient: str = "",
     label: Input | None = None,
     fov: Input | None = None,
+    further: dict[str, str] | None = None,
     notes: Iterable[str] = (),
 ) -> Source:
     """Returns a case for training, on the grid of its ultrasound or else of its first image."""
@@ -205,7 +229,7 @@ def source_of(
     reference = next(iter(ordered))
     return Source(
         case, "train", ordered, reference=reference, turned=reference != "us", label=label,
-        fov=fov, patient=patient, notes=tuple(notes),
+        fov=fov, patient=patient, further=further or {}, notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -214,14 +238,12 @@ def _kept(findings: Findings, modalities: Sequence[str] | None) -> Findings:
     if modalities is None:
         return findings
     kept = Findings(failed=findings.failed)
-    for s in findings.sources:
-        images = {m: s.images[m] for m in modalities if m in s.images}
+    for source in findings.sources:
+        images = {m: source.images[m] for m in modalities if m in source.images}
         if images:
-            kept.sources.append(
-                source_of(
-                    s.name, images, patient=s.patient, label=s.label, fov=s.fov, notes=s.notes
-                )
-            )
+            reference = source.reference if source.reference in images else next(iter(images))
+            turned = reference != "us"
+            kept.sources.append(replace(source, images=images, reference=reference, turned=turned))
     return kept
 
 

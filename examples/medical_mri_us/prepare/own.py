@@ -47,7 +47,7 @@ def find_own(
         return Input(str(path), read)
 
     findings = Findings()
-    for case in read_index(index, modalities):
+    for case in read_index(index, modalities, anywhere=True):
         wanted = resample_to or ("us" if "us" in modalities else None)
         reference = wanted if wanted in case.images else next(iter(case.images))
         notes = (
@@ -71,6 +71,7 @@ def find_own(
                 targets={m: taken(p) for m, p in case.targets.items()},
                 landmarks=landmarks,
                 patient=case.patient,
+                further=case.further,
                 notes=notes,
             )
         )

@@ -82,7 +82,7 @@ def prepare_all(
             continue
         part = source.split if split is None else split[source.name]
         row = {"case": source.name, "split": part, "patient": source.patient or source.name}
-        rows.append({**row, **result["cells"]})
+        rows.append({**row, **result["cells"], **source.further})
         records[source.name] = {"split": part, **result["record"]}
     shown = [m for m in modalities if any(m in row for row in rows)]
     record = {
@@ -97,7 +97,8 @@ def prepare_all(
     }
     write_bytes(out / "prepare.json", (json.dumps(record, indent=1) + "\n").encode())
     if rows:
-        write_bytes(out / "index.csv", _index(rows, shown).encode())
+        further = list(dict.fromkeys(c for source in sources for c in source.further))
+        write_bytes(out / "index.csv", _index(rows, shown, further).encode())
     return record
 
 
@@ -130,11 +131,13 @@ def fit_grid(
     return spacing, size
 
 
-def _index(rows: Sequence[dict[str, str]], modalities: Sequence[str]) -> str:
+def _index(
+    rows: Sequence[dict[str, str]], modalities: Sequence[str], further: Sequence[str]
+) -> str:
     optional = ["label", "landmarks", *(f"target_{m}" for m in modalities)]
     used = [column for column in optional if any(column in row for row in rows)]
     text = io.StringIO()
-    header = ["case", "split", "patient", *modalities, "fov", *used]
+    header = ["case", "split", "patient", *modalities, "fov", *used, *further]
     writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -41,7 +41,7 @@ def in_index(path: Path, modalities: Sequence[str]) -> list[Job]:
             {m: input_of(file) for m, file in case.images.items()},
             None if case.fov is None else input_of(case.fov),
         )
-        for case in read_index(path, modalities)
+        for case in read_index(path, modalities, anywhere=True)
     ]
 
 
