@@ -18,6 +18,7 @@ from examples.medical_mri_us.subcommands.check import run as check
 from examples.medical_mri_us.subcommands.prepare import Prepare, run
 from examples.medical_mri_us.subcommands.synthesize import Synthesize
 from examples.medical_mri_us.subcommands.synthesize import run as synthesize
+from examples.medical_mri_us.synthesis.bids import open_derivatives
 from examples.medical_mri_us.synthesis.jobs import in_folder, in_index
 
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -286,3 +287,23 @@ def test_the_same_layouts_are_synthesised_from(kind, tmp_path):
     said = json.loads((tmp_path / "out" / f"{next(iter(cases))}.json").read_text())
     assert set(said["inputs"]) == next(iter(cases.values())) & {"t2", "cet1"}
     assert all(len(i["sha256"]) == 64 for i in said["inputs"].values())
+
+
+@pytest.mark.slow
+def test_syntheses_become_derivatives_of_bids(tmp_path):
+    write_bids(tmp_path / "data")
+    trained = make_run(tmp_path / "run", ["t2", "cet1", "flair"], size=32)
+    options = {"input_dir": tmp_path / "data", "samples": 2, "device": "cpu", "bids": True}
+    out = tmp_path / "out"
+    assert synthesize(Synthesize(trained, out, given="t2", target="cet1,flair", **options)) == 0
+    made = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    anat = "sub-01/ses-a/anat/sub-01_ses-a"
+    assert f"{anat}_ce-gadolinium_desc-mean_T1w.nii.gz" in made
+    assert f"{anat}_desc-sample02_FLAIR.nii.gz" in made
+    assert "sub-02/anat/sub-02_desc-std_FLAIR.nii.gz" in made
+    assert not any(name.startswith(".") for name in made)
+    listed = json.loads((out / f"{anat}.json").read_text())["files"]
+    assert {f"sub-01/ses-a/anat/{f}" for f in listed} <= made
+    about = json.loads((out / "dataset_description.json").read_text())
+    assert about["DatasetType"] == "derivative"
+    assert open_derivatives(out, "p 1.x")[1] == "sub-p1x"

@@ -82,8 +82,8 @@ def fill_slices(shown: Mask, axis: int = -1) -> Mask:
         axis: The axis that counts slices.
     """
     slices = np.moveaxis(shown, axis, 0)
-    filled = np.stack([ndimage.binary_fill_holes(s) for s in slices])
-    return np.ascontiguousarray(np.moveaxis(filled, 0, axis))
+    filled = [np.asarray(ndimage.binary_fill_holes(s), bool) for s in slices]
+    return np.ascontiguousarray(np.moveaxis(np.stack(filled), 0, axis))
 
 
 def _in_corners(image: Volume) -> tuple[float, float] | None:

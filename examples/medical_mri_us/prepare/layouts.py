@@ -210,7 +210,9 @@ def _named(folder: Path, read: Reader, modalities: Sequence[str] | None) -> Find
             elif name in ("fov", "label"):
                 others[name] = _input(file, read)
         if images:
-            findings.sources.append(source_of(place.name, images, **others))
+            findings.sources.append(
+                source_of(place.name, images, label=others.get("label"), fov=others.get("fov"))
+            )
     return findings
 
 

@@ -72,6 +72,8 @@ class Synthesize:
     """Whether to bring images on another grid to that of the ultrasound, or else the first."""
     batch: int = 8
     """The number of slices at a time; fewer where a GPU runs out of memory."""
+    bids: bool = False
+    """Whether to write derivatives of BIDS: sub-<label>/anat/sub-<label>_desc-mean_T2w.nii.gz."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device; auto is a GPU if there is one."""
 
@@ -110,6 +112,7 @@ def run(options: Synthesize) -> int:
         seed=options.seed,
         to_first=options.resample_to is not None,
         batch=options.batch,
+        bids=options.bids,
     )
     failures = []
     for job in jobs:

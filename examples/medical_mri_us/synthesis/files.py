@@ -19,6 +19,7 @@ import torch
 import mmpoe
 from examples.medical_mri_us.data import axis_codes, write_image
 
+from .bids import derivative, open_derivatives
 from .case import Synthesis
 from .intensities import SCALE
 from .preview import draw_preview
@@ -43,8 +44,12 @@ def write_synthesis(
     provenance: dict[str, Any],
     *,
     calibrated: bool,
+    bids: bool = False,
 ) -> list[Path]:
     """Writes ``<name>_<target>_{mean,std,sample01,...}.nii.gz``, ``<name>.png``, ``<name>.json``.
+
+    As derivatives of BIDS, they are ``sub-<label>/[ses-<label>/]anat/<name>_desc-mean_T2w.nii.gz``
+    and so on, beside a ``dataset_description.json``.
 
     All are written aside and named at the end, the JSON last: where it is, all are. The files that
     the JSON of an earlier run lists are removed.
@@ -55,6 +60,7 @@ def write_synthesis(
         synthesis: What to write.
         provenance: What it was made from and how.
         calibrated: Whether its standard deviations come from matched experts.
+        bids: Whether to write them as derivatives of BIDS.
 
     Returns:
         The files.
@@ -62,6 +68,8 @@ def write_synthesis(
     Raises:
         OSError: If they cannot be written; there are none then.
     """
+    if bids:
+        folder, name = open_derivatives(folder, name)
     aside = folder / f".{name}.{os.getpid()}.tmp"
     aside.mkdir()
     try:
@@ -74,7 +82,9 @@ def write_synthesis(
             for k, sample in enumerate(synthesis.samples.get(target, []), start=1):
                 volumes[f"sample{k:02d}"] = sample
             for what, volume in volumes.items():
-                files.append(f"{name}_{target}_{what}.nii.gz")
+                files.append(
+                    derivative(name, target, what) if bids else f"{name}_{target}_{what}.nii.gz"
+                )
                 said = f"{kind} standard deviation" if what == "std" else what
                 said = f"synthetic {target}, {said}; research only"
                 write_image(aside / files[-1], volume, synthesis.grid.affine, description=said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Frame"]
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +48,12 @@ class Frame:
         turn = orientations.ornt_transform(now, orientations.axcodes2ornt(codes))
         order = np.argsort(turn[:, 0])  # the input's axis of each of ours
         x, y, z = (grid.shape[int(axis)] for axis in order)
-        pixels = []
-        for side, axis, wanted in zip(
-            (x, y), order, description.get("spacing") or [None] * 3, strict=False
-        ):
-            own = grid.spacing[int(axis)]
-            far = wanted is not None and abs(own / wanted - 1) > CLOSE
-            pixels.append(max(1, round(side * own / wanted)) if far else side)
+        pixels = [x, y]
+        spacing: Sequence[float] = (description.get("spacing") or ())[:2]
+        for k, wanted in enumerate(spacing):
+            own = grid.spacing[int(order[k])]
+            if abs(own / wanted - 1) > CLOSE:
+                pixels[k] = max(1, round(pixels[k] * own / wanted))
         return cls(turn, (x, y, z), (pixels[0], pixels[1]))
 
     @property

@@ -37,6 +37,8 @@ class Asked:
     """Whether to resample images that lie on another grid than the first."""
     batch: int
     """The number of slices at a time."""
+    bids: bool = False
+    """Whether to write derivatives of BIDS."""
 
 
 def synthesise_job(
@@ -102,7 +104,14 @@ def synthesise_job(
         if asked.every:
             folder = asked.out / f"from-{'-'.join(subset)}"
             folder.mkdir(exist_ok=True)
-        write_synthesis(folder, job.name, synthesis, provenance, calibrated=model.is_matched)
+        write_synthesis(
+            folder,
+            job.name,
+            synthesis,
+            provenance,
+            calibrated=model.is_matched,
+            bids=asked.bids,
+        )
 
 
 def _provenance(found: Input) -> dict[str, str]:

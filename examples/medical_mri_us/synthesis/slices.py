@@ -79,7 +79,8 @@ def tile_stride(model: MMHVAE, size: int) -> int:
         model: The model.
         size: The height and width of its slices, in pixels.
     """
-    sides = [group.shape[-1] for group in model.groups if len(group.shape or ()) == 3]
+    shapes = [tuple(group.shape or ()) for group in model.groups]
+    sides = [shape[-1] for shape in shapes if len(shape) == 3]
     coarse = size // min(sides, default=size)
     return coarse * max(1, size // coarse // 2) if 2 * coarse <= size else max(1, size // 2)
 
