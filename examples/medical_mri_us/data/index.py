@@ -42,7 +42,7 @@ class Case:
     patient: str = ""
     """Whom the images show; the case itself unless the index says otherwise."""
     further: dict[str, str] = field(default_factory=dict)
-    """What further columns say of the case, such as an age or a site."""
+    """The text of further columns, such as an age or a site."""
 
 
 def read_index(

@@ -45,7 +45,7 @@ class Source:
     """The text of landmarks.csv, if there are any."""
     patient: str = ""
     further: dict[str, str] = field(default_factory=dict)
-    """What further columns of the index say of the case, such as an age or a site."""
+    """The text of further columns of the index, such as an age or a site."""
     notes: tuple[str, ...] = ()
     """The images that were left out of the case, and why."""
 
