@@ -35,7 +35,7 @@ class Trained:
 
     @property
     def axes(self) -> str | None:
-        """Where the axes of its slices point to, if those of all its training cases did."""
+        """The directions of the axes of its slices, if all its training cases shared them."""
         return self.description.get("axes")
 
 

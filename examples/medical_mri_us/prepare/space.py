@@ -13,7 +13,7 @@ ANISOTROPIC = 2.0
 """A third axis at least this much coarser than the others keeps its spacing."""
 
 PLANES = {"S": "PLS", "A": "ILA", "R": "IPR"}
-"""Where rows, columns and slices point to, by the axis along which slices are counted."""
+"""The directions of rows, columns and slices, by the axis along which slices are counted."""
 
 
 def reference_grid(image: Image, spacing: float, size: int) -> tuple[Grid, float]:
