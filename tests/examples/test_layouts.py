@@ -10,7 +10,13 @@ import pytest
 import SimpleITK as sitk
 from volumes import make_run
 
-from examples.medical_mri_us.data import list_series, read_image, read_index
+from examples.medical_mri_us.data import (
+    CaseError,
+    list_series,
+    read_image,
+    read_index,
+    read_series,
+)
 from examples.medical_mri_us.prepare import recognise
 from examples.medical_mri_us.prepare.study import modality_of
 from examples.medical_mri_us.subcommands.check import Check
@@ -307,3 +313,31 @@ def test_syntheses_become_derivatives_of_bids(tmp_path):
     about = json.loads((out / "dataset_description.json").read_text())
     assert about["DatasetType"] == "derivative"
     assert open_derivatives(out, "p 1.x")[1] == "sub-p1x"
+
+
+@pytest.mark.slow
+def test_syntheses_become_series_of_the_patient(tmp_path):
+    """The grid and the values of the NIfTI, the patient and study of the input, marked derived."""
+    write_study(tmp_path / "data")
+    trained = make_run(tmp_path / "run", ["t2", "cet1", "us"], size=32)
+    options = {"samples": 1, "device": "cpu", "dicom": True, "given": "t2", "target": "cet1,us"}
+    out = tmp_path / "out"
+    for _ in range(2):  # the second run replaces what the first one wrote
+        assert synthesize(Synthesize(trained, out, input_dir=tmp_path / "data", **options)) == 0
+    source = list_series(tmp_path / "data")[0].header
+    for target, modality in (("cet1", "MR"), ("us", "OT")):
+        (series,) = list_series(out / f"anon_7_{target}_dicom")
+        assert len(series.files) == 3
+        found, wanted = read_series(series), read_image(out / f"anon_7_{target}_mean.nii.gz")
+        np.testing.assert_allclose(found.data, wanted.data, atol=0.0051)
+        assert np.ptp(found.data) > 10
+        np.testing.assert_allclose(found.affine, wanted.affine, atol=1e-5)
+        for name in ("PatientID", "StudyInstanceUID"):
+            assert series.tag(name) == str(source[name].value) != ""
+        assert series.header.SeriesInstanceUID != source.SeriesInstanceUID
+        assert series.header.ImageType[0] == "DERIVED"
+        assert series.tag("Modality") == modality
+        assert "research only" in series.tag("SeriesDescription")
+    write(tmp_path / "p.nii.gz", 600)
+    with pytest.raises(CaseError, match=r"p\.nii\.gz should be DICOM for results in DICOM"):
+        synthesize(Synthesize(trained, tmp_path / "none", t2=tmp_path / "p.nii.gz", **options))

@@ -21,6 +21,8 @@ from examples.medical_mri_us.data import (
     same_grid,
 )
 from examples.medical_mri_us.prepare import read_split, read_tag, read_transform
+from examples.medical_mri_us.subcommands.check import Check
+from examples.medical_mri_us.subcommands.check import run as check
 from examples.medical_mri_us.subcommands.prepare import Prepare, run
 
 SPACING, SIZE = 0.8, 40
@@ -598,3 +600,7 @@ def test_modalities_are_those_that_are_there(tmp_path):
     assert run(Prepare(index=index, out=tmp_path / "again")) == 0
     text = (tmp_path / "again" / "index.csv").read_text()
     assert text.startswith("case,split,patient,t2,fov\n")
+    assert check(Check(tmp_path / "again" / "index.csv")) == 0
+    assert check(Check(tmp_path / "again" / "index.csv", modalities=("t2",))) == 0
+    assert run(Prepare(index=index, modalities=("t2", "flair"), out=tmp_path / "chosen")) == 0
+    assert (tmp_path / "chosen" / "index.csv").read_text() == text

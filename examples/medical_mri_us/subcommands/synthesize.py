@@ -74,6 +74,9 @@ class Synthesize:
     """The number of slices at a time; fewer where a GPU runs out of memory."""
     bids: bool = False
     """Whether to write derivatives of BIDS: sub-<label>/anat/sub-<label>_desc-mean_T2w.nii.gz."""
+    dicom: bool = False
+    """Whether to write the images at the mean as DICOM too, as series of the input's patient and
+    study."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device; auto is a GPU if there is one."""
 
@@ -113,6 +116,7 @@ def run(options: Synthesize) -> int:
         to_first=options.resample_to is not None,
         batch=options.batch,
         bids=options.bids,
+        dicom=options.dicom,
     )
     failures = []
     for job in jobs:

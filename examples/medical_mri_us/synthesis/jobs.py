@@ -62,7 +62,7 @@ def in_folder(folder: Path, modalities: Sequence[str]) -> list[Job]:
         raise ValueError(
             f"'input-dir' should hold an index.csv or a folder for each case, with files such as "
             f"{modalities[0]}.nii.gz, or have another layout that prepare --from knows, but "
-            f"{folder} does not."
+            f"{folder} does not: {error}"
         ) from error
     inputs = [i for source in findings.sources for i in source.images.values()]
     if any(i.through is not None for i in inputs):

@@ -13,6 +13,7 @@ from examples.medical_mri_us.prepare.sources import Input
 from mmpoe.models import MMHVAE
 
 from .case import synthesise_case
+from .dicom import source_header, write_series
 from .files import hash_of, write_synthesis
 from .jobs import Job, choose
 
@@ -39,6 +40,8 @@ class Asked:
     """The number of slices at a time."""
     bids: bool = False
     """Whether to write derivatives of BIDS."""
+    dicom: bool = False
+    """Whether to write the images at the mean as DICOM too."""
 
 
 def synthesise_job(
@@ -60,7 +63,7 @@ def synthesise_job(
         asked: How, and where to write it.
 
     Raises:
-        CaseError: If the images of the case cannot be used.
+        CaseError: If the images of the case cannot be used, or are no DICOM and results shall be.
         ImageError: If they cannot be read.
         OSError: If results cannot be written.
     """
@@ -68,6 +71,9 @@ def synthesise_job(
     used = {m for subset, _ in pairs for m in subset}
     images = {m: found.read() for m, found in job.images.items() if m in used}
     fov = None if job.fov is None else job.fov.read()
+    header = None
+    if asked.dicom:
+        header = source_header(job.images[next(m for m in model.modalities if m in images)])
     said: set[str] = set()
     for subset, wanted in pairs:
         synthesis = synthesise_case(
@@ -112,6 +118,10 @@ def synthesise_job(
             calibrated=model.is_matched,
             bids=asked.bids,
         )
+        for target, volume in synthesis.mean.items() if header is not None else ():
+            place = folder / f"{job.name}_{target}_dicom"
+            made = description["sha256"], *subset, str(asked.seed)
+            write_series(place, header, volume, synthesis.grid, target, made)
 
 
 def _provenance(found: Input) -> dict[str, str]:
