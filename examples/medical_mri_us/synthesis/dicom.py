@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from examples.medical_mri_us.data import CaseError, Grid, Volume, list_series
 from examples.medical_mri_us.data.geometry import LPS_TO_RAS
@@ -30,8 +30,7 @@ EMPTY = ("ContentDate", "ContentTime", "PositionReferenceIndicator", "Manufactur
          "RepetitionTime", "EchoTrainLength", "MRAcquisitionType", "ScanOptions")  # fmt: skip
 """The attributes that have to be there, and that a synthetic image has no value of."""
 
-MR = "1.2.840.10008.5.1.4.1.1.4"
-CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+MR, CAPTURE = UID("1.2.840.10008.5.1.4.1.1.4"), UID("1.2.840.10008.5.1.4.1.1.7")
 """The storage classes of MR images and of secondary captures."""
 
 STEP = 0.01

@@ -118,10 +118,11 @@ def synthesise_job(
             calibrated=model.is_matched,
             bids=asked.bids,
         )
-        for target, volume in synthesis.mean.items() if header is not None else ():
-            place = folder / f"{job.name}_{target}_dicom"
+        if header is not None:
             made = description["sha256"], *subset, str(asked.seed)
-            write_series(place, header, volume, synthesis.grid, target, made)
+            for target, volume in synthesis.mean.items():
+                place = folder / f"{job.name}_{target}_dicom"
+                write_series(place, header, volume, synthesis.grid, target, made)
 
 
 def _provenance(found: Input) -> dict[str, str]:
