@@ -74,6 +74,7 @@ def train(
     *,
     modalities: Sequence[str] = MODALITIES,
     network: Network = DEFAULT,
+    size: int | None = None,
     critics: Critics | None = None,
     keep: Path | None = None,
     resume: bool = False,
@@ -92,6 +93,8 @@ def train(
         settings: How to train.
         modalities: The names of the modalities.
         network: The model to build.
+        size: The height and width of its slices, in pixels: windows of larger ones, each time at
+            another place. By default, that of the slices, which have to be alike.
         critics: Discriminators to train against it, if their weight is positive.
         keep: Where to keep checkpoints and a log, if anywhere.
         resume: Whether to resume from the last checkpoint, if there is one.
@@ -108,7 +111,7 @@ def train(
         CheckpointError: If the last checkpoint is damaged, or of another model or other settings.
     """
     settings.check()
-    size = _common_size(subjects, modalities)
+    size = _common_size(subjects, modalities, size)
     torch.manual_seed(settings.seed)
     model = build_model(size, modalities, network)
     judge = None
@@ -116,7 +119,7 @@ def train(
         critics.check()
         judge = Judge(critics, modalities, size)
 
-    slices = TargetSlices(subjects, flip=True)
+    slices = TargetSlices(subjects, flip=True, size=size)
     weights = slices.weights(settings.rare)
     number = settings.steps * settings.batch * settings.accumulate
     loader = DataLoader(
@@ -204,16 +207,20 @@ def save_model(
     save_checkpoint(folder, model.state_dict(), description)
 
 
-def _common_size(subjects: Sequence[Subject], modalities: Sequence[str]) -> int:
+def _common_size(subjects: Sequence[Subject], modalities: Sequence[str], size: int | None) -> int:
     if not subjects:
         raise ValueError("'subjects' should hold at least one subject, but is empty.")
     shapes = sorted({subject.fov.shape[1:] for subject in subjects})
-    if len(shapes) > 1 or shapes[0][0] != shapes[0][1]:
+    if size is None and (len(shapes) > 1 or shapes[0][0] != shapes[0][1]):
         raise ValueError(f"'subjects' should have square slices of one size, but have {shapes}.")
+    if size is not None and min(min(shape) for shape in shapes) < size:
+        raise ValueError(
+            f"'subjects' should have slices of at least {size} x {size}, but have {shapes}."
+        )
     absent = [m for m in modalities if not any(m in s.images for s in subjects)]
     if absent:
         raise ValueError(
             "'subjects' should show each modality at least once, "
             f"but none has {', '.join(absent)}."
         )
-    return shapes[0][0]
+    return shapes[0][0] if size is None else size

@@ -1,10 +1,10 @@
-"""Square windows of a model's size, cut out of slices, and put back."""
+"""Square windows of a model's size, cut out of slices, and put back, alone or as tiles."""
 
 from __future__ import annotations
 
-__all__ = ["Window", "fit_subject", "fit_subjects"]
+__all__ = ["Tile", "Tiles", "Window", "fit_subject", "fit_subjects", "pad_subjects"]
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,12 +53,10 @@ class Window:
         out[(..., *inner)] = volume[(..., *outer)]
         return out
 
-    def paste(self, window: np.ndarray) -> np.ndarray:
-        """Returns slices with what a window shows in its place, and 0 elsewhere."""
-        out = np.zeros((*window.shape[:-2], *self.shape), window.dtype)
+    def add(self, window: np.ndarray, slices: np.ndarray) -> None:
+        """Adds what a window shows to slices, in its place."""
         outer, inner = self._places()
-        out[(..., *outer)] = window[(..., *inner)]
-        return out
+        slices[(..., *outer)] += window[(..., *inner)]
 
     def _places(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """The overlap of the slices and the window, in the pixels of either."""
@@ -70,6 +68,82 @@ class Window:
         outer = [slice(a, b) for a, b in zip(low, high, strict=True)]
         inner = [slice(a - s, b - s) for a, b, s in zip(low, high, self.start, strict=True)]
         return (outer[0], outer[1]), (inner[0], inner[1])
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of several windows over slices."""
+
+    window: Window
+    place: tuple[int, int]
+    """Its row and column among the tiles."""
+    weight: np.ndarray
+    """The weight of its pixels, (size, size), where tiles overlap."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Windows that cover what is in view, and overlap where one does not suffice.
+
+    A quarter of the overlap at the edge of a tile has no weight, so that a network that sees no
+    further than that makes of the tiles what it makes of the whole. Weights rise linearly in
+    between, and those of two neighbours sum to 1.
+    """
+
+    shape: tuple[int, int]
+    """The height and width of the slices, in pixels."""
+    size: int
+    """The side of the windows, in pixels."""
+    stride: int
+    """The distance between neighbours, in pixels."""
+    starts: tuple[tuple[int, ...], tuple[int, ...]]
+    """The first rows and the first columns of the windows."""
+
+    @classmethod
+    def over(cls, fov: Mask, size: int, stride: int) -> Tiles:
+        """Returns the tiles over a field of view: one alone if it fits, see `Window.around`.
+
+        Arguments:
+            fov: The field of view of all slices, (slices, height, width).
+            size: The side of the windows, in pixels.
+            stride: The distance between neighbours, in pixels.
+        """
+        alone = Window.around(fov, size).start
+        starts: list[tuple[int, ...]] = []
+        for axis in (1, 2):
+            seen = np.flatnonzero(fov.any(axis=tuple({0, 1, 2} - {axis})))
+            extent = int(seen[-1] - seen[0] + 1) if len(seen) else 0
+            if extent <= size:
+                starts.append((alone[axis - 1],))
+                continue
+            steps = -(-(extent - size) // stride)
+            first = int(seen[0]) - (size + steps * stride - extent) // 2
+            starts.append(tuple(first + k * stride for k in range(steps + 1)))
+        return cls((fov.shape[1], fov.shape[2]), size, stride, (starts[0], starts[1]))
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """The number of rows and of columns of tiles."""
+        return len(self.starts[0]), len(self.starts[1])
+
+    def __iter__(self) -> Iterator[Tile]:
+        rows, columns = (self._weights(n) for n in self.number)
+        for i, top in enumerate(self.starts[0]):
+            for j, left in enumerate(self.starts[1]):
+                window = Window(self.shape, self.size, (top, left))
+                yield Tile(window, (i, j), np.outer(rows[i], columns[j]).astype(np.float32))
+
+    def _weights(self, number: int) -> list[np.ndarray]:
+        """The weights along one axis, of each of some tiles."""
+        overlap = self.size - self.stride
+        margin = overlap // 4
+        places = np.arange(self.size) + 1 - margin
+        rise = np.clip(places / (overlap - 2 * margin + 1), 0, 1)
+        level = np.ones(self.size)
+        return [
+            (rise if k > 0 else level) * (rise[::-1] if k < number - 1 else level)
+            for k in range(number)
+        ]
 
 
 def fit_subject(subject: Subject, size: int) -> tuple[Subject, float]:
@@ -91,6 +165,43 @@ def fit_subject(subject: Subject, size: int) -> tuple[Subject, float]:
     targets = {m: window.cut(v, -1) for m, v in subject.targets.items()}
     lost = 1 - fov.sum() / max(1, subject.fov.sum())
     return replace(subject, images=images, fov=fov, label=label, targets=targets), float(lost)
+
+
+def pad_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:
+    """Pads slices that are smaller than a model's size, and says how many are larger."""
+    large = sum(max(s.fov.shape[1:]) > size for s in subjects)
+    if large:
+        print(
+            f"{large} cases are larger than {size} x {size} pixels: training takes windows of "
+            "them, at random places."
+        )
+    padded = []
+    for subject in subjects:
+        height, width = subject.fov.shape[1:]
+        sides = max(height, size), max(width, size)
+        padded.append(subject if sides == (height, width) else _padded(subject, sides))
+    return padded
+
+
+def _padded(subject: Subject, sides: tuple[int, int]) -> Subject:
+    """A subject whose slices have these sides, in the middle."""
+    height, width = subject.fov.shape[1:]
+    before = [(side - n) // 2 for side, n in zip(sides, (height, width), strict=True)]
+    edges = [
+        (0, 0),
+        *((b, s - n - b) for b, s, n in zip(before, sides, (height, width), strict=True)),
+    ]
+
+    def pad(volume: np.ndarray, fill: float) -> np.ndarray:
+        return np.pad(volume, edges, constant_values=fill)
+
+    return replace(
+        subject,
+        images={m: pad(v, -1) for m, v in subject.images.items()},
+        targets={m: pad(v, -1) for m, v in subject.targets.items()},
+        fov=pad(subject.fov, False),
+        label=None if subject.label is None else pad(subject.label, 0),
+    )
 
 
 def fit_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:

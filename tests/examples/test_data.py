@@ -12,6 +12,8 @@ from examples.medical_mri_us.data import (
     MEDIANS,
     CaseError,
     Slices,
+    Subject,
+    TargetSlices,
     batch_slices,
     load_subjects,
     normalise,
@@ -220,6 +222,46 @@ def test_bad_indices_are_named(tmp_path):
         read_index(path)
 
 
+def test_further_columns_are_kept_as_text(index):
+    """Words and numbers; what is a modality by another name, or a file, is an error."""
+    first, *rest = index.read_text().splitlines()
+
+    def read(header, cells, **options):
+        lines = [f"{first},{header}", *(f"{r},{c}" for r, c in zip(rest, cells, strict=True))]
+        index.write_text("\n".join(lines) + "\n")
+        return read_index(index, **options)
+
+    cases = read("age,site", ["61,Ulm", ",Bonn", "7,"])
+    assert cases[0].further == {"age": "61", "site": "Ulm"}
+    assert [case.further["age"] for case in cases] == ["61", "", "7"]
+    for header, cells in (
+        ("t1", ["", "", ""]),
+        ("ceT1", ["x", "", ""]),
+        ("Flare", ["x", "", ""]),
+        ("t1c", ["a/t1c.nii.gz", "", ""]),
+        ("other", ["a/us.nii.gz", "", ""]),
+    ):
+        with pytest.raises(ValueError, match=rf"columns among case, split, .* but has .*{header}"):
+            read(header, cells)
+    left = read("age", ["1", "2", "3"], modalities=("us", "t2", "cet1"))
+    assert [set(c.images) for c in left] == [{"us", "t2", "cet1"}] * 2 + [{"cet1"}]
+    assert left[0].further == {"age": "1"}
+
+
+def test_files_lie_anywhere_where_that_is_asked_for(index, tmp_path_factory):
+    """By absolute paths and by links, as prepare and synthesize take them."""
+    outside = tmp_path_factory.mktemp("outside") / "us.nii.gz"
+    (index.parent / "a" / "us.nii.gz").rename(outside)
+    (index.parent / "a" / "us.nii.gz").symlink_to(outside)
+    with pytest.raises(ValueError, match="lies outside the folder of the index"):
+        read_index(index)
+    assert read_index(index, anywhere=True)[0].images["us"] == outside
+    index.write_text(index.read_text().replace("a/us.nii.gz", str(outside)))
+    with pytest.raises(ValueError, match="lies outside the folder of the index"):
+        read_index(index)
+    assert read_index(index, anywhere=True)[0].images["us"] == outside
+
+
 def test_an_index_in_another_encoding_is_named(index):
     index.write_bytes(index.read_bytes() + "Möller,train,,,,,,\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"index\.csv, line 5: .* should be text in UTF-8"):
@@ -230,3 +272,26 @@ def test_byte_order_marks_and_blank_cells_are_read(index):
     text = index.read_text().replace(",c/", ", c/")
     index.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     assert [case.name for case in read_index(index)] == ["a", "b", "c"]
+
+
+def test_windows_of_larger_slices_show_something():
+    """Every window has some view in it, all of the view comes up, and images stay aligned."""
+    i, j = np.meshgrid(np.linspace(-1, 1, 50), np.linspace(-1, 1, 40), indexing="ij")
+    fov = np.stack([i**2 + j**2 < 1, (i - 0.9) ** 2 + (j + 0.9) ** 2 < 0.01])
+    place = np.arange(50 * 40, dtype=np.float32).reshape(50, 40)
+    volume = np.stack([place, place + 5000])
+    subject = Subject("a", {"us": volume}, fov, None, targets={"us": volume + 0.5})
+    slices = TargetSlices([subject], flip=True, size=16)
+    torch.manual_seed(0)
+    seen = np.zeros(fov.shape, bool)
+    for k in range(400):
+        images, targets, view = slices[k % 2]
+        assert images["us"].shape == targets["us"].shape == view.shape == (1, 16, 16)
+        assert view.any()
+        assert torch.equal(targets["us"], images["us"] + 0.5)
+        values = images["us"][view].int().numpy() % 5000
+        assert fov[k % 2].ravel()[values].all()
+        seen[k % 2].ravel()[values] = True
+    assert (seen == fov).all()
+    whole = TargetSlices([subject])[0][0]["us"]
+    assert torch.equal(whole[0], torch.from_numpy(volume[0]))

@@ -16,8 +16,17 @@ import pytest
 import SimpleITK as sitk
 from layouts import AFFINE, BLOB, RIGID, TO_RAS, US_AFFINE, US_SHAPE
 
-from examples.medical_mri_us.data import Grid, load_subjects, read_image, read_index, same_grid
+from examples.medical_mri_us.data import (
+    Grid,
+    axis_codes,
+    load_subjects,
+    read_image,
+    read_index,
+    same_grid,
+)
 from examples.medical_mri_us.prepare import read_split, read_tag, read_transform
+from examples.medical_mri_us.subcommands.check import Check
+from examples.medical_mri_us.subcommands.check import run as check
 from examples.medical_mri_us.subcommands.prepare import Prepare, run
 
 SPACING, SIZE = 0.8, 40
@@ -94,7 +103,7 @@ COMPLETE = [
 def test_blobs_coincide(request, release, case, present):
     base, _ = request.getfixturevalue(release)
     row = rows(base)[case]
-    assert [m for m in ("t2", "cet1", "flair") if row[m]] == present
+    assert [m for m in ("t2", "cet1", "flair") if row.get(m)] == present
     us = image(base, case, "us")
     fov = us.data > 0
     expected = in_voxels(us, BLOB)
@@ -532,3 +541,119 @@ def test_images_that_share_no_place_are_refused(own, capsys):
     said = capsys.readouterr().err
     assert "flair.nii.gz shows nothing where the reference lies; do they share a world?" in said
     assert "us.nii.gz should be ultrasound in 0 to 255, but lies in 0 to 0." in said
+
+
+def write_cases(folder, volumes, affine, header="t2"):
+    """Writes one image a case, and an index of them."""
+    for case, (volume, place) in volumes.items():
+        path = folder / case / f"{header}.nii.gz"
+        path.parent.mkdir(parents=True)
+        nib.Nifti1Image(volume.astype(np.float32), affine if place is None else place).to_filename(
+            path
+        )
+    rows = [f"{case},train,{case}/{header}.nii.gz" for case in volumes]
+    (folder / "index.csv").write_text("\n".join([f"case,split,{header}", *rows]) + "\n")
+    return folder / "index.csv"
+
+
+def ellipse(shape, value=500.0):
+    i, j, _ = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    return np.where((i / 0.7) ** 2 + (j / 0.8) ** 2 < 1, value + 100 * i, 0)
+
+
+def test_the_grid_holds_what_is_there(tmp_path, capsys):
+    """By default, the pixels are the median of the cases, and the widest view fits."""
+    small, wide = ellipse((60, 70, 3)), ellipse((90, 116, 4))
+    index = write_cases(
+        tmp_path,
+        {"a": (small, None), "b": (small + 1, None), "c": (wide, None)},
+        np.diag([2.0, 2.0, 6.0, 1.0]),
+    )
+    assert run(Prepare(index=index, out=tmp_path / "out")) == 0
+    about = record(tmp_path)
+    assert (about["spacing"], about["size"]) == (2.0, 96)  # the ellipse is 92 pixels long
+    assert "Slices are 96 x 96 pixels of 2 mm." in capsys.readouterr().out
+    for case, volume in (("a", small), ("c", wide)):
+        assert about["cases"][case]["cropped"] == 0
+        assert (image(tmp_path, case, "t2").data > 0).sum() == (volume > 0).sum()
+
+
+def test_what_a_size_crops_is_said_case_by_case(tmp_path, capsys):
+    wide, small = np.zeros((100, 80, 3)), np.zeros((100, 80, 3))
+    wide[10:90, 20:60] = small[30:60, 30:60] = 100
+    wide[10, 20:60] = small[30, 30:60] = 90
+    index = write_cases(
+        tmp_path, {"a": (wide, None), "b": (small, None)}, np.diag([1.0, 1.0, 3.0, 1.0])
+    )
+    assert run(Prepare(index=index, out=tmp_path / "out", spacing=1.0, size=32)) == 0
+    assert record(tmp_path)["cases"]["a"]["cropped"] == pytest.approx(1 - 32 * 32 / (80 * 40))
+    assert record(tmp_path)["cases"]["b"]["cropped"] == 0
+    said = capsys.readouterr().out
+    assert "Note: case a: 68 % of what t2 shows is cropped by the grid, 32 x 32 x 3" in said
+    assert "case b: " not in said
+
+
+def test_slices_of_mr_are_turned_alike(tmp_path):
+    """Axial slices, however files are stored; those far apart stay the slices that they are."""
+    head = ellipse((20, 30, 16))
+    head[:, :, 0] = 0
+    sagittal = np.array([[0, 0, 3.0, 0], [3.0, 0, 0, 0], [0, 3.0, 0, 0], [0, 0, 0, 1]])
+    thick = np.diag([6.0, 1.0, 1.0, 1.0])
+    index = write_cases(
+        tmp_path,
+        {
+            "a": (head, np.diag([3.0, 3.0, 3.0, 1])),
+            "b": (2 * head.transpose(1, 2, 0), sagittal),  # axes to A, S, R
+            "c": (ellipse((30, 20, 4), 300).transpose(2, 0, 1), thick),
+        },
+        None,
+    )
+    assert run(Prepare(index=index, out=tmp_path / "out")) == 0
+    a, b, c = (image(tmp_path, case, "t2") for case in "abc")
+    assert [axis_codes(i.affine) for i in (a, b, c)] == ["PLS", "PLS", "IPR"]
+    assert same_grid(Grid.of(a), Grid.of(b))
+    np.testing.assert_allclose(b.data, 2 * a.data, rtol=1e-5)
+    assert Grid.of(c).spacing[2] == pytest.approx(6.0)
+
+
+def test_sheared_images_are_straightened(tmp_path):
+    """A plane wave stays where it is in mm, on axes at right angles."""
+    affine = np.diag([1.5, 1.5, 2.0, 1.0])
+    affine[0, 1] = 0.3
+    i, j, k = np.indices((40, 44, 5))
+    x, y, z = (np.stack([i, j, k], -1) @ affine[:3, :3].T + affine[:3, 3]).transpose(3, 0, 1, 2)
+    volume = 100 + x + 0.5 * y + 0.25 * z
+    volume[[0, -1]] = volume[:, [0, -1]] = 0
+    header = nib.Nifti1Image(volume.astype(np.float32), None)
+    header.set_sform(affine, 1)
+    header.set_qform(None, 0)
+    (tmp_path / "p").mkdir()
+    header.to_filename(tmp_path / "p" / "us.nii.gz")
+    (tmp_path / "index.csv").write_text("case,split,us\np,train,p/us.nii.gz\n")
+    assert run(Prepare(index=tmp_path / "index.csv", out=tmp_path / "out")) == 0
+    us = image(tmp_path, "p", "us")  # which refuses axes that are sheared
+    axes = us.affine[:3, :3] / Grid.of(us).spacing
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
+    places = np.moveaxis(np.indices(us.data.shape), 0, -1) @ us.affine[:3, :3].T + us.affine[:3, 3]
+    wanted = 100 + places @ [1, 0.5, 0.25]
+    index = (places - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    edge = np.array([1, 1, 0])  # of zeros
+    deep = ((index >= edge) & (index <= np.array(volume.shape) - 1 - edge)).all(-1)
+    assert deep.sum() > 0.7 * 38 * 42 * 5
+    np.testing.assert_allclose(us.data[deep], wanted[deep], rtol=1e-4)
+
+
+def test_modalities_are_those_that_are_there(tmp_path):
+    """An index of MR alone, and one of other modalities, without any option."""
+    volume, affine = ellipse((30, 34, 3)), np.diag([2.0, 2.0, 6.0, 1.0])
+    index = write_cases(tmp_path, {"a": (volume, None)}, affine, header="pet")
+    assert run(Prepare(index=index, out=tmp_path / "out")) == 0
+    assert list(rows(tmp_path)["a"]) == ["case", "split", "patient", "pet", "fov"]
+    index.write_text("case,split,us,t2,flair\na,train,,a/pet.nii.gz,\n")
+    assert run(Prepare(index=index, out=tmp_path / "again")) == 0
+    text = (tmp_path / "again" / "index.csv").read_text()
+    assert text.startswith("case,split,patient,t2,fov\n")
+    assert check(Check(tmp_path / "again" / "index.csv")) == 0
+    assert check(Check(tmp_path / "again" / "index.csv", modalities=("t2",))) == 0
+    assert run(Prepare(index=index, modalities=("t2", "flair"), out=tmp_path / "chosen")) == 0
+    assert (tmp_path / "chosen" / "index.csv").read_text() == text

@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import nibabel as nib
@@ -24,8 +25,8 @@ from examples.medical_mri_us.synthesis.case import synthesise_case
 from examples.medical_mri_us.synthesis.frame import Frame
 from examples.medical_mri_us.synthesis.intensities import to_model
 from examples.medical_mri_us.synthesis.jobs import choose, stem
-from examples.medical_mri_us.synthesis.slices import predict
-from examples.medical_mri_us.windows import Window
+from examples.medical_mri_us.synthesis.slices import Noise, predict, predict_tiles, tile_stride
+from examples.medical_mri_us.windows import Tiles, Window
 from mmpoe.imputation import add_matched_experts
 
 pytestmark = pytest.mark.slow
@@ -141,10 +142,11 @@ def test_frames_are_undone(turn):
     rng = np.random.default_rng(0)
     image = Image(rng.normal(size=(5, 7, 6)).astype(np.float32), oriented(codes))
     description = {"architecture": {"size": 8}, "axes": "RAS"}
-    frame = Frame.of(Grid.of(image), np.ones((5, 7, 6), bool), description)
-    assert np.array_equal(frame.back(frame.forward(image.data, 0.0)), image.data)
+    frame = Frame.of(Grid.of(image), description)
+    assert np.array_equal(frame.back(frame.forward(image.data)), image.data)
     wanted = np.moveaxis(reorient(image, "RAS").data, -1, 0)
-    assert np.array_equal(frame.window.paste(frame.forward(image.data, 0.0)), wanted)
+    assert np.array_equal(frame.forward(image.data), wanted)
+    assert image.data.shape[frame.slice_axis] == len(wanted)
 
 
 def test_pixels_are_resampled_to_the_models_and_back():
@@ -154,14 +156,14 @@ def test_pixels_are_resampled_to_the_models_and_back():
     ramp = (rows[:, None] + 10 * columns)[..., None] * np.ones(4)
     ramp = ramp.astype(np.float32)
     description = {"architecture": {"size": 24}, "axes": "RAS", "spacing": [0.5, 0.5, 9.0]}
-    frame = Frame.of(grid, np.ones(grid.shape, bool), description)
+    frame = Frame.of(grid, description)
     assert frame.record()["resampled_to"] == [24, 20]
-    fine = frame.window.paste(frame.forward(ramp, 0.0))  # (4, 24, 20)
+    fine = frame.forward(ramp)  # (4, 24, 20)
     expected = (np.arange(24)[:, None] + 0.5) * 0.5 + 10 * columns
     np.testing.assert_allclose(fine[2, 1:-1], expected[1:-1], rtol=1e-5)
-    np.testing.assert_allclose(frame.back(frame.forward(ramp, 0.0))[1:-1], ramp[1:-1], rtol=1e-5)
+    np.testing.assert_allclose(frame.back(frame.forward(ramp))[1:-1], ramp[1:-1], rtol=1e-5)
     close = {**description, "spacing": [1.01, 0.5, 9.0]}
-    assert Frame.of(grid, np.ones(grid.shape, bool), close).pixels == (12, 20)
+    assert Frame.of(grid, close).pixels == (12, 20)
 
 
 def test_windows_pad_small_slices_and_follow_what_is_in_view():
@@ -175,7 +177,8 @@ def test_windows_pad_small_slices_and_follow_what_is_in_view():
     assert (cut[:, :3] == -1).all()
     assert (cut[:, 13:] == -1).all()
     assert np.array_equal(cut[:, 3:13], x[..., 14:30])
-    back = window.paste(cut)
+    back = np.zeros_like(x)
+    window.add(cut, back)
     assert np.array_equal(back[..., 14:], x[..., 14:])
     assert (back[..., :14] == 0).all()
     far = np.zeros((1, 40, 40), bool)
@@ -184,13 +187,139 @@ def test_windows_pad_small_slices_and_follow_what_is_in_view():
     assert Window.around(np.zeros((1, 40, 40), bool), 16).start == (12, 12)
 
 
-def test_what_does_not_fit_is_cut_off_and_recorded(model):
-    image = Image(volume(0, (16, 40, 3)), AFFINE)
-    found = synthesise(model, {"us": image})
-    seen = found.mean["t2"].any(axis=(0, 2))
-    assert seen.sum() == 16
-    assert found.record["window_start"] == [0, 12]
-    assert found.record["view_cut_off"] == pytest.approx(1 - 16 / 38, abs=1e-3)
+def test_what_fits_is_one_window_and_what_does_not_is_tiles(model):
+    found = synthesise(model, {"us": Image(volume(0, (16, 40, 3)), AFFINE)})
+    inside = found.fov
+    assert inside.sum() == 12 * 38 * 3
+    assert (found.mean["t2"] > 0)[inside].mean() > 0.99
+    assert not found.mean["t2"][~inside].any()
+    assert found.record["view_cut_off"] == 0
+    assert found.record["window_starts"] == [[0], [0, 8, 16, 24]]
+    small = np.zeros((16, 40, 3), np.float32)
+    small[2:-2, 20:34] = volume(0, (16, 16, 3))[2:-2, 1:-1]
+    assert synthesise(model, {"us": Image(small, AFFINE)}).record["window_starts"] == [[0], [19]]
+
+
+class Moving(torch.nn.Module):
+    """A model whose prediction moves with its input: a convolution that reaches some pixels."""
+
+    def __init__(self, reach):
+        super().__init__()
+        self.modalities, self.is_matched, self.best_experts = list(MODALITIES), False, "trained"
+        kernel = torch.rand((1, 1, 2 * reach + 1, 2 * reach + 1)) / (2 * reach + 1) ** 2
+        self.kernel = torch.nn.Parameter(kernel)
+        self.groups = [types.SimpleNamespace(shape=(1, side, side)) for side in (8, 32)]
+
+    def encode(self, x, given):
+        return x
+
+    def infer(self, x, given, *, noise, temperature, experts):
+        state = torch.nn.functional.conv2d(x["us"], self.kernel, padding="same")[None]
+        if noise is not None:
+            for draws in noise:
+                shape = draws.shape[-1]
+                state = state + 0.1 * temperature * draws.repeat_interleave(
+                    32 // shape, -1
+                ).repeat_interleave(32 // shape, -2)
+        return types.SimpleNamespace(state=state)
+
+    def decode(self, state, targets):
+        return {m: torch.distributions.Normal(state, 0.1) for m in targets}
+
+
+@pytest.mark.parametrize("shape", [(100, 70), (32, 45), (33, 90)])
+@pytest.mark.parametrize("reach", [0, 2, 4])
+def test_seams_of_tiles_are_invisible(shape, reach):
+    """Where the network moves with its input, tiles make the image of one pass over the whole."""
+    torch.manual_seed(0)
+    model, rng = Moving(reach), np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (2, *shape)).astype(np.float32)
+    fov = np.ones(x.shape, bool)
+    tiles = Tiles.over(fov, 32, tile_stride(model, 32))
+    assert tiles.stride == 16
+    options = {"samples": 3, "temperature": 0.5, "seed": 0, "progress": False}
+    found, covered = predict_tiles(model, {"us": x}, fov, ["t2"], tiles, **options)
+    assert covered.all()
+    pads = [(-s[0], s[-1] + 32 - n) for s, n in zip(tiles.starts, shape, strict=True)]
+    padded = np.pad(x, [(0, 0), *pads], constant_values=-1)  # as far as the tiles reach
+    once = torch.nn.functional.conv2d(
+        torch.from_numpy(padded)[:, None], model.kernel, padding="same"
+    )[:, 0].detach()
+    once = once[:, pads[0][0] :, pads[1][0] :][:, : shape[0], : shape[1]]
+    np.testing.assert_allclose(found.mean["t2"], once, atol=1e-6)
+    noise = found.samples["t2"] - found.mean["t2"]  # one field: alike in all slices
+    np.testing.assert_allclose(noise[:, 0], noise[:, 1], atol=1e-5)
+    assert noise.std() == pytest.approx(0.05 * 2**0.5, rel=0.25)
+    ours = Noise(model, 3, 0, tiles)
+    fine = np.zeros((3, *shape), np.float32)
+    for tile in tiles:  # no tile disagrees with its neighbours
+        coarse, own = (n.numpy()[:, 0] for n in ours.at(tile.place))
+        whole = 0.05 * (coarse.repeat(4, -1).repeat(4, -2) + own)
+        window = tile.window
+        i, j = (slice(max(0, s), s + 32) for s in window.start)
+        part = whole[:, max(0, -window.start[0]) :, max(0, -window.start[1]) :]
+        fine[:, i, j] = part[:, : fine[:, i, j].shape[1], : fine[:, i, j].shape[2]]
+    np.testing.assert_allclose(noise[:, 0], fine, atol=1e-5)
+
+
+@pytest.mark.parametrize("extent", [5, 16, 17, 24, 25, 40])
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_tiles_cover_what_is_in_view(extent, stride):
+    fov = np.zeros((1, 50, 60), bool)
+    fov[:, 7 : 7 + extent, 30:34] = True
+    tiles = Tiles.over(fov, 16, stride)
+    assert tiles.number[1] == 1
+    assert tiles.number[0] == (1 if extent <= 16 else 1 + -(-(extent - 16) // stride))
+    total = np.zeros((50, 60), np.float32)
+    for tile in tiles:
+        tile.window.add(tile.weight, total)
+    assert (total[fov[0]] > 0).all()
+    if stride >= 8:  # no more than two tiles in one place
+        np.testing.assert_allclose(total[fov[0]], 1, atol=1e-6)
+
+
+def test_one_tile_has_the_noise_of_the_model(model):
+    """Samples of slices that fit are those of the seed alone."""
+    tiles = Tiles.over(np.ones((1, 16, 16), bool), 16, tile_stride(model, 16))
+    generator = torch.Generator().manual_seed(3)
+    for found, group in zip(Noise(model, 2, 3, tiles).at((0, 0)), model.groups, strict=True):
+        assert torch.equal(found, torch.randn((2, *group.shape), generator=generator))
+
+
+@pytest.mark.parametrize("kind", ["ringing", "zscore"])
+def test_the_background_of_mr_is_removed_as_prepare_does(kind, model):
+    """The view is the brain, however negative some of its voxels, or some around it, are."""
+    brain = volume(0)
+    inside = brain > 0
+    image = brain.copy()
+    if kind == "ringing":
+        image[1, 1:-1] = -20
+    else:
+        image[inside] = (brain[inside] - brain[inside].mean()) / brain[inside].std()
+    found = synthesise(model, {"t2": Image(image, AFFINE)}, targets=["us"])
+    assert np.array_equal(found.fov, inside)
+    assert len(found.record["notes"]) == 1
+    assert found.record["notes"][0].startswith("t2: ")
+    if kind == "ringing":
+        alike = synthesise(model, {"t2": Image(brain, AFFINE)}, targets=["us"])
+        assert np.array_equal(found.mean["us"], alike.mean["us"])
+        assert alike.record["notes"] == []
+
+
+@pytest.mark.parametrize("codes", ["RAS", "SRP"])
+def test_holes_of_a_fan_are_in_view(codes, model):
+    """Exactly 0 within a slice of the model, whichever axis of the file counts slices."""
+    description = {**DESCRIPTION, "axes": "RAS"}
+    us = volume(0, (16, 16, 4))
+    us[6:9, 5:9, 1] = 0
+    image = reorient(Image(us, oriented("RAS")), codes)
+    found = synthesise(model, {"us": image}, description)
+    whole = reorient(Image(found.fov.astype(np.float32), image.affine), "RAS").data
+    wanted = np.zeros(us.shape)
+    wanted[2:-2, 1:-1] = 1
+    assert np.array_equal(whole, wanted)
+    mean = reorient(Image(found.mean["t2"], image.affine), "RAS").data
+    assert (mean[6:9, 5:9, 1] > 0).any()
 
 
 def test_modalities_share_a_grid_or_are_brought_to_it(model):
@@ -273,7 +402,7 @@ def test_memory_that_runs_out_halves_the_batch(model, monkeypatch):
     """Fault 40: with the same result; and an error if there is no room for one slice."""
     x = np.random.default_rng(0).uniform(-1, 1, (11, 16, 16)).astype(np.float32)
     fov = np.ones(x.shape, bool)
-    options = {"samples": 2, "temperature": 1.0, "seed": 0, "progress": False}
+    options = {"noise": Noise(model, 2, 0).at((0, 0)), "temperature": 1.0}
     whole = predict(model, {"us": x}, fov, ["t2"], batch=8, **options)
     decode, sizes = slices_module._decode, []
 
@@ -379,6 +508,20 @@ def test_files_of_a_case(trained, tmp_path):
     assert {"mmpoe", "torch"} <= set(said["versions"])
     mean = nib.load(out / "p_t2_mean.nii.gz").get_fdata()
     assert 0 <= mean.min() < mean.max() <= 255
+
+
+def test_files_of_an_earlier_run_do_not_stay(trained, tmp_path):
+    """Those that its JSON lists; others are left alone."""
+    us, out = write(tmp_path / "p.nii.gz", volume(0)), tmp_path / "out"
+    options = {"us": us, "device": "cpu"}
+    assert run(Synthesize(trained, out, target="t2,flair", samples=3, **options)) == 0
+    (out / "p_notes.txt").write_text("mine")
+    (out / "other_t2_mean.nii.gz").write_bytes(b"")
+    assert run(Synthesize(trained, out, target="t2", samples=1, **options)) == 0
+    listed = json.loads((out / "p.json").read_text())["files"]
+    assert {p.name for p in out.iterdir()} == {
+        *listed, "p.json", "p.png", "p_notes.txt", "other_t2_mean.nii.gz"
+    }  # fmt: skip
 
 
 def slow_hash(path):

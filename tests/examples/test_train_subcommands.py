@@ -213,14 +213,14 @@ def test_resume_of_nothing_starts(index, tmp_path):
 
 
 def test_own_modalities_targets_and_sizes(tmp_path, capsys):
-    """Columns of the index, harmonised targets, and slices that the model's size cuts."""
+    """Columns of the index, harmonised targets, and slices that are larger than the model's."""
     names = ["ct", "pet"]
     held = {"a": names, "b": ["ct"], "c": names}
     index = write_index(tmp_path / "data", held, names, targets=["ct"])
     for case in held:
         for file in (index.parent / case).iterdir():
             write(file, volume(1, (24, 12, 3)))
-    assert fit(tmp_path, index, 'modalities=["ct", "pet"]') == 0
+    assert fit(tmp_path, index) == 0  # with the modalities of the index
     printed = capsys.readouterr().out
     assert "3 training cases with ct 3, pet 2" in printed
     assert "3 cases are larger than 16 x 16 pixels" in printed

@@ -3,11 +3,13 @@
 from mmpoe.extras import needs
 
 with needs("medical"):
+    from .background import fill_slices, remove_background
     from .dicom import Series, list_series, read_series
     from .grids import Grid, axis_codes, reorient, resample, same_grid
     from .images import Image, ImageError, Mask, Volume, read_image, write_image
     from .index import Case, read_index
     from .normalise import MEDIANS, normalise
+    from .orientation import planes_of, turn_alike, turned
     from .slices import Slices, TargetSlices, batch_slices, batch_targets
     from .subjects import CaseError, Subject, load_subject, load_subjects
     from .summary import check_training, missingness_table
@@ -29,16 +31,21 @@ __all__ = [
     "batch_slices",
     "batch_targets",
     "check_training",
+    "fill_slices",
     "list_series",
     "load_subject",
     "load_subjects",
     "missingness_table",
     "normalise",
+    "planes_of",
     "read_image",
     "read_index",
     "read_series",
+    "remove_background",
     "reorient",
     "resample",
     "same_grid",
+    "turn_alike",
+    "turned",
     "write_image",
 ]

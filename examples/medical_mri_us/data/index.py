@@ -23,6 +23,9 @@ EMPTY = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
 TARGET = "target_"
 """How the columns of harmonised targets begin."""
 
+ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
+"""The endings of files in a column that cannot be a further one."""
+
 SHOWN = 12
 """How many problems of an index are listed."""
 
@@ -41,18 +44,24 @@ class Case:
     """Harmonised images to synthesise instead, for some modalities or none."""
     patient: str = ""
     """Whom the images show; the case itself unless the index says otherwise."""
+    further: dict[str, str] = field(default_factory=dict)
+    """The text of further columns, such as an age or a site."""
 
 
-def read_index(path: str | Path, modalities: Sequence[str] = MODALITIES) -> list[Case]:
+def read_index(
+    path: str | Path, modalities: Sequence[str] = MODALITIES, *, anywhere: bool = False
+) -> list[Case]:
     """Reads an index.
 
     The columns are ``case``, ``split``, the modalities, and optionally ``fov``, ``label``,
     ``landmarks``, ``patient`` and ``target_<modality>``. Files are relative to the index and lie
-    in its folder; an empty cell, or one that says NaN, is a missing one.
+    in its folder; an empty cell, or one that says NaN, is a missing one. Further columns are kept
+    as text, unless they name files or are nearly called as one of these.
 
     Arguments:
         path: The CSV file.
         modalities: The names of the modalities.
+        anywhere: Whether files may lie outside the folder of the index, by their paths or links.
 
     Raises:
         ValueError: If the file is not text in UTF-8, a column is missing or unknown, a case stands
@@ -73,7 +82,7 @@ def read_index(path: str | Path, modalities: Sequence[str] = MODALITIES) -> list
     problems = []
     for line, row in rows:
         try:
-            case = _case(row, path.parent.resolve(), modalities)
+            case = _case(row, path.parent.resolve(), modalities, anywhere)
             if case.name in cases:
                 raise ValueError(
                     f"case {case.name} stands twice, first in line {lines[case.name]}."
@@ -97,7 +106,6 @@ def _rows(path: Path, modalities: Sequence[str]) -> list[tuple[int, dict[str, st
     rows = []
     try:
         header = [cell.strip() for cell in next(reader, [])]
-        _check_header(path, header, modalities)
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -110,13 +118,32 @@ def _rows(path: Path, modalities: Sequence[str]) -> list[tuple[int, dict[str, st
             rows.append((reader.line_num, row))
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: no CSV, {error}.") from error
+    _check_header(path, header, modalities, [row for _, row in rows])
     return rows
 
 
-def _check_header(path: Path, header: Sequence[str], modalities: Sequence[str]) -> None:
+def _known(modalities: Sequence[str]) -> list[str]:
     files = ["fov", "label", "landmarks", *(TARGET + m for m in modalities)]
-    known = ["case", "split", "patient", *modalities, *files]
-    wrong = [column for column in header if column not in known]
+    return ["case", "split", "patient", *modalities, *files]
+
+
+def _further(
+    column: str, root: Path, rows: Sequence[dict[str, str]], known: Sequence[str]
+) -> bool:
+    """Whether an unknown column says something of cases, and is no modality by another name."""
+    if column in (*MODALITIES, *(TARGET + m for m in MODALITIES)):
+        return True  # which is left out
+    cells = {row[column] for row in rows} - {""}
+    near = difflib.get_close_matches(column.lower(), known, cutoff=0.75)
+    files = any(c.lower().endswith(ENDINGS) or (root / c).exists() for c in cells)
+    return bool(column and cells) and not near and not files
+
+
+def _check_header(
+    path: Path, header: Sequence[str], modalities: Sequence[str], rows: Sequence[dict[str, str]]
+) -> None:
+    known = _known(modalities)
+    wrong = [c for c in header if c not in known and not _further(c, path.parent, rows, known)]
     lacking = [column for column in ("case", "split") if column not in header]
     twice = [column for column, count in Counter(header).items() if count > 1]
     if wrong or lacking or twice:
@@ -144,7 +171,7 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _case(row: dict[str, str], root: Path, modalities: Sequence[str]) -> Case:
+def _case(row: dict[str, str], root: Path, modalities: Sequence[str], anywhere: bool) -> Case:
     def file(column: str) -> Path | None:
         cell = row.get(column, "")
         if cell.lower() in EMPTY:
@@ -153,7 +180,7 @@ def _case(row: dict[str, str], root: Path, modalities: Sequence[str]) -> Case:
             found = (root / cell).resolve()
         except (OSError, RuntimeError, ValueError):  # a loop of links, or no path at all
             return root / cell  # which cannot be read, and is an error of this case alone
-        if not found.is_relative_to(root):
+        if not anywhere and not found.is_relative_to(root):
             raise ValueError(f"{cell!r} lies outside the folder of the index.")
         return found
 
@@ -174,7 +201,9 @@ def _case(row: dict[str, str], root: Path, modalities: Sequence[str]) -> Case:
     if lost:
         raise ValueError(f"case {name} has a target for {', '.join(lost)}, but no such image.")
     extra = [file(column) for column in ("fov", "label", "landmarks")]
-    return Case(name, split, images, *extra, targets=targets, patient=patient)
+    known = {*_known(modalities), *MODALITIES, *(TARGET + m for m in MODALITIES)}
+    further = {column: cell for column, cell in row.items() if column not in known}
+    return Case(name, split, images, *extra, targets=targets, patient=patient, further=further)
 
 
 def _leaks(cases: Sequence[Case], lines: dict[str, int]) -> list[str]:

@@ -74,10 +74,14 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
     Arguments:
         subjects: The subjects.
         flip: Whether to mirror every other slice at random, left to right.
+        size: The side of the window that is taken of larger slices, each time at random among
+            those that show something; None for whole slices.
     """
 
-    def __init__(self, subjects: Sequence[Subject], *, flip: bool = False) -> None:
-        self.slices, self.flip = Slices(subjects), flip
+    def __init__(
+        self, subjects: Sequence[Subject], *, flip: bool = False, size: int | None = None
+    ) -> None:
+        self.slices, self.flip, self.size = Slices(subjects), flip, size
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -86,6 +90,12 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
         images, fov = self.slices[index]
         s, k = self.slices.places[index]
         targets = {**images, **_cut(self.slices.subjects[s].targets, k)}
+        if self.size is not None and max(fov.shape[1:]) > self.size:
+            rows, columns = _window(fov[0], self.size)
+            images, targets = (
+                {m: v[:, rows, columns] for m, v in of.items()} for of in (images, targets)
+            )
+            fov = fov[:, rows, columns]
         if self.flip and torch.rand(()) < 0.5:
             images, targets, fov = _mirror(images), _mirror(targets), fov.flip(-1)
         return images, targets, fov
@@ -110,6 +120,23 @@ def batch_targets(
     x, observed = collate([images for images, _, _ in slices], modalities)
     targets, _ = collate([targets for _, targets, _ in slices], modalities)
     return dict(x), dict(targets), observed, torch.stack([fov for _, _, fov in slices])
+
+
+def _window(fov: Tensor, size: int) -> tuple[slice, slice]:
+    """Draws a window with a random pixel of the view in it, and little but the view."""
+    seen = fov.nonzero()
+    pixel = seen[int(torch.randint(len(seen), ()))]
+    found = []
+    for axis in (0, 1):
+        low, high = int(seen[:, axis].min()), int(seen[:, axis].max()) + 1
+        start = int(pixel[axis]) - int(torch.randint(size, ()))
+        if high - low > size:
+            start = min(max(start, low), high - size)
+        else:
+            start = (low + high - size) // 2
+        start = min(max(start, 0), fov.shape[axis] - size)
+        found.append(slice(start, start + size))
+    return found[0], found[1]
 
 
 def _cut(volumes: dict[str, Volume], k: int) -> Images:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from .background import fill_slices
 from .geometry import Affine
 from .grids import Grid, same_grid
 from .images import Image, ImageError, Mask, Volume, read_image
@@ -68,7 +69,7 @@ def load_subject(case: Case) -> Subject:
     """Loads a case.
 
     Without a file for the field of view, it is where the ultrasound is above 0 or, without
-    ultrasound, where any image is not 0.
+    ultrasound, where any image is not 0; holes in a slice belong to it.
 
     Raises:
         CaseError: If a file cannot be read, lies on another grid than the others, is constant in
@@ -94,6 +95,7 @@ def load_subject(case: Case) -> Subject:
 
     images = {m: placed(case.images[m], image) for m, image in raw.items()}
     inside = np.logical_or.reduce(shown)
+    inside = fill_slices(inside) if case.fov is None else inside
     if not inside.any():
         raise CaseError(f"case {case.name}: {first} marks no voxel as in view.")
     unit = {m: _normalised(case, case.images[m], v, inside, m) for m, v in images.items()}

@@ -33,6 +33,11 @@ class Trained:
         """The height and width of its slices, in pixels."""
         return int(self.description["architecture"]["size"])
 
+    @property
+    def axes(self) -> str | None:
+        """The directions of the axes of its slices, if all its training cases shared them."""
+        return self.description.get("axes")
+
 
 def load_trained(runs: Sequence[Path], device: torch.device) -> list[Trained]:
     """Loads models from folders of trainings, or of saved models; they are named by the folders.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from examples.medical_mri_us.data import Case, CaseError, Subject, load_subjects
+from examples.medical_mri_us.data import Case, CaseError, Subject, load_subjects, turned
 from examples.medical_mri_us.windows import fit_subject
 
 from . import protocols as named
@@ -74,13 +74,13 @@ def score_all(
     results = Results(named.parse_protocols(options.protocol))
     training = [case for case in cases if case.split == "train"]
     reading = tqdm(training, desc="Baseline", unit="case")
-    size = models[0].size
-    means = mean_images(load_one_by_one(reading, size, []), models[0].model.modalities)
+    size, axes = models[0].size, models[0].axes
+    means = mean_images(load_one_by_one(reading, size, [], axes), models[0].model.modalities)
     for protocol in results.protocols:
         reasons = named.unavailable(protocol, size, perceptual=options.perceptual)
         results.missing[protocol.name] = reasons
     scoring = tqdm(test, desc="Scoring", unit="case")
-    for subject in load_one_by_one(scoring, size, results.problems):
+    for subject in load_one_by_one(scoring, size, results.problems, axes):
         how = results.protocols, results.missing
         results.scores.extend(score_baseline(means, subject, *how))
         for trained in models:
@@ -93,7 +93,7 @@ def score_all(
 
 
 def load_one_by_one(
-    cases: Iterable[Case], size: int, problems: list[CaseError]
+    cases: Iterable[Case], size: int, problems: list[CaseError], axes: str | None = None
 ) -> Iterator[Subject]:
     """Loads cases one at a time.
 
@@ -101,12 +101,13 @@ def load_one_by_one(
         cases: The cases.
         size: The height and width that slices are cut or padded to, in pixels.
         problems: A list, to which is added what was wrong with cases that cannot be used.
+        axes: Where the axes of the model point to, if it has its own.
     """
     for case in cases:
         subjects, found = load_subjects([case], progress=False)
         problems += found
         for subject in subjects:
-            fitted, lost = fit_subject(subject, size)
+            fitted, lost = fit_subject(turned(subject, axes), size)
             if lost > 0:
                 tqdm.write(f"{case.name}: {lost:.0%} of its field of view does not fit the model.")
             yield fitted

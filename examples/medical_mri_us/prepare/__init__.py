@@ -3,6 +3,7 @@
 from mmpoe.extras import needs
 
 with needs("medical"):
+    from .layouts import describe, recognise
     from .own import find_own
     from .release import prepare_all
     from .remind import find_remind
@@ -14,6 +15,7 @@ with needs("medical"):
 
 __all__ = [
     "Registrations",
+    "describe",
     "find_own",
     "find_remind",
     "find_resect",
@@ -23,4 +25,5 @@ __all__ = [
     "read_split",
     "read_tag",
     "read_transform",
+    "recognise",
 ]

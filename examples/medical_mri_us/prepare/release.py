@@ -7,20 +7,27 @@ __all__ = ["prepare_all"]
 import csv
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tqdm import tqdm
 
 import mmpoe
+from examples.medical_mri_us.data import Grid
 from examples.medical_mri_us.names import check_name
 from mmpoe.training import lock, sweep, write_file
 
 from .sources import Findings, Source
-from .write import prepare_case
+from .space import widest
+from .write import prepare_case, read_reference
+
+MULTIPLE = 16
+"""The number that a size which was not asked for is a multiple of: networks halve it."""
 
 UNFINISHED = "unfinished.jsonl"
 """The file that lists, while cases are prepared, what was asked for and those that are done."""
@@ -31,8 +38,8 @@ def prepare_all(
     out: Path,
     modalities: Sequence[str],
     *,
-    spacing: float,
-    size: int,
+    spacing: float | None,
+    size: int | None,
     split: dict[str, str] | None,
     asked: dict[str, Any],
     progress: bool = True,
@@ -46,8 +53,9 @@ def prepare_all(
         findings: The cases.
         out: An empty folder, or none, or one in which the same was begun.
         modalities: The modalities, in the order of the columns.
-        spacing: The distance between voxels, mm.
-        size: The number of voxels along the first two axes.
+        spacing: The distance between voxels, mm; None for the median of the references' pixels.
+        size: The number of voxels along the first two axes; None for as many as it takes to hold
+            all that any reference shows.
         split: Which case is in which split, or None to keep what the release says; cases that it
             does not name are left out.
         asked: What was asked for, for the record.
@@ -69,7 +77,8 @@ def prepare_all(
         record = {"mmpoe": mmpoe.__version__, "asked": asked, **record}
         write_file(out / "prepare.json", (json.dumps(record, indent=1) + "\n").encode())
         if rows:
-            write_file(out / "index.csv", _index(rows, modalities).encode())
+            further = list(dict.fromkeys(c for s in findings.sources for c in s.further))
+            write_file(out / "index.csv", _index(rows, record["modalities"], further).encode())
         (out / UNFINISHED).unlink()
     return record
 
@@ -78,8 +87,8 @@ def _prepare(
     findings: Findings,
     out: Path,
     modalities: Sequence[str],
-    spacing: float,
-    size: int,
+    spacing: float | None,
+    size: int | None,
     split: dict[str, str] | None,
     done: dict[str, Any],
     progress: bool,
@@ -91,10 +100,12 @@ def _prepare(
     for case in split or {}:
         if case not in names:
             left_out[case] = "the split names it, but there are no data of it."
-    for source in tqdm(findings.sources, desc="Preparing", unit="case", disable=not progress):
-        if split is not None and source.name not in split:
+    sources = [s for s in findings.sources if split is None or s.name in split]
+    for source in findings.sources:
+        if source not in sources:
             left_out[source.name] = "the split does not name it."
-            continue
+    spacing, size = fit_grid(sources, spacing, size, progress=progress)
+    for source in tqdm(sources, desc="Preparing", unit="case", disable=not progress):
         try:
             check_name("case", source.name)
             result = done.get(source.name) or _prepare_anew(source, out, spacing, size)
@@ -104,10 +115,11 @@ def _prepare(
             continue
         part = source.split if split is None else split[source.name]
         row = {"case": source.name, "split": part, "patient": source.patient or source.name}
-        rows.append({**row, **result["cells"]})
+        rows.append({**row, **result["cells"], **source.further})
         records[source.name] = {"split": part, **result["record"]}
+    shown = [m for m in modalities if any(m in row for row in rows)]
     about = {"cases": records, "failed": failed, "left_out": left_out}
-    return {"modalities": list(modalities), **about}, rows
+    return {"modalities": shown, "spacing": spacing, "size": size, **about}, rows
 
 
 def _prepare_anew(source: Source, out: Path, spacing: float, size: int) -> dict[str, Any]:
@@ -145,11 +157,42 @@ def _begin(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return done
 
 
-def _index(rows: Sequence[dict[str, str]], modalities: Sequence[str]) -> str:
+def fit_grid(
+    sources: Sequence[Source], spacing: float | None, size: int | None, *, progress: bool = True
+) -> tuple[float, int]:
+    """Returns a spacing and a size that fit the references of all cases, where they are None.
+
+    Arguments:
+        sources: The cases; those whose reference cannot be used are passed over.
+        spacing: See `prepare_all`.
+        size: See `prepare_all`.
+        progress: Whether to show a progress bar.
+    """
+    if spacing is not None and size is not None:
+        return spacing, size
+    pixels, widths = [], []
+    for source in tqdm(sources, desc="Measuring", unit="case", disable=not progress):
+        try:
+            image, _ = read_reference(source)
+            widths.append(widest(image))
+        except ValueError:
+            continue  # preparing it says why
+        pixels.append(min(Grid.of(image).spacing[:2]))
+    if spacing is None:
+        spacing = float(f"{median(pixels or [1.0]):.4g}")
+    if size is None:
+        needed = math.ceil(max(widths, default=0) / spacing) + 2  # interpolation widens the view
+        size = MULTIPLE * max(1, math.ceil(needed / MULTIPLE))
+    return spacing, size
+
+
+def _index(
+    rows: Sequence[dict[str, str]], modalities: Sequence[str], further: Sequence[str]
+) -> str:
     optional = ["label", "landmarks", *(f"target_{m}" for m in modalities)]
     used = [column for column in optional if any(column in row for row in rows)]
     text = io.StringIO()
-    header = ["case", "split", "patient", *modalities, "fov", *used]
+    header = ["case", "split", "patient", *modalities, "fov", *used, *further]
     writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["find_tcia"]
+__all__ = ["case_name", "find_tcia", "series_spacing"]
 
 import re
 from collections import Counter
@@ -110,7 +110,9 @@ def _source(
         fitting = [s for s in preop if RULES[modality].fits(s.tag("SeriesDescription"))]
         notes += [f"{s} has no transform" for s in fitting if not usable(s)]
         chosen = best(
-            (_mean_spacing(s), s.tag("SeriesDescription") + s.uid, s) for s in fitting if usable(s)
+            (series_spacing(s), s.tag("SeriesDescription") + s.uid, s)
+            for s in fitting
+            if usable(s)
         )
         if chosen is not None:
             images[modality] = taken(chosen)
@@ -145,8 +147,8 @@ def _stem(case: str, series: Series) -> str:
     return f"{case}-preop-MR-{series.tag('SeriesDescription')}"
 
 
-def _mean_spacing(series: Series) -> float:
-    """The mean distance between voxels, mm, from tags: slices may say it in two ways."""
+def series_spacing(series: Series) -> float:
+    """Returns the mean distance between voxels, mm, which tags say in two ways."""
     header = series.header
     if "SharedFunctionalGroupsSequence" in header:
         header = header.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence", [header])[0]

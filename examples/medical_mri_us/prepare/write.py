@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-__all__ = ["prepare_case"]
+__all__ = ["prepare_case", "read_reference"]
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from examples.medical_mri_us.data import Grid, Image, ImageError, Volume, resample, write_image
+from examples.medical_mri_us.data import (
+    Grid,
+    Image,
+    ImageError,
+    Volume,
+    fill_slices,
+    remove_background,
+    resample,
+    write_image,
+)
 from mmpoe.training import scratch, write_file
 
 from .sources import Input, Source
-from .space import label_on, reference_grid
+from .space import label_on, reference_grid, slices_last
+
+
+def read_reference(source: Source) -> tuple[Image, str]:
+    """Reads the image whose grid the others of a case are brought to.
+
+    Returns:
+        The image, whose background is 0, and what was done to it, see `remove_background`.
+
+    Raises:
+        ImageError: If it cannot be used.
+    """
+    image, note = _read(source.images[source.reference], source.reference)
+    return (slices_last(image) if source.turned else image), note
 
 
 def prepare_case(source: Source, out: Path, spacing: float, size: int) -> dict[str, Any]:
     """Brings a case to one grid and writes it into a folder with its name.
 
-    Ultrasound is stored as it is, in 0 to 255. Of MR, the minimum is subtracted, so that 0 is
-    background. The field of view, unless one was given, is where the reference is above 0.
+    Ultrasound is stored as it is, in 0 to 255. MR is stored with a background of 0, see
+    `remove_background`. The field of view, unless one was given, is where the reference is above
+    0, and the holes therein.
 
     Arguments:
         source: The case.
@@ -34,22 +57,33 @@ def prepare_case(source: Source, out: Path, spacing: float, size: int) -> dict[s
     Raises:
         ImageError: If an image cannot be used.
     """
-    raw = _read(source.images[source.reference], source.reference)
+    raw, said = read_reference(source)
+    name = source.images[source.reference].name
     try:
-        grid = reference_grid(raw, spacing, size)
+        grid, cropped = reference_grid(raw, spacing, size)
     except ValueError as error:
-        raise ImageError(f"{source.images[source.reference].name}: {error}") from error
+        raise ImageError(f"{name}: {error}") from error
+    notes = [*source.notes, *_note(source.reference, said)]
+    if cropped:
+        notes.append(
+            f"{max(0.1, 100 * cropped):.2g} % of what {source.reference} shows is cropped by the "
+            f"grid, {grid}; a larger --size holds it"
+        )
     reference = resample(raw, grid)
-    shown = reference > 0
+    shown = fill_slices(reference > 0)
     with scratch(out) as partial:
-        cells = {}
+
+        def brought(found: Input, column: str, modality: str) -> str:
+            image, said = _read(found, modality)
+            notes.extend(_note(column, said))
+            return _store(partial, column, _brought(image, found, grid), grid)
+
+        cells = {source.reference: _store(partial, source.reference, reference, grid)}
         for modality, found in source.images.items():
-            same = modality == source.reference
-            image = reference if same else _brought(_read(found, modality), found, grid)
-            cells[modality] = _store(partial, modality, image, grid)
+            if modality != source.reference:
+                cells[modality] = brought(found, modality, modality)
         for modality, found in source.targets.items():
-            image = _brought(_read(found, modality), found, grid)
-            cells[f"target_{modality}"] = _store(partial, f"target_{modality}", image, grid)
+            cells[f"target_{modality}"] = brought(found, f"target_{modality}", modality)
         if source.fov is not None:
             shown = resample(found_fov(source.fov), grid, 0, through=source.fov.through) > 0
         cells["fov"] = _store(partial, "fov", shown, grid, "uint8")
@@ -68,7 +102,8 @@ def prepare_case(source: Source, out: Path, spacing: float, size: int) -> dict[s
             "reference": source.reference,
             "grid": str(grid),
             "affine": np.round(grid.affine, 6).tolist(),
-            "notes": list(source.notes),
+            "cropped": round(cropped, 4),
+            "notes": notes,
         },
     }
 
@@ -79,20 +114,25 @@ def found_fov(fov: Input) -> Image:
     return Image((image.data > 0).astype(np.float32), image.affine)
 
 
-def _read(found: Input, modality: str) -> Image:
-    """Reads an image whose background is to be 0."""
+def _note(column: str, said: str) -> list[str]:
+    return [f"{column}: {said}"] if said else []
+
+
+def _read(found: Input, modality: str) -> tuple[Image, str]:
+    """Reads an image whose background is to be 0, and says what that took."""
     image = found.read()
     low, high = float(image.data.min()), float(image.data.max())
     if low == high:
         raise ImageError(f"{found.name} is constant; leave it out if it is missing.")
     if modality != "us":
-        return Image(image.data - np.float32(low), image.affine)
+        data, note = remove_background(image.data)
+        return Image(data, image.affine), note
     if low < 0 or not 1 < high <= 255:
         raise ImageError(
             f"{found.name} should be ultrasound in 0 to 255, but lies in {low:.4g} to {high:.4g}; "
             "rescale it."
         )
-    return image
+    return image, ""
 
 
 def _brought(image: Image, found: Input, grid: Grid) -> Volume:

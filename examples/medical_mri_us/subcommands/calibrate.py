@@ -15,7 +15,14 @@ from tqdm import tqdm
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
-from examples.medical_mri_us.data import CaseError, Slices, Subject, load_subjects, read_index
+from examples.medical_mri_us.data import (
+    CaseError,
+    Slices,
+    Subject,
+    load_subjects,
+    read_index,
+    turned,
+)
 from examples.medical_mri_us.facts import read_data
 from examples.medical_mri_us.models import load_model
 from examples.medical_mri_us.outputs import open_folder
@@ -85,7 +92,8 @@ def _calibrate(folder: Path, options: Calibrate) -> int:
     data = read_data(folder)
     index = Path(data["index"]) if options.data is None else options.data
     cases = [c for c in read_index(index, model.modalities) if c.split == data["split"]]
-    subjects = fit_subjects(load_subjects(cases)[0], config.size)
+    loaded = [turned(s, description.get("axes")) for s in load_subjects(cases)[0]]
+    subjects = fit_subjects(loaded, config.size)
     if not subjects:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
     whole = [s for s in subjects if len(s.images) == len(model.modalities)]

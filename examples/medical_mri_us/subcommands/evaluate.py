@@ -111,7 +111,7 @@ def run(options: Evaluate) -> int:
     cases_shown = [case for case in test if case.name in shown]
     views = {
         subject.name: make_view(first.model, subject, options.samples, options.seed)
-        for subject in load_one_by_one(cases_shown, first.size, [])
+        for subject in load_one_by_one(cases_shown, first.size, [], first.axes)
     }
     phantom = is_phantom(options.data)
     said = note(phantom, trained_on_phantom=bool(first.description.get("phantom")))

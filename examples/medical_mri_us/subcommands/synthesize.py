@@ -19,7 +19,14 @@ from examples.medical_mri_us.data import CaseError, ImageError
 from examples.medical_mri_us.models import load_model, model_folder
 from examples.medical_mri_us.names import made_name
 from examples.medical_mri_us.outputs import open_folder
-from examples.medical_mri_us.synthesis.jobs import Job, in_folder, in_index, names, stem
+from examples.medical_mri_us.synthesis.jobs import (
+    Job,
+    in_folder,
+    in_index,
+    input_of,
+    names,
+    stem,
+)
 from examples.medical_mri_us.synthesis.run import Asked, synthesise_job
 from mmpoe.training import shard
 
@@ -49,7 +56,7 @@ class Synthesize:
     fov: Path | None = None
     """Its field of view, an image; by default, where ultrasound, or else any image, is above 0."""
     input_dir: Path | None = None
-    """A folder with a folder of files for each case, such as us.nii.gz; or an index of cases."""
+    """A folder in any layout that prepare --from knows, or an index of cases."""
     target: str = ""
     """The modalities to synthesise, as in t2,cet1; by default, those that a case lacks."""
     given: str = ""
@@ -66,6 +73,11 @@ class Synthesize:
     """Whether to bring images on another grid to that of the ultrasound, or else the first."""
     batch: int = 8
     """The number of slices at a time; fewer where a GPU runs out of memory."""
+    bids: bool = False
+    """Whether to write derivatives of BIDS: sub-<label>/anat/sub-<label>_desc-mean_T2w.nii.gz."""
+    dicom: bool = False
+    """Whether to write the images at the mean as DICOM too, as series of the input's patient and
+    study."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device; auto is a GPU if there is one."""
 
@@ -104,6 +116,8 @@ def run(options: Synthesize) -> int:
         seed=options.seed,
         to_first=options.resample_to is not None,
         batch=options.batch,
+        bids=options.bids,
+        dicom=options.dicom,
     )
     failures = []
     for job in jobs:
@@ -168,4 +182,5 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
     file = next(iter(ordered.values())).resolve()
     name = stem(file)
     name = made_name(file.parent.name if name in modalities else name)
-    return [Job(name, ordered, options.fov)]
+    fov = None if options.fov is None else input_of(options.fov)
+    return [Job(name, {m: input_of(path) for m, path in ordered.items()}, fov)]

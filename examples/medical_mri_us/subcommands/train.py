@@ -15,12 +15,19 @@ import tyro
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config, write_config
-from examples.medical_mri_us.data import CaseError, check_training, load_subjects, read_index
+from examples.medical_mri_us.data import (
+    CaseError,
+    check_training,
+    load_subjects,
+    read_index,
+    turn_alike,
+)
+from examples.medical_mri_us.data.columns import image_columns
 from examples.medical_mri_us.facts import data_of, facts_of, read_data
 from examples.medical_mri_us.finished import has_card, is_finished
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.train import save_model, train
-from examples.medical_mri_us.windows import fit_subjects
+from examples.medical_mri_us.windows import pad_subjects
 from mmpoe.training import Checkpoints, lock, sweep, write_file
 
 
@@ -36,7 +43,8 @@ class Train:
     out: Path
     """The folder of the run: its model and card, configuration, log and checkpoints."""
     config: Path | None = None
-    """A TOML file, or tiny, small or paper; tiny by default, and that of the run to resume."""
+    """A TOML file, or tiny, small or paper; by default, that of the run to resume, or else tiny
+    with the modalities of the index."""
     data: Path | None = None
     """The index of the cases, index.csv; by default, that of the run to resume."""
     split: str = "train"
@@ -57,13 +65,13 @@ def run(options: Train) -> int:
     Raises:
         ValueError: If an option, the configuration or the index cannot be used, the folder is in
             use, or it holds checkpoints and is not to be resumed.
-        CaseError: If there is no case that can be used.
+        CaseError: If there is no case that can be used, or slices lie in different planes.
         CheckpointError: If the last checkpoint cannot be resumed from.
         OSError: If the folder cannot be written to.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
-    config = read_config(_config_of(options), options.set)
+    config = read_config(_config_of(options), [*_modalities_of(options), *options.set])
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
     if options.resume and is_finished(options.out, config):
         if first:
@@ -94,7 +102,7 @@ def run(options: Train) -> int:
     subjects, problems = load_subjects(cases)
     if not subjects:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
-    subjects = fit_subjects(subjects, config.size)
+    subjects = pad_subjects(turn_alike(subjects), config.size)
     data = data_of(index, options.split, config.modalities, cases, subjects, problems)
     if first:
         with lock(folder):
@@ -110,6 +118,7 @@ def run(options: Train) -> int:
         config.training,
         modalities=config.modalities,
         network=config.model,
+        size=config.size,
         critics=config.adversary,
         keep=folder,
         resume=options.resume,
@@ -139,6 +148,14 @@ def _config_of(options: Train) -> Path:
         return options.config
     kept = options.out / "config.toml"
     return kept if options.resume and kept.exists() else Path("tiny")
+
+
+def _modalities_of(options: Train) -> list[str]:
+    """Returns the modalities of the index as a change, where no configuration says others."""
+    kept = options.resume and (options.out / "config.toml").exists()
+    if options.config is not None or kept or options.data is None:
+        return []
+    return [f"modalities={json.dumps(image_columns(options.data))}"]
 
 
 def _index_of(options: Train) -> Path:

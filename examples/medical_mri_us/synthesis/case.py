@@ -16,14 +16,17 @@ from examples.medical_mri_us.data import (
     Image,
     Mask,
     Volume,
+    fill_slices,
+    remove_background,
     resample,
     same_grid,
 )
+from examples.medical_mri_us.windows import Tiles
 from mmpoe.models import MMHVAE
 
 from .frame import Frame
 from .intensities import SCALE, to_model
-from .slices import predict
+from .slices import predict_tiles, tile_stride
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,9 @@ def synthesise_case(
 ) -> Synthesis:
     """Synthesises the targets from all of some images.
 
+    Of MR, the background is removed, as `prepare` does. Slices that are larger than the model's go
+    through it in tiles, which are blended.
+
     Arguments:
         model: The model, in any mode, on any device.
         description: Its description, as of `models.load_model`.
@@ -72,7 +78,7 @@ def synthesise_case(
         temperature: Their temperature; at 0, there are none but the mean.
         seed: What they are drawn from.
         fov: The field of view, where it is above 0. By default, it is where ultrasound is above
-            0, or else where any image is not 0.
+            0, or else where any image is not background; holes in a slice belong to it.
         to_first: Whether to resample images that lie on another grid, rather than refuse them.
         batch: The number of slices at a time.
         progress: Whether to show a progress bar.
@@ -84,32 +90,40 @@ def synthesise_case(
     inputs = {m: images[m] for m in model.modalities if m in images}
     first = next(iter(inputs))
     grid = Grid.of(inputs[first])
-    volumes = {m: _on(image, grid, m, first, to_first) for m, image in inputs.items()}
+    described = dict(description)
+    frame = Frame.of(grid, described)
+    volumes, notes = {}, []
+    for m, image in inputs.items():
+        if m != "us":
+            data, note = remove_background(image.data)
+            image = Image(data, image.affine)
+            notes += [f"{m}: {note}"] if note else []
+        volumes[m] = _on(image, grid, m, first, to_first)
     if fov is not None:
         inside = _on(fov, grid, "fov", first, to_first, order=0) > 0
-    elif "us" in volumes:
-        inside = volumes["us"] > 0
     else:
-        inside = np.logical_or.reduce([v != 0 for v in volumes.values()])
+        shown = [volumes["us"] > 0] if "us" in volumes else [v > 0 for v in volumes.values()]
+        inside = fill_slices(np.logical_or.reduce(shown), frame.slice_axis)
     if not inside.any():
         raise CaseError("nothing is in view: every voxel is 0; give the field of view by --fov.")
 
-    described = dict(description)
-    frame = Frame.of(grid, inside, described)
     unit, x = {}, {}
+    view = frame.forward(inside.astype(np.float32)) > 0.5
     for m, volume in volumes.items():
         try:
             normalised = to_model(volume, inside, m, described)
         except ValueError as error:
             raise CaseError(f"{m} cannot be used: {str(error).rstrip('.')}.") from error
-        unit[m], x[m] = (normalised + 1) / 2, frame.forward(normalised, -1.0)
-    view = frame.forward(inside.astype(np.float32), 0.0) > 0.5
-    x = {m: np.where(view, v, np.float32(-1)) for m, v in x.items()}
-    found = predict(
+        unit[m] = (normalised + 1) / 2
+        x[m] = np.where(view, frame.forward(normalised), np.float32(-1))
+    size = int(described["architecture"]["size"])
+    tiles = Tiles.over(view, size, tile_stride(model, size))
+    found, covered = predict_tiles(
         model,
         x,
         view,
         targets,
+        tiles,
         samples=samples,
         temperature=temperature,
         seed=seed,
@@ -117,7 +131,7 @@ def synthesise_case(
         progress=progress,
     )
 
-    seen = frame.back(np.ones(view.shape, np.float32)) > 0.5
+    seen = frame.back(np.broadcast_to(covered, view.shape).astype(np.float32)) > 0.5
 
     def place(slices: Volume, zero: int) -> Volume:
         values = frame.back((slices - np.float32(zero)) * np.float32(SCALE / 2))
@@ -131,7 +145,13 @@ def synthesise_case(
         mean={m: place(v, -1) for m, v in found.mean.items()},
         std={m: place(v, 0) for m, v in found.std.items()},
         samples={m: [place(s, -1) for s in v] for m, v in found.samples.items()},
-        record={**frame.record(), "view_cut_off": round(lost, 4)},
+        record={
+            **frame.record(),
+            "window_size": size,
+            "window_starts": [list(starts) for starts in tiles.starts],
+            "view_cut_off": round(lost, 4),
+            "notes": notes,
+        },
     )
 
 

@@ -20,6 +20,7 @@ from examples.medical_mri_us.data import axis_codes, write_image
 from examples.medical_mri_us.data.images import image_files
 from mmpoe.training import scratch, write_file
 
+from .bids import derivative, open_derivatives
 from .case import Synthesis
 from .intensities import SCALE
 from .preview import draw_preview
@@ -44,10 +45,15 @@ def write_synthesis(
     provenance: dict[str, Any],
     *,
     calibrated: bool,
+    bids: bool = False,
 ) -> list[Path]:
     """Writes ``<name>_<target>_{mean,std,sample01,...}.nii.gz``, ``<name>.png``, ``<name>.json``.
 
-    All are written aside and named at the end, the JSON last: where it is, all are.
+    As derivatives of BIDS, they are ``sub-<label>/[ses-<label>/]anat/<name>_desc-mean_T2w.nii.gz``
+    and so on, beside a ``dataset_description.json``.
+
+    All are written aside and named at the end, the JSON last: where it is, all are. The files that
+    the JSON of an earlier run lists are removed.
 
     Arguments:
         folder: The folder to write to, which is there.
@@ -55,6 +61,7 @@ def write_synthesis(
         synthesis: What to write.
         provenance: What it was made from and how.
         calibrated: Whether its standard deviations come from matched experts.
+        bids: Whether to write them as derivatives of BIDS.
 
     Returns:
         The files.
@@ -62,6 +69,8 @@ def write_synthesis(
     Raises:
         OSError: If they cannot be written; there are none then.
     """
+    if bids:
+        folder, name = open_derivatives(folder, name)
     with scratch(folder) as aside:
         files = []
         kind = "calibrated" if calibrated else "uncalibrated"
@@ -72,7 +81,9 @@ def write_synthesis(
             for k, sample in enumerate(synthesis.samples.get(target, []), start=1):
                 volumes[f"sample{k:02d}"] = sample
             for what, volume in volumes.items():
-                files.append(f"{name}_{target}_{what}.nii.gz")
+                files.append(
+                    derivative(name, target, what) if bids else f"{name}_{target}_{what}.nii.gz"
+                )
                 said = f"{kind} standard deviation" if what == "std" else what
                 said = f"synthetic {target}, {said}; research only"
                 write_image(aside / files[-1], volume, synthesis.grid.affine, description=said)
@@ -100,24 +111,36 @@ def write_synthesis(
         write_file(aside / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
         made = [*files, f"{name}.png", f"{name}.json"]
         _sync([aside / file for file in made])
-        (folder / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
+        _remove_earlier(folder, name)
         for file in made:
             (aside / file).replace(folder / file)
     return [folder / file for file in made]
 
 
-def hash_of(path: Path) -> str:
-    """Returns the SHA-256 of all files of a volume: one, a header and its voxels, or a folder.
+def hash_of(*paths: Path) -> str:
+    """Returns the SHA-256 of all files of a volume: one, a header and its voxels, or folders.
 
     Raises:
-        ImageError: If the file is no header that can be read.
+        ImageError: If a file is no header that can be read.
     """
     digest = hashlib.sha256()
-    for file in image_files(path):
+    for file in (file for path in paths for file in image_files(path)):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _remove_earlier(folder: Path, name: str) -> None:
+    """Removes what an earlier run wrote of a case; its JSON first, which vouches for the rest."""
+    try:
+        earlier = json.loads((folder / f"{name}.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = []
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    for file in earlier:
+        if str(file).startswith(f"{name}_") and "/" not in str(file):
+            (folder / str(file)).unlink(missing_ok=True)
 
 
 def _sync(files: Sequence[Path]) -> None:

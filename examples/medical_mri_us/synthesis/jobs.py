@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["Job", "choose", "in_folder", "in_index", "names", "stem"]
+__all__ = ["Job", "choose", "in_folder", "in_index", "input_of", "names", "stem"]
 
 import difflib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from examples.medical_mri_us.data import CaseError, read_index
+from examples.medical_mri_us.data import CaseError, read_image, read_index
+from examples.medical_mri_us.prepare import recognise
+from examples.medical_mri_us.prepare.sources import Input
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 """The suffixes of the files in a folder of cases."""
@@ -18,42 +21,56 @@ SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 @dataclass(frozen=True)
 class Job:
-    """The files of a case."""
+    """The images of a case."""
 
     name: str
-    images: dict[str, Path]
-    fov: Path | None = None
+    images: dict[str, Input]
+    fov: Input | None = None
+
+
+def input_of(path: Path) -> Input:
+    """Returns a file, or a folder of DICOM, as an input."""
+    return Input(str(path), partial(read_image, path), files=(path,))
 
 
 def in_index(path: Path, modalities: Sequence[str]) -> list[Job]:
     """Returns the cases of an index, of all splits."""
-    return [Job(case.name, case.images, case.fov) for case in read_index(path, modalities)]
+    return [
+        Job(
+            case.name,
+            {m: input_of(file) for m, file in case.images.items()},
+            None if case.fov is None else input_of(case.fov),
+        )
+        for case in read_index(path, modalities, anywhere=True)
+    ]
 
 
 def in_folder(folder: Path, modalities: Sequence[str]) -> list[Job]:
-    """Returns the cases of a folder: folders of their own, with files named by modality.
-
-    The file of a modality is ``<modality>.nii.gz`` or a file of another format that is read, or
-    the folder ``<modality>`` of DICOM files; ``fov`` likewise.
+    """Returns the cases of a folder, in any layout that `prepare.recognise` knows.
 
     Raises:
-        ValueError: If there is no such folder, or no case in it.
+        ValueError: If there is no such folder, no case in it, or its images do not lie on each
+            other before they are prepared.
     """
     if not folder.is_dir():
         raise ValueError(f"'input-dir' should be a folder or an index, but is {folder}.")
     if (folder / "index.csv").is_file():
         return in_index(folder / "index.csv", modalities)
-    jobs = []
-    for case in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
-        images = {m: file for m in modalities if (file := _file(case, m)) is not None}
-        if images:
-            jobs.append(Job(case.name, images, _file(case, "fov")))
-    if not jobs:
+    try:
+        _, findings = recognise(folder, modalities=modalities)
+    except ValueError as error:
         raise ValueError(
             f"'input-dir' should hold an index.csv or a folder for each case, with files such as "
-            f"{modalities[0]}.nii.gz, but {folder} holds neither."
+            f"{modalities[0]}.nii.gz, or have another layout that prepare --from knows, but "
+            f"{folder} does not: {error}"
+        ) from error
+    inputs = [i for source in findings.sources for i in source.images.values()]
+    if any(i.through is not None for i in inputs):
+        raise ValueError(
+            f"'input-dir' should hold images that lie on each other, but those of {folder} need "
+            "transforms: prepare it first."
         )
-    return jobs
+    return [Job(source.name, source.images, source.fov) for source in findings.sources]
 
 
 def choose(
@@ -122,9 +139,3 @@ def stem(path: Path) -> str:
     """Returns the name of a file without what it ends in."""
     suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
     return path.name[: len(path.name) - len(suffix)] or path.name
-
-
-def _file(folder: Path, name: str) -> Path | None:
-    if (folder / name).is_dir():
-        return folder / name
-    return next((p for s in SUFFIXES if (p := folder / f"{name}{s}").is_file()), None)

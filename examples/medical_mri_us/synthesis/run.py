@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.medical_mri_us.data import CaseError, read_image
+from examples.medical_mri_us.data import CaseError
 from examples.medical_mri_us.names import check_name
 from examples.medical_mri_us.outputs import open_folder
+from examples.medical_mri_us.prepare.sources import Input
 from mmpoe.models import MMHVAE
 
 from .case import synthesise_case
+from .dicom import source_header, write_series
 from .files import hash_of, write_synthesis
 from .jobs import Job, choose
 
@@ -39,6 +41,10 @@ class Asked:
     """Whether to resample images that lie on another grid than the first."""
     batch: int
     """The number of slices at a time."""
+    bids: bool = False
+    """Whether to write derivatives of BIDS."""
+    dicom: bool = False
+    """Whether to write the images at the mean as DICOM too."""
 
 
 def synthesise_job(
@@ -60,7 +66,8 @@ def synthesise_job(
         asked: How, and where to write it.
 
     Raises:
-        CaseError: If the name of the case is refused, or its images cannot be used.
+        CaseError: If the name of the case is refused, its images cannot be used, or results shall
+            be DICOM and no input is.
         ImageError: If they cannot be read.
         OSError: If results cannot be written.
     """
@@ -70,8 +77,12 @@ def synthesise_job(
         raise CaseError(str(error)) from error
     pairs = choose(list(job.images), model.modalities, given, targets, every=asked.every)
     used = {m for subset, _ in pairs for m in subset}
-    images = {m: read_image(path) for m, path in job.images.items() if m in used}
-    fov = None if job.fov is None else read_image(job.fov)
+    images = {m: found.read() for m, found in job.images.items() if m in used}
+    fov = None if job.fov is None else job.fov.read()
+    header = None
+    if asked.dicom:
+        header = source_header(job.images[next(m for m in model.modalities if m in images)])
+    said: set[str] = set()
     for subset, wanted in pairs:
         synthesis = synthesise_case(
             model,
@@ -85,6 +96,10 @@ def synthesise_job(
             to_first=asked.to_first,
             batch=asked.batch,
         )
+        for note in synthesis.record["notes"]:
+            if note not in said:
+                print(f"Note: case {job.name}: {note}")
+        said.update(synthesis.record["notes"])
         provenance = {
             "model": {
                 "folder": str(asked.weights),
@@ -92,10 +107,8 @@ def synthesise_job(
                 "modalities": model.modalities,
                 "phantom": description.get("phantom"),
             },
-            "inputs": {
-                m: {"file": str(job.images[m]), "sha256": hash_of(job.images[m])} for m in subset
-            },
-            "fov": None if job.fov is None else {"file": str(job.fov), "sha256": hash_of(job.fov)},
+            "inputs": {m: _provenance(job.images[m]) for m in subset},
+            "fov": None if job.fov is None else _provenance(job.fov),
             "targets": list(wanted),
             "samples": asked.samples,
             "temperature": asked.temperature,
@@ -105,4 +118,20 @@ def synthesise_job(
         if asked.every:
             folder = asked.out / f"from-{'-'.join(subset)}"
             open_folder(folder)
-        write_synthesis(folder, job.name, synthesis, provenance, calibrated=model.is_matched)
+        write_synthesis(
+            folder,
+            job.name,
+            synthesis,
+            provenance,
+            calibrated=model.is_matched,
+            bids=asked.bids,
+        )
+        if header is not None:
+            made = description["sha256"], *subset, str(asked.seed)
+            for target, volume in synthesis.mean.items():
+                place = folder / f"{job.name}_{target}_dicom"
+                write_series(place, header, volume, synthesis.grid, target, made)
+
+
+def _provenance(found: Input) -> dict[str, str]:
+    return {"file": found.name, "sha256": hash_of(*found.files)}
