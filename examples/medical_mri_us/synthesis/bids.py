@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import mmpoe
-from examples.medical_mri_us.data.images import write_bytes
+from mmpoe.training import write_file
 
 SUFFIXES = {"t1": "T1w", "cet1": "T1w", "t2": "T2w", "flair": "FLAIR"}
 """The suffixes of modalities that BIDS has; others keep their names."""
@@ -41,7 +41,7 @@ def open_derivatives(root: Path, case: str) -> tuple[Path, str]:
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "mmpoe", "Version": mmpoe.__version__}],
         }
-        write_bytes(description, (json.dumps(content, indent=2) + "\n").encode())
+        write_file(description, (json.dumps(content, indent=2) + "\n").encode())
     return folder, name
 
 
