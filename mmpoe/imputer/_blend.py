@@ -72,7 +72,7 @@ class Member(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """What rows left out say about one pattern."""
+    """The choices for one pattern, made on rows that were left out."""
 
     factor: float
     """Of all tempers."""
@@ -124,7 +124,7 @@ class Prediction(NamedTuple):
     scale: np.ndarray
     """The scales of the cells, with shape (n, F)."""
     factor: np.ndarray
-    """What the covariance of the linear part is scaled by on both sides, with shape (n, F)."""
+    """The factors on both sides of the covariance of the linear part, with shape (n, F)."""
     parts: list[Part]
 
 
@@ -218,7 +218,7 @@ class Blend:
     # ------------------------------------------------------------ patterns
 
     def _modalities(self, cells: np.ndarray) -> np.ndarray:
-        """Which modalities have a cell, with shape (n, M), of a mask of columns (n, d)."""
+        """Turns a mask of columns (n, d) into one of modalities (n, M) that have a cell."""
         owner = self._owner()
         return np.stack([cells[:, owner == m].any(axis=1) for m in range(len(self.names))], axis=1)
 
@@ -279,7 +279,7 @@ class Blend:
     # ------------------------------------------------------------ rows left out
 
     def _hidden(self, key: Key) -> list[Hidden]:
-        """What is hidden in turn under a pattern, with the features that can be scored."""
+        """The parts that are hidden in turn under a pattern."""
         hidden = []
         for given in self._hidings(key):
             left = np.logical_and(given, ~np.isnan(self.table))
@@ -384,7 +384,7 @@ class Blend:
         return self.fold % networks == i if networks > 1 else (self.fold == 0) & (self.folds > 1)
 
     def _questions(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What is left of some rows when parts are hidden, and the features that are hidden."""
+        """The rests of some rows when parts are hidden, and the features that are hidden."""
         questions = []
         for hidden in self._hidden(self.main):
             asked = np.flatnonzero(rows & hidden.cells.any(axis=1))[:QUESTIONS]
