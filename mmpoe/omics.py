@@ -118,8 +118,8 @@ def to_mudata(
         ValueError: If a modality is unknown, or values have another shape.
     """
     with needs("omics"):
-        from anndata import AnnData
-        from mudata import MuData, set_options
+        from anndata import AnnData  # pyright: ignore[reportMissingImports]
+        from mudata import MuData, set_options  # pyright: ignore[reportMissingImports]
 
     import pandas as pd
 

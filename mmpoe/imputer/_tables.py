@@ -211,7 +211,7 @@ def contain(table: Any, names: Sequence[str], library: str, like: Any) -> Any:  
         import pandas as pd
 
         return pd.DataFrame(columns, index=getattr(like, "index", None))
-    import polars as pl
+    import polars as pl  # pyright: ignore[reportMissingImports]
 
     return pl.DataFrame({k: v.tolist() if v.dtype == object else v for k, v in columns.items()})
 

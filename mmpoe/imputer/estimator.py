@@ -327,11 +327,16 @@ class MultimodalImputer:
         names = [f"x{j}" for j in range(count)] if self._labels is None else self._labels
         if input_features is not None:
             given = list(input_features)
-            if len(given) != count or (self._labels is not None and given != names):
+            # the words are those of scikit-learn, whose tools look for them
+            wanted = None
+            if len(given) != count:
+                wanted = "should have length equal to the number of columns"
+            elif self._labels is not None and given != names:
+                wanted = "is not equal to feature_names_in_"
+            if wanted is not None:
                 raise ValueError(
-                    f"'input_features' is not equal to the names of the columns ({count}: "
-                    f"{', '.join(map(str, names))}), but has {len(given)}: "
-                    f"{', '.join(map(str, given))}."
+                    f"input_features {wanted} ({count}: {', '.join(map(str, names))}): "
+                    f"it has {len(given)}, {', '.join(map(str, given))}."
                 )
             names = given
         left_out = () if self.keep_empty_features else self._empty
