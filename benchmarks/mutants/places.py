@@ -1,4 +1,4 @@
-"""The places that are broken, what is put there, and the tests that have to find it."""
+"""Places in the code, mistakes to put there, and the tests that have to find them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Mutant(NamedTuple):
     """A mistake in one place."""
 
     broken: str
-    """What is broken."""
+    """The mistake, in words."""
     file: str
     """The file, which holds the place once."""
     old: str
     """The place."""
     new: str
-    """What is put there."""
+    """The text in its place."""
     tests: str
     """The tests that run, files or single ones, with spaces between them."""
 

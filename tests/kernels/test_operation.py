@@ -78,9 +78,10 @@ def test_p14_given_nothing_is_the_prior_to_the_bit(power, with_prior):
 
 
 @pytest.mark.fault(46)
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("clamp", [None, 5.0])
 @pytest.mark.parametrize("filler", [0.0, 7.0, 1e30, math.inf, -math.inf, math.nan])
-def test_what_is_not_given_changes_no_bit_of_results_and_gradients(filler, clamp):
+def test_what_is_not_given_changes_no_bit_of_results_and_gradients(filler, clamp, backend):
     loc, log_scale, given, prior, noise = random_case(dtype=torch.float32)
 
     def run(value):
@@ -91,9 +92,8 @@ def test_what_is_not_given_changes_no_bit_of_results_and_gradients(filler, clamp
                 leaf = torch.where(missing, value, source).requires_grad_()
                 inputs.append(leaf)
         leaves = [*inputs, prior[0].clone().requires_grad_(), prior[1].clone().requires_grad_()]
-        q = gaussian_poe(
-            leaves[:8:2], leaves[1:8:2], given, (leaves[8], leaves[9]), noise=noise, clamp=clamp
-        )
+        options = {"noise": noise, "clamp": clamp, "backend": backend}
+        q = gaussian_poe(leaves[:8:2], leaves[1:8:2], given, (leaves[8], leaves[9]), **options)
         total = sum((part * torch.arange(1, part.numel() + 1).view_as(part)).sum() for part in q)
         return [*q, *torch.autograd.grad(total, leaves)]
 
