@@ -407,7 +407,7 @@ def test_another_reference_can_be_asked_for(own):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one of 'remind', 'tcia', 'resect' and 'index' should be given, but none is"),
+        ({}, "one of 'from', 'remind', 'tcia', 'resect' and 'index' should be given, but none is"),
         ({"remind": ".", "tcia": "."}, "but 'remind' and 'tcia' is"),
         ({"remind": "."}, "'transforms' should be given"),
         ({"remind": ".", "transforms": "."}, "should be the folder with affine/ and rigid/"),
