@@ -72,7 +72,7 @@ class Member(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """What rows left out say about one pattern."""
+    """The choices for one pattern, made on rows that were left out."""
 
     factor: float
     """Of all tempers."""
@@ -124,7 +124,7 @@ class Prediction(NamedTuple):
     scale: np.ndarray
     """The scales of the cells, with shape (n, F)."""
     factor: np.ndarray
-    """What the covariance of the linear part is scaled by on both sides, with shape (n, F)."""
+    """The factors on both sides of the covariance of the linear part, with shape (n, F)."""
     parts: list[Part]
 
 
@@ -218,7 +218,7 @@ class Blend:
     # ------------------------------------------------------------ patterns
 
     def _modalities(self, cells: np.ndarray) -> np.ndarray:
-        """Which modalities have a cell, with shape (n, M), of a mask of columns (n, d)."""
+        """Turns a mask of columns (n, d) into one of modalities (n, M) that have a cell."""
         owner = self._owner()
         return np.stack([cells[:, owner == m].any(axis=1) for m in range(len(self.names))], axis=1)
 
@@ -234,9 +234,9 @@ class Blend:
         """Yields patterns, their rows, and the columns (n, d) that are predicted under each."""
         have = self._modalities(given)
         inside = wanted & have[:, self._owner()]  # holes of modalities that are given in part
-        yield from _chosen(("cells",), inside.any(axis=1), inside)
+        yield from _chosen(("cells",), np.any(inside, axis=1), inside)
         outside = wanted & ~inside
-        asked = outside.any(axis=1)
+        asked = np.any(outside, axis=1)
         if not self.few:
             full = (~np.isnan(self.table)).mean() * have.shape[1]
             relative = np.maximum(have.sum(axis=1), 1) / max(full, 1.0)
@@ -248,7 +248,7 @@ class Blend:
             return
         for subset in np.unique(have[asked], axis=0):
             key = ("subset", tuple(np.flatnonzero(subset).tolist()))
-            yield from _chosen(key, asked & (have == subset).all(axis=1), outside)
+            yield from _chosen(key, np.logical_and(asked, np.all(have == subset, axis=1)), outside)
 
     def _hidings(self, key: Key) -> list[np.ndarray]:
         """Masks (n, d) of what is given in turn, so that a cell is hidden once at most."""
@@ -279,15 +279,17 @@ class Blend:
     # ------------------------------------------------------------ rows left out
 
     def _hidden(self, key: Key) -> list[Hidden]:
-        """What is hidden in turn under a pattern, with the features that can be scored."""
+        """The parts that are hidden in turn under a pattern."""
         hidden = []
         for given in self._hidings(key):
-            left = given & ~np.isnan(self.table)
-            shown = left.any(axis=1) | (key == ("subset", ()))
+            left = np.logical_and(given, ~np.isnan(self.table))
+            shown = np.any(left, axis=1)
+            if key == ("subset", ()):
+                shown[:] = True
             cells = ~given[:, self.features.column] & ~np.isnan(self.Y) & shown[:, None]
             if key[0] == "cells":  # of modalities that are still given in part
                 cells &= self._modalities(left)[:, self.features.modality]
-            hidden.append(Hidden(given, cells, cells.any(axis=0)))
+            hidden.append(Hidden(given, cells, np.any(cells, axis=0)))
         return hidden
 
     def _out_of_fold(self, key: Key, member: Member, read: Read, factor: float) -> np.ndarray:
@@ -382,7 +384,7 @@ class Blend:
         return self.fold % networks == i if networks > 1 else (self.fold == 0) & (self.folds > 1)
 
     def _questions(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What is left of some rows when parts are hidden, and the features that are hidden."""
+        """The rests of some rows when parts are hidden, and the features that are hidden."""
         questions = []
         for hidden in self._hidden(self.main):
             asked = np.flatnonzero(rows & hidden.cells.any(axis=1))[:QUESTIONS]

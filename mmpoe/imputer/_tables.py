@@ -293,7 +293,7 @@ def _source(modality: str, label: Hashable, values: np.ndarray) -> Source:
 
 
 def _holes(values: np.ndarray) -> np.ndarray:
-    """Which cells are NaN, None or NA."""
+    """Finds cells that are NaN, None or NA."""
     if values.dtype.kind == "f":
         return np.isnan(values)
     if values.dtype == object:

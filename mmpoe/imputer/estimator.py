@@ -501,7 +501,7 @@ class MultimodalImputer:
         return write(X, cells, self.columns_, empty=self._empty, keep_empty=keep)
 
     def _output(self) -> str:
-        """What :meth:`transform` returns: as chosen here, or for all of scikit-learn."""
+        """The container of :meth:`transform`: as chosen here, or for all of scikit-learn."""
         chosen = getattr(self, "_sklearn_output_config", {}).get("transform")
         sklearn = sys.modules.get("sklearn")
         if chosen is None and sklearn is not None:

@@ -280,7 +280,7 @@ def _principal(x: Tensor, components: int) -> Tensor:
 
 
 class _Layout(NamedTuple):
-    """Which cells are observed: rows by pattern, and columns by the patterns that have them."""
+    """The observed cells: rows by pattern, and columns by the patterns that have them."""
 
     patterns: Tensor
     """The distinct rows of the mask, with shape (P, D)."""
@@ -289,7 +289,7 @@ class _Layout(NamedTuple):
     order: Tensor
     """The rows, pattern by pattern."""
     ends: list[int]
-    """Where the rows of each pattern end in that order."""
+    """The end of the rows of each pattern in that order."""
     columns: list[Tensor]
     """The columns of each of B blocks, which are observed in the same patterns."""
     share: Tensor

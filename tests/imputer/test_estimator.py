@@ -365,6 +365,11 @@ def test_a_dictionary_takes_no_groups():
         quick(groups={"g": ["a"]}).fit({"a": np.zeros(3)})
 
 
+@pytest.fixture(scope="module")
+def fitted_to_mixed():
+    return quick().fit(mixed()[1])
+
+
 @pytest.mark.parametrize("method", ["transform", "impute", "score", "predict_distribution"])
 @pytest.mark.parametrize(
     ("change", "match"),
@@ -376,11 +381,9 @@ def test_a_dictionary_takes_no_groups():
         (lambda f: f.assign(size=-math.inf), r"finite numbers, .* but 'size' holds -inf"),
     ],
 )
-def test_another_table_than_was_fitted_is_an_error(method, change, match):
-    _, holes = mixed()
-    imputer = quick().fit(holes)
+def test_another_table_than_was_fitted_is_an_error(fitted_to_mixed, method, change, match):
     with pytest.raises(ValueError, match=match):
-        getattr(imputer, method)(change(holes))
+        getattr(fitted_to_mixed, method)(change(mixed()[1]))
 
 
 def test_no_draws_are_an_error():
