@@ -275,7 +275,7 @@ class Ridge(Method):
 
 
 def left_out(x: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
-    """Returns the errors of ridge regressions with a constant, each row left out in turn, (n, d)."""
+    """Returns errors of ridge regressions with a constant, each row left out in turn, (n, d)."""
     centred = x - x.mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     inner = u.T @ (y - y.mean(axis=0))  # (K, d)
