@@ -41,6 +41,8 @@ class Profile(NamedTuple):
     seeds_of_slow: int
     """The number of seeds of opponents that take minutes."""
     slow: tuple[str, ...] = ("IterativeImputer", "MultiVae")
+    seeds_of_cells: int = 1
+    """The number of seeds that are asked for cells, which takes long."""
     networks: int = 3
     """The number of networks of the imputer."""
 
@@ -76,7 +78,8 @@ def fill(profile: Profile, folder: Path, methods: Sequence[str], *part: str) -> 
     scenario, seed = Scenario(*part[:2]), int(part[2])
     for method in methods:
         if seed < profile.seeds_of(scenario, method) and not absent(method):
-            work = partial(measure, scenario, seed, method, profile.networks)
+            cells = seed < profile.seeds_of_cells
+            work = partial(measure, scenario, seed, method, networks=profile.networks, cells=cells)
             once(path_of(folder, scenario, seed, method), work)
 
 

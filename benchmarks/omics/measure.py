@@ -31,7 +31,7 @@ class Scenario(NamedTuple):
         return f"{self.data} {self.mechanism}"
 
 
-def queries(groups: Groups) -> Iterator[tuple[str, list[str], str]]:
+def queries(groups: Groups, *, cells: bool) -> Iterator[tuple[str, list[str], str]]:
     """Yields what is asked of a method: a kind, what is given, and the target.
 
     The kinds are ``all``, a modality from all others; ``one``, from the smallest alone; and
@@ -39,6 +39,7 @@ def queries(groups: Groups) -> Iterator[tuple[str, list[str], str]]:
 
     Arguments:
         groups: The modalities.
+        cells: Whether to ask for cells.
     """
     names = list(groups)
     smallest = min(names, key=lambda name: groups[name].shape[1])
@@ -47,11 +48,13 @@ def queries(groups: Groups) -> Iterator[tuple[str, list[str], str]]:
     for target in names:
         if target != smallest:
             yield "one", [smallest], target
-    for target in names:
+    for target in names if cells else []:
         yield "cells", names, target
 
 
-def measure(scenario: Scenario, seed: int, name: str, networks: int) -> dict[str, Any]:
+def measure(
+    scenario: Scenario, seed: int, name: str, *, networks: int, cells: bool
+) -> dict[str, Any]:
     """Fits a method, and returns its scores by kind of query and target, and its seconds.
 
     Arguments:
@@ -59,6 +62,7 @@ def measure(scenario: Scenario, seed: int, name: str, networks: int) -> dict[str
         seed: The seed.
         name: The method.
         networks: The number of networks of the imputer.
+        cells: Whether to ask for cells as well.
     """
     train, test = split(*scenario, seed)
     method = Ours(networks) if name == OURS else OPPONENTS[name]()
@@ -67,9 +71,7 @@ def measure(scenario: Scenario, seed: int, name: str, networks: int) -> dict[str
     fitted = time.process_time()
     shown = hide_cells(test, CELLS, seed)
     found: dict[str, Any] = {}
-    for kind, given, target in queries(test):
-        if kind == "cells" and not method.fills_cells:
-            continue
+    for kind, given, target in queries(test, cells=cells and method.fills_cells):
         if kind == "cells":
             rows, truth = shown, np.where(np.isnan(shown[target]), test[target], np.nan)
         else:

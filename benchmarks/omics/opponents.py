@@ -52,7 +52,7 @@ class Method(ABC):
     """A method with a setting."""
 
     package: ClassVar[str | None] = None
-    """What it needs beside scikit-learn."""
+    """The package it needs beside scikit-learn."""
     fills_cells: ClassVar[bool] = False
     """Whether it predicts cells from others of the same modality too."""
 
@@ -275,7 +275,7 @@ class Ridge(Method):
 
 
 def left_out(x: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
-    """What ridge regressions with a constant miss rows by, each left out in turn, (n, d)."""
+    """Returns errors of ridge regressions with a constant, each row left out in turn, (n, d)."""
     centred = x - x.mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     inner = u.T @ (y - y.mean(axis=0))  # (K, d)

@@ -108,7 +108,7 @@ class Gaussian:
     covariance: np.ndarray
     """V, (n, K, K)."""
     variance: np.ndarray
-    """What the factors leave of each cell, (n, d)."""
+    """The variance that factors leave of each cell, (n, d)."""
 
     @property
     def scale(self) -> np.ndarray:

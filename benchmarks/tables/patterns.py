@@ -52,7 +52,7 @@ def _completely_at_random(z: Tensor, rate: float, generator: Generator) -> Tenso
 
 
 def _drivers(z: Tensor, generator: Generator) -> Tensor:
-    """Which columns are always there, boolean, (d)."""
+    """The columns that are always there, boolean, (d)."""
     count = max(1, round(DRIVERS * z.shape[1]))
     chosen = torch.zeros(z.shape[1], dtype=torch.bool)
     chosen[torch.randperm(z.shape[1], generator=generator)[:count]] = True

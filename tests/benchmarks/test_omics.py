@@ -112,11 +112,12 @@ def test_cells_are_hidden_at_random():
 
 def test_a_method_is_asked_for_each_modality_and_pattern():
     groups = {name: np.zeros((1, size)) for name, size in {"a": 3, "b": 1, "c": 2}.items()}
-    found = list(queries(groups))
+    found = list(queries(groups, cells=True))
     assert ("all", ["a", "c"], "b") in found
     assert [q for q in found if q[0] == "one"] == [("one", ["b"], "a"), ("one", ["b"], "c")]
     assert ("cells", ["a", "b", "c"], "a") in found
     assert {kind for kind, *_ in found} == set(KINDS)
+    assert "cells" not in {kind for kind, *_ in queries(groups, cells=False)}
 
 
 @pytest.mark.parametrize("returned", [1, None])
