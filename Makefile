@@ -10,8 +10,8 @@ EXTRAS := tensorboard,downstream,examples
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs audit-poe bench-smoke \
 	bench-ablations bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-poe \
-	bench-recipe bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate fuzz gpu lock mutants \
-	reliability test-kernels format clean
+	bench-recipe bench-synthesis bench-synthesis-full bench-uncertainty calibration-gate fuzz gpu kill-test lock \
+	mutants reliability test-kernels format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -158,6 +158,9 @@ BUDGET := 600
 
 fuzz: $(READY)  ## Change files at random and read them, ten minutes, or BUDGET=60 for a minute
 	$(BIN)/python -m benchmarks.fuzz --seconds $(BUDGET)
+
+kill-test: $(READY)  ## Kill runs and subcommands at any moment, and look at what is left, minutes; write the table
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kill_test --write
 
 test-kernels: $(READY)  ## Everything about the kernels that takes minutes: no GPU needed
 	MMPOE_EXHAUSTIVE=1 $(BIN)/python -m pytest -n 2 tests/kernels

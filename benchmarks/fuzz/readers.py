@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from examples.medical_mri_us import official
 from examples.medical_mri_us.config import Config, read_config, write_config
@@ -78,8 +78,8 @@ def _write_series(folder: Path) -> None:
     for k in range(3):
         meta = FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-        meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}"
+        meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.4")
+        meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{k + 1}")
         file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
         file.SOPClassUID = meta.MediaStorageSOPClassUID
         file.SOPInstanceUID = meta.MediaStorageSOPInstanceUID

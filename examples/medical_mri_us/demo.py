@@ -23,6 +23,7 @@ from .data import Subject, load_subjects, read_index
 from .evaluation import cross_modal_gain, evaluate
 from .facts import data_of, facts_of
 from .modalities import LABELS, MODALITIES
+from .outputs import open_folder
 from .phantom import CREDIT, cached_dataset
 from .report import MR, Facts, draw_panel, draw_training, write_report
 from .train import Settings, build_model, save_model, train
@@ -80,7 +81,7 @@ def run(demo: Demo) -> int:
     """
     start = time.monotonic()
     demo.check()
-    demo.out.mkdir(parents=True, exist_ok=True)
+    open_folder(demo.out)
 
     index = cached_dataset(
         train=demo.patients, test=demo.held_out, size=demo.size, workers=demo.workers
@@ -120,10 +121,10 @@ def run(demo: Demo) -> int:
         return history.exit_code
 
     cells = evaluate(model, subjects, held_out)
-    (demo.out / "metrics.json").write_text(json.dumps(cells, indent=1) + "\n")
+    write_file(demo.out / "metrics.json", (json.dumps(cells, indent=1) + "\n").encode())
 
     panel = draw_panel(model, _typical(held_out), PANEL)
-    (demo.out / "panel.png").write_bytes(panel)
+    write_file(demo.out / "panel.png", panel)
     minutes = (time.monotonic() - start) / 60
     shown = Facts(
         train=subjects,

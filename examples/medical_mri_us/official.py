@@ -260,6 +260,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # of many kinds, for files of other kinds
+            if is_out_of_memory(error):
+                raise
             # not the words of PyTorch, which advise to run what code a file holds
             raise CheckpointError(
                 f"{path} should be a file of tensors that PyTorch saved, but cannot be read as "
@@ -270,28 +272,33 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise CheckpointError(f"{path} should hold tensors by name, and nothing else.")
-    for name, value in state.items():
-        _check_tensor(name, value, path)
     kinds = sorted({str(value.dtype) for value in state.values()})
     if len(kinds) != 1 or not next(iter(state.values())).is_floating_point():
         raise CheckpointError(
             f"{path} should hold tensors of one floating-point dtype, "
             f"but holds {', '.join(kinds) or 'none'}."
         )
+    for name, value in state.items():
+        _check_tensor(name, value, path)
     return state
 
 
 def _check_tensor(name: str, value: Tensor, path: str | os.PathLike[str]) -> None:
-    """Raises a CheckpointError unless a tensor has a number of its own in each of its places."""
-    plain = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
-    # a view that repeats its numbers claims more of them than the file holds
-    if not plain or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+    """Raises a CheckpointError unless a tensor has a finite number of its own in each place."""
+    kind = None
+    if value.is_meta:
+        kind = "one without values"
+    elif value.layout != torch.strided:
+        kind = f"sparse ({value.layout})"
+    elif value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        kind = "one that repeats its values"  # and claims more than the file holds
+    if kind is not None:
+        raise CheckpointError(f"{path} should hold dense tensors, but {name!r} is {kind}.")
+    if not value.isfinite().all():
+        number = int((~value.isfinite()).sum())
         raise CheckpointError(
-            f"{path} should hold plain tensors, but {name} is sparse, quantised or repeated."
-        )
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise CheckpointError(
-            f"{path} should hold finite weights, but {name} holds NaN or infinity."
+            f"{path} should hold finite numbers, but {number} of {value.numel()} in {name!r} "
+            "are NaN or infinite."
         )
 
 

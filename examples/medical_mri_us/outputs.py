@@ -5,18 +5,28 @@ from __future__ import annotations
 __all__ = ["RESOURCES", "open_folder"]
 
 import errno
-import os
-import tempfile
 from pathlib import Path
 
+from mmpoe.training import scratch, sweep
+
 RESOURCES = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM}
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOMEM,
+    }
 )
 """Errors of the operating system for want of room, memory or permission."""
 
 
 def open_folder(folder: Path) -> Path:
-    """Makes a folder, if need be, and writes a file there, which it removes.
+    """Makes a folder, if need be, and tries to write there.
+
+    What killed processes have left in it is removed.
 
     Arguments:
         folder: The folder.
@@ -26,9 +36,9 @@ def open_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".trial-", dir=folder)
-        os.close(descriptor)
-        Path(name).unlink()
+        sweep(folder)
+        with scratch(folder):
+            pass
     except OSError as error:
         raise OSError(
             error.errno,

@@ -166,7 +166,9 @@ class Run:
     """The folder; made if need be. All processes should see it."""
     resume: bool = False
     """Whether to resume from the last checkpoint, if there is one. On a CPU, with the same
-    arguments, the weights are bit-identical to those of a run that was not stopped."""
+    arguments and as many processes, the weights are bit-identical to those of a run that was not
+    stopped. On another number of processes, the batches are the same, dealt out anew, and a
+    :class:`ProcessesWarning` says so."""
     save_every: int = 500
     """The number of steps from one checkpoint to the next. There is always one at the end."""
     log_every: int = 50
@@ -182,7 +184,8 @@ class Run:
     otherwise, side by side, to ``images/<name>-<step>.png``."""
     description: Mapping[str, Any] = field(default_factory=dict)
     """A description of the model, to write and to compare when a run resumes; JSON should hold it.
-    The modalities of the model are always compared."""
+    The modalities of the model are always compared. The keys ``sha256``, ``aliases``,
+    ``description_sha256`` and ``previous`` are those of the checkpoint."""
     also: Mapping[str, Stateful] = field(default_factory=dict)
     """Other objects that change during training, by name. With several processes, the state of the
     first one is kept."""

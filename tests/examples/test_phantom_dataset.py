@@ -4,6 +4,9 @@ import csv
 import io
 import json
 import math
+import socket
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -294,8 +297,11 @@ def test_case_that_cannot_be_written_leaves_nothing(brain, tmp_path, monkeypatch
 
 
 def test_leftovers_of_a_killed_run_are_removed(index, tmp_path):
-    (tmp_path / f"{storage.PARTIAL}train-0000-abc").mkdir()
-    (tmp_path / f"{storage.PARTIAL}train-0000-abc" / "us.nii.gz").write_bytes(b"half")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leftover = tmp_path / f".mmpoe-{socket.gethostname()}-{dead.pid}-0.tmp"
+    leftover.mkdir()
+    (leftover / "us.nii.gz").write_bytes(b"half")
     make_dataset(tmp_path, train=1, test=0, workers=1, **SMALL)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"train-0000", "dataset.json", "index.csv"}

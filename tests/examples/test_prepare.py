@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
 
 import layouts
 import nibabel as nib
@@ -425,6 +429,55 @@ def test_a_folder_that_is_in_use_is_left_alone(own):
     with pytest.raises(ValueError, match="'out' should be an empty folder"):
         run(Prepare(index=own / "index.csv", out=own, **SETTINGS))
     assert nib.load(own / "a" / "us.nii.gz").shape == US_SHAPE
+
+
+@pytest.mark.slow
+@pytest.mark.fault(76)
+@pytest.mark.parametrize("moment", [0, 1, 2, 3])
+def test_what_a_kill_stopped_goes_on_to_the_same_files(moment, own, capsys):
+    """Killed for real, as it gives a file or a folder its name: nothing is made twice."""
+    (own / "index.csv").write_text("case,split,us\na,train,a/us.nii.gz\nc,train,c/us.nii.gz\n")
+    shutil.copytree(own / "a", own / "c")
+    options = Prepare(index=own / "index.csv", out=own / "out", **SETTINGS)
+    assert run(replace(options, out=own / "whole")) == 0
+    if (child := os.fork()) == 0:
+        renames = iter(range(100))
+
+        def kill(path, target):
+            if path.is_dir() and next(renames) == moment // 2:
+                if moment % 2:  # as soon as it has its name
+                    rename(path, target)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(path, target)
+
+        rename, Path.rename = Path.rename, kill
+        run(options)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (own / "out" / "index.csv").exists()
+
+    for name, value in (("spacing", 1.0), ("size", 48)):
+        said = (
+            rf"'{name}' should be {getattr(options, name)}, as in what was begun .* but is {value}"
+        )
+        with pytest.raises(ValueError, match=said):
+            run(replace(options, **{name: value}))
+    capsys.readouterr()
+    assert run(options) == 0
+    assert f"where {moment // 2} cases are done" in capsys.readouterr().out
+    found, expected = (
+        {
+            p.relative_to(own / name): p.read_bytes()
+            for p in (own / name).rglob("*.*")
+            if p.is_file()
+        }
+        for name in ("out", "whole")
+    )
+    for files in (found, expected):  # which hold the name of their folder
+        files.pop(Path("prepare.json")), files.pop(Path(".lock"))
+    assert found == expected
+    with pytest.raises(ValueError, match="'out' should be an empty folder"):
+        run(options)
 
 
 def test_nothing_prepared_is_an_error(own, capsys):

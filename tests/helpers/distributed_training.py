@@ -11,6 +11,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 
+import pytest
 import torch
 from example_models import OBSERVED, SIZES, batch, hierarchical, make
 from safetensors.torch import save_file
@@ -89,6 +90,7 @@ class Given(torch.nn.Module):
     def __init__(self, batches):
         super().__init__()
         self.model, self.batches = make(hierarchical), iter(batches)
+        self.modalities = self.model.modalities
 
     def forward(self, x, observed):
         rows = next(self.batches)
@@ -96,7 +98,7 @@ class Given(torch.nn.Module):
         return self.model(x, observed, noise=[n[rows] for n in noise])
 
 
-def shards(batches):
+def shards(batches, out):
     """The code of the documentation, on CPUs and by gradient descent."""
     page = Path(__file__).parents[2] / "docs" / "training.md"
     (code,) = re.findall(
@@ -106,6 +108,7 @@ def shards(batches):
         ('init_device_mesh("cuda"', 'init_device_mesh("cpu"'),
         ("init_process_group()", 'init_process_group("gloo")'),
         ("AdamW(bound.parameters(), lr=2e-3)", "SGD(bound.parameters(), lr=0.05)"),
+        ('save_checkpoint("vae"', f"save_checkpoint({str(out)!r}"),
     ]:
         assert code.count(old) == 1
         code = code.replace(old, new)
@@ -117,6 +120,8 @@ def shards(batches):
     shared = [p for p in vae.parameters() if hasattr(p, "full_tensor")]
     assert all(p.to_local().numel() < p.numel() for p in shared if p.shape[0] > 1)
     whole = {n: p.full_tensor() if p.dim() else p for n, p in vae.model.named_parameters()}
+    with pytest.raises(TypeError, match=r"shared out among processes: gather it first"):
+        mmpoe.training.save_checkpoint(out.with_name("shared"), vae.state_dict(), {})
     torch.distributed.destroy_process_group()
     return {name: value.detach().clone() for name, value in whole.items()}
 
@@ -146,7 +151,7 @@ if __name__ == "__main__":
             for name, value in learn(batches, accumulate=2).items()
         }
     elif mode == "shards":
-        found = shards(list(chain.from_iterable(PATTERNS.values())))
+        found = shards(list(chain.from_iterable(PATTERNS.values())), out / "vae")
     elif mode == "synthesize":
         torch.distributed.init_process_group("gloo")
         found = synthesize(shard(list(volumes())))

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import resource
+import signal
 import sys
 from contextlib import contextmanager
 
@@ -122,6 +124,26 @@ def test_a_gpu_is_not_needed(index, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mri_us", *map(str, arguments)])
     assert cli.main() == 0
     assert "training on the CPU" in capsys.readouterr().out
+
+
+@pytest.mark.fault(37)
+@pytest.mark.fault(78)
+def test_a_disk_that_fills_up_names_the_file_and_its_case(tmp_path, answer):
+    """A real limit of the system: exit code 5, and no result of the case is there."""
+    run = make_run(tmp_path / "run")
+    us = write(tmp_path / "patient.nii.gz", volume(0))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+    try:
+        code, err = answer("synthesize", run, "--us", us, "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 5
+    assert "File too large" in err
+    assert "patient_t2_mean.nii.gz" in err
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.fault(44)

@@ -16,7 +16,7 @@ from example_models import OBSERVED, batch
 from safetensors.torch import load_file
 
 import mmpoe
-from mmpoe.training import Checkpoints, ProcessesWarning
+from mmpoe.training import Checkpoints, ProcessesWarning, load_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +93,11 @@ def test_shared_out_weights_take_the_steps_of_the_joined_batch(tmp_path):
     for name, expected in vae.model.named_parameters():
         for rank in ranks:
             torch.testing.assert_close(rank[name], expected.detach(), rtol=1e-5, atol=1e-6)
+    written, description = load_checkpoint(tmp_path / "vae")
+    assert description["modalities"] == vae.modalities
+    assert written.keys() == vae.state_dict().keys()
+    assert all(torch.equal(written[f"model.{name}"], value) for name, value in ranks[0].items())
+    assert not (tmp_path / "shared").exists()
 
 
 def test_processes_stop_together_and_resume_to_the_same_bits(tmp_path):

@@ -5,13 +5,13 @@ from __future__ import annotations
 __all__ = ["Image", "ImageError", "Mask", "Volume", "image_files", "read_image", "write_image"]
 
 import gzip
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
+
+from mmpoe.training import write_file
 
 from .dicom import read_folder
 from .foreign import walled
@@ -135,18 +135,4 @@ def write_image(
     content = image.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, compresslevel=6, mtime=0)
-    write_bytes(path, content)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file in one step: a temporary one beside it, flushed to disk, takes its name."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".partial-", delete=False) as stream:
-        partial = Path(stream.name)
-        try:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-            partial.chmod(0o644)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    write_file(path, content)

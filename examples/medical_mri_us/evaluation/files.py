@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.writing import csv_text
 from mmpoe.training import write_file
 
@@ -44,7 +45,7 @@ def write_evaluation(
     """
     (out / "cells.json").unlink(missing_ok=True)  # what is half new says nothing
     folder = out / "views"
-    folder.mkdir(exist_ok=True)
+    open_folder(folder)
     for old in folder.glob("*.npz"):
         old.unlink()
     for name, view in views.items():

@@ -1,8 +1,7 @@
 """The anatomies that patients are deformations of: the MNI average brain, and Colin27."""
 
 import importlib.util
-import os
-import tempfile
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from examples.medical_mri_us.checks import check_choice
+from mmpoe.training import sweep, write_file
 
 from .cache import GENERATOR_VERSION, cache_folder, ensure_writable
 from .colin import read_colin27
@@ -90,13 +90,10 @@ def load_atlas(name: str = "mni") -> Atlas:
         return stored
     ensure_writable(file.parent)
     atlas = build_atlas(name)
-    descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=".partial-", suffix=".npz")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            np.savez_compressed(stream, **vars(atlas))
-        Path(partial).replace(file)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.savez_compressed(content, **vars(atlas))
+    sweep(file.parent)
+    write_file(file, content.getvalue())
     return atlas
 
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from tqdm import tqdm
 
 from examples.medical_mri_us.checks import check_integer
 from examples.medical_mri_us.modalities import MODALITIES
+from mmpoe.training import sweep
 
 from .atlas import load_atlas
 from .cache import cache_folder, ensure_writable, is_cached
 from .parallel import run_all
 from .recipe import Recipe, case_name, check_recipe
-from .storage import PARTIAL, write_text
+from .storage import write_text
 
 __all__ = ["INDEX_COLUMNS", "cached_dataset", "make_dataset"]
 
@@ -95,8 +95,7 @@ def make_dataset(
             make = partial(recipe.make, folder, atlases)
             run_all(make, missing, min(workers, len(missing)), bar.update)
     write_text(folder / "index.csv", _index(folder, recipe, cases))
-    for leftover in folder.glob(f"{PARTIAL}*/"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    sweep(folder)
     return folder / "index.csv"
 
 

@@ -1,8 +1,6 @@
 """The files of one case, written so that a folder under its final name is always whole."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from examples.medical_mri_us.modalities import MODALITIES
+from mmpoe.training import scratch, write_file
 
 from .patient import Patient
 
-__all__ = ["PARTIAL", "write_bytes", "write_case", "write_text"]
-
-PARTIAL = ".partial-"
-"""How the names of unfinished files and folders begin."""
+__all__ = ["write_bytes", "write_case", "write_text"]
 
 
 def write_text(file: Path, text: str) -> None:
@@ -30,14 +26,7 @@ def write_bytes(file: Path, data: bytes) -> None:
     """Writes a file in one step, and leaves it alone if it already holds the same."""
     if file.is_file() and file.read_bytes() == data:
         return
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=PARTIAL, delete=False) as stream:
-        stream.write(data)
-    partial = Path(stream.name)
-    try:
-        partial.chmod(0o644)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(file, data)
 
 
 def write_case(
@@ -54,9 +43,7 @@ def write_case(
         observed: Which modalities get a file, in the order of `MODALITIES`.
         info: What `patient.json` says.
     """
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{PARTIAL}{folder.name}-"))
-    try:
-        partial.chmod(0o755)
+    with scratch(folder.parent) as partial:
         for name, present in zip(MODALITIES, observed, strict=True):
             if present:
                 highest, kind = (255, np.uint8) if name == "us" else (32767, np.int16)
@@ -72,12 +59,11 @@ def write_case(
             _write_nifti(partial / f"{name}.nii.gz", stored, patient.affine)
         (partial / "landmarks.csv").write_text(patient.landmarks.to_csv())
         (partial / "patient.json").write_text(json.dumps(info, indent=2) + "\n")
-        partial.rename(folder)
-    except OSError:
-        if not (folder / "patient.json").is_file():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not (folder / "patient.json").is_file():
+                raise
 
 
 def _write_nifti(file: Path, data: np.ndarray, affine: npt.NDArray[np.float64]) -> None:

@@ -7,6 +7,8 @@ __all__ = ["prepare_all"]
 import csv
 import io
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ from typing import Any
 from tqdm import tqdm
 
 import mmpoe
-from examples.medical_mri_us.data.images import write_bytes
 from examples.medical_mri_us.names import check_name
+from mmpoe.training import lock, sweep, write_file
 
-from .sources import Findings
+from .sources import Findings, Source
 from .write import prepare_case
+
+UNFINISHED = "unfinished.jsonl"
+"""The file that lists, while cases are prepared, what was asked for and those that are done."""
 
 
 def prepare_all(
@@ -34,9 +39,12 @@ def prepare_all(
 ) -> dict[str, Any]:
     """Prepares all cases and writes ``index.csv`` and ``prepare.json``, these last.
 
+    Until then, ``unfinished.jsonl`` lists the cases that are done, so that a process that was
+    stopped can be run again, and goes on with the next case.
+
     Arguments:
         findings: The cases.
-        out: An empty folder, or none.
+        out: An empty folder, or none, or one in which the same was begun.
         modalities: The modalities, in the order of the columns.
         spacing: The distance between voxels, mm.
         size: The number of voxels along the first two axes.
@@ -50,11 +58,33 @@ def prepare_all(
         with reasons.
 
     Raises:
-        ValueError: If the folder is not empty.
+        ValueError: If the folder holds anything else, or another process writes there.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
         raise ValueError(f"'out' should be an empty folder or none, but is {out}.")
     out.mkdir(parents=True, exist_ok=True)
+    with lock(out):
+        done = _begin(out, asked)
+        record, rows = _prepare(findings, out, modalities, spacing, size, split, done, progress)
+        record = {"mmpoe": mmpoe.__version__, "asked": asked, **record}
+        write_file(out / "prepare.json", (json.dumps(record, indent=1) + "\n").encode())
+        if rows:
+            write_file(out / "index.csv", _index(rows, modalities).encode())
+        (out / UNFINISHED).unlink()
+    return record
+
+
+def _prepare(
+    findings: Findings,
+    out: Path,
+    modalities: Sequence[str],
+    spacing: float,
+    size: int,
+    split: dict[str, str] | None,
+    done: dict[str, Any],
+    progress: bool,
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Prepares the cases that are not done; returns what is told of all, and their rows."""
     failed, left_out = dict(findings.failed), {}
     rows, records = [], {}
     names = {source.name for source in findings.sources} | set(failed)
@@ -67,7 +97,7 @@ def prepare_all(
             continue
         try:
             check_name("case", source.name)
-            result = prepare_case(source, out, spacing, size)
+            result = done.get(source.name) or _prepare_anew(source, out, spacing, size)
         except ValueError as error:
             failed[source.name] = str(error)
             tqdm.write(f"Failed: case {source.name}: {error}")
@@ -76,18 +106,43 @@ def prepare_all(
         row = {"case": source.name, "split": part, "patient": source.patient or source.name}
         rows.append({**row, **result["cells"]})
         records[source.name] = {"split": part, **result["record"]}
-    record = {
-        "mmpoe": mmpoe.__version__,
-        "asked": asked,
-        "modalities": list(modalities),
-        "cases": records,
-        "failed": failed,
-        "left_out": left_out,
-    }
-    write_bytes(out / "prepare.json", (json.dumps(record, indent=1) + "\n").encode())
-    if rows:
-        write_bytes(out / "index.csv", _index(rows, modalities).encode())
-    return record
+    about = {"cases": records, "failed": failed, "left_out": left_out}
+    return {"modalities": list(modalities), **about}, rows
+
+
+def _prepare_anew(source: Source, out: Path, spacing: float, size: int) -> dict[str, Any]:
+    """Prepares a case, and notes that it is done."""
+    shutil.rmtree(out / source.name, ignore_errors=True)  # made, but not noted
+    result = prepare_case(source, out, spacing, size)
+    with (out / UNFINISHED).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"case": source.name, **result}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return result
+
+
+def _begin(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Begins in an empty folder, or returns what was done by a process that was stopped there."""
+    sweep(out, locked=True)
+    same = json.loads(json.dumps({k: v for k, v in asked.items() if k != "out"}))
+    file = out / UNFINISHED
+    if not file.is_file():
+        if any(path.name != ".lock" for path in out.iterdir()):
+            raise ValueError(f"'out' should be an empty folder or none, but is {out}.")
+        write_file(file, (json.dumps(same) + "\n").encode())
+        return {}
+    first, *lines = file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    begun = json.loads(first)
+    for name in [*same, *begun]:
+        if same.get(name) != begun.get(name):
+            raise ValueError(
+                f"{name!r} should be {begun.get(name)!r}, as in what was begun in {out}, but is "
+                f"{same.get(name)!r}; for anything else, take another folder."
+            )
+    write_file(file, "".join(f"{line}\n" for line in (first, *lines)).encode())
+    done = {entry.pop("case"): entry for entry in map(json.loads, lines)}
+    print(f"Going on in {out}, where {len(done)} cases are done.")
+    return done
 
 
 def _index(rows: Sequence[dict[str, str]], modalities: Sequence[str]) -> str:

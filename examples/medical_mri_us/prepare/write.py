@@ -4,14 +4,13 @@ from __future__ import annotations
 
 __all__ = ["prepare_case"]
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from examples.medical_mri_us.data import Grid, Image, ImageError, Volume, resample, write_image
+from mmpoe.training import scratch, write_file
 
 from .sources import Input, Source
 from .space import label_on, reference_grid
@@ -42,9 +41,7 @@ def prepare_case(source: Source, out: Path, spacing: float, size: int) -> dict[s
         raise ImageError(f"{source.images[source.reference].name}: {error}") from error
     reference = resample(raw, grid)
     shown = reference > 0
-    partial = Path(tempfile.mkdtemp(dir=out, prefix=f".partial-{source.name}-"))
-    try:
-        partial.chmod(0o755)
+    with scratch(out) as partial:
         cells = {}
         for modality, found in source.images.items():
             same = modality == source.reference
@@ -59,12 +56,10 @@ def prepare_case(source: Source, out: Path, spacing: float, size: int) -> dict[s
         if source.label is not None:
             cells["label"] = _store(partial, "label", _label(source.label, grid), grid, "uint8")
         if source.landmarks:
-            (partial / "landmarks.csv").write_text(source.landmarks, encoding="utf-8")
+            write_file(partial / "landmarks.csv", source.landmarks.encode())
             cells["landmarks"] = "landmarks.csv"
         folder = out / source.name
         partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {
         "cells": {column: f"{source.name}/{file}" for column, file in cells.items()},
         "record": {

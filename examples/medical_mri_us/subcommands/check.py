@@ -25,9 +25,10 @@ from examples.medical_mri_us.data import (
     missingness_table,
     read_index,
 )
-from examples.medical_mri_us.data.images import write_bytes
 from examples.medical_mri_us.missingness_figure import draw_missingness
 from examples.medical_mri_us.modalities import LABELS, MODALITIES
+from examples.medical_mri_us.outputs import open_folder
+from mmpoe.training import write_file
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ def run(options: Check) -> int:
         print(f"  Slices have {len(planes)} sizes; training needs one: prepare with --size.")
     print(f"\n{_missingness(table)}")
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        open_folder(options.out)
         text = json.dumps(table, indent=1) + "\n"
-        write_bytes(options.out / "missingness.json", text.encode())
-        write_bytes(options.out / "missingness.png", draw_missingness(table))
+        write_file(options.out / "missingness.json", text.encode())
+        write_file(options.out / "missingness.png", draw_missingness(table))
         print(f"\nWrote {options.out / 'missingness.json'} and missingness.png.")
     if problems:
         print(f"\n{len(problems)} problems:", *problems, sep="\n  ", file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.report import EvaluationError, make_page, read_evaluation
 from mmpoe.training import write_file
 
@@ -42,7 +43,7 @@ def run(options: Report) -> int:
     except EvaluationError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 3
-    out.parent.mkdir(parents=True, exist_ok=True)
+    open_folder(out.parent)
     write_file(out, page)
     print(f"Wrote {out} ({len(page) / 1e6:.1f} MB): open it in a browser.")
     return 0

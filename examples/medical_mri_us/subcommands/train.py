@@ -21,7 +21,7 @@ from examples.medical_mri_us.finished import has_card, is_finished
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.train import save_model, train
 from examples.medical_mri_us.windows import fit_subjects
-from mmpoe.training import Checkpoints, lock, write_file
+from mmpoe.training import Checkpoints, lock, sweep, write_file
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def run(options: Train) -> int:
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
     if options.resume and is_finished(options.out, config):
         if first:
+            sweep(options.out)
+            sweep(options.out / "model")
             if not has_card(options.out):  # as after a kill between the two
                 write_card(options.out)
             print(f"The training is finished; {options.out / 'model'} is left as it is.")

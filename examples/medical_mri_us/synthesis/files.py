@@ -7,7 +7,6 @@ __all__ = ["hash_of", "write_synthesis"]
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 import mmpoe
 from examples.medical_mri_us.data import axis_codes, write_image
 from examples.medical_mri_us.data.images import image_files
+from mmpoe.training import scratch, write_file
 
 from .case import Synthesis
 from .intensities import SCALE
@@ -62,9 +62,7 @@ def write_synthesis(
     Raises:
         OSError: If they cannot be written; there are none then.
     """
-    aside = folder / f".{name}.{os.getpid()}.tmp"
-    aside.mkdir()
-    try:
+    with scratch(folder) as aside:
         files = []
         kind = "calibrated" if calibrated else "uncalibrated"
         for target in synthesis.mean:
@@ -78,7 +76,7 @@ def write_synthesis(
                 said = f"{kind} standard deviation" if what == "std" else what
                 said = f"synthetic {target}, {said}; research only"
                 write_image(aside / files[-1], volume, synthesis.grid.affine, description=said)
-        (aside / f"{name}.png").write_bytes(draw_preview(synthesis, name, calibrated))
+        write_file(aside / f"{name}.png", draw_preview(synthesis, name, calibrated))
         content = {
             "case": name,
             **provenance,
@@ -99,14 +97,12 @@ def write_synthesis(
             },
             "notice": "Synthetic images for research only, not for clinical use.",
         }
-        (aside / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+        write_file(aside / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
         made = [*files, f"{name}.png", f"{name}.json"]
         _sync([aside / file for file in made])
         (folder / f"{name}.json").unlink(missing_ok=True)  # of an earlier run
         for file in made:
             (aside / file).replace(folder / file)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return [folder / file for file in made]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from examples.medical_mri_us.data import CaseError, read_image
 from examples.medical_mri_us.names import check_name
+from examples.medical_mri_us.outputs import open_folder
 from mmpoe.models import MMHVAE
 
 from .case import synthesise_case
@@ -103,5 +104,5 @@ def synthesise_job(
         folder = asked.out
         if asked.every:
             folder = asked.out / f"from-{'-'.join(subset)}"
-            folder.mkdir(exist_ok=True)
+            open_folder(folder)
         write_synthesis(folder, job.name, synthesis, provenance, calibrated=model.is_matched)
