@@ -119,7 +119,7 @@ FAULTS = {
     66: Fault("hand-edited files whose checksums agree", "an error names the file"),
     67: Fault("an empty manifest", "an error: the checkpoint is incomplete"),
     68: Fault("a checkpoint of an older format", "migrated, or an error with its format"),
-    69: Fault("a description that JSON cannot hold", "an error before training"),
+    69: Fault("NaN, or keys of a checkpoint, in a description", "NaN resumes; the keys are an error"),
     70: Fault("official weights that hold NaN", "an error names the first"),
     # training runs
     71: Fault("memory of the machine that runs out", "exit code 5 with advice"),
@@ -128,7 +128,7 @@ FAULTS = {
     74: Fault("a lock that is a link", "not followed"),
     75: Fault("a damaged log", "the run resumes"),
     76: Fault("files that killed processes left", "removed; the work is done again"),
-    77: Fault("a last checkpoint that is a link", "an error before training"),
+    77: Fault("a last checkpoint that is a link", "the run resumes; the link alone is removed"),
     78: Fault("a disk that fills up in a subcommand", "an error names the file and the space"),
     79: Fault("more processes than batches", "an error says both numbers"),
     80: Fault("a resume with another number of processes", "the run resumes, and says so"),

@@ -38,7 +38,7 @@ def test_documentation_includes_what_there_is_and_names_what_is_not(tmp_path):
         "benchmarks": ["synthesis", "downstream", "ablations", "uncertainty", "synthesis_costs"],
         "fusion": ["fusion"],
         "kernels": ["gpu"],
-        "reliability": ["reliability", "mutants"],
+        "reliability": ["reliability", "kills", "mutants"],
     }
     assert tuple(shown) == extension.PAGES
     for page, names in shown.items():

@@ -21,7 +21,7 @@ from planting import PLANTED, planted
 from volumes import make_run
 
 from examples.medical_mri_us.card import write_card
-from examples.medical_mri_us.writing import code, csv_rows, csv_text, fill, table, tag
+from examples.medical_mri_us.writing import code, csv_rows, csv_text, fill, script_data, table, tag
 from mmpoe.training import CheckpointError
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,18 @@ def test_scripts_and_styles_cannot_be_ended_early():
     assert str(tag("style", "a>b{}")) == "<style>a>b{}</style>"
     with pytest.raises(ValueError, match=r"'content' of script should not hold '</'"):
         tag("script", "'</script>'")
+
+
+@given(texts)
+@example(PLANTED)
+@example("<!--<script>")
+def test_data_for_scripts_is_read_as_it_was(text):
+    element = str(script_data({"a": text}, id="x"))
+    start, end = "<script type='application/json' id=x>", "</script>"
+    inside = element.removeprefix(start).removesuffix(end)
+    assert element == f"{start}{inside}{end}"
+    assert "<" not in inside
+    assert json.loads(inside) == {"a": text}
 
 
 def test_elements_are_made_in_one_place():

@@ -242,6 +242,17 @@ def split(model):
 
 
 @every_model
+def test_inference_by_matched_experts_passes_no_gradient_on(build):
+    """To encoders, trained experts or priors, whoever takes it."""
+    model = matched_model(build)
+    q = model.infer(model.encode(batch(), OBSERVED), OBSERVED, experts="matched")
+    sum(part.sum() for part in (*q.kl, *q.z)).backward()
+    matched, others = split(model)
+    assert all(p.grad is None for p in others)
+    assert any(p.grad is not None for p in matched)
+
+
+@every_model
 @pytest.mark.parametrize("teacher", ["complete", "bootstrap", "all"])
 def test_gradients_reach_the_matched_experts_alone(build, teacher):
     model = matched_model(build)

@@ -5,10 +5,9 @@ from __future__ import annotations
 __all__ = ["patient_output"]
 
 import io
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TextIO
 
 
@@ -77,17 +76,6 @@ class _Patient(io.TextIOBase):
         return self._stream.fileno()
 
     def _give_up(self, error: Exception) -> None:
-        with suppress(OSError, ValueError):
-            _discard(self.fileno())
         self._stream = None
         if self._complaints is not None:
             print(f"Output cannot be shown any more: {error}.", file=self._complaints)
-
-
-def _discard(descriptor: int) -> None:
-    """Points a file to nowhere, so that what Python has kept back for it can be written."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, descriptor)
-    finally:
-        os.close(nowhere)
