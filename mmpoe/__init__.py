@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import models as models
     from . import nn as nn
     from . import objectives as objectives
+    from . import omics as omics
     from . import oracles as oracles
     from . import posteriors as posteriors
     from . import pyro as pyro
@@ -49,6 +50,7 @@ __all__ = [  # noqa: RUF022  # modules, and then names of theirs
     "models",
     "nn",
     "objectives",
+    "omics",
     "oracles",
     "posteriors",
     "pyro",

@@ -469,9 +469,9 @@ class Blend:
     def _calibrate_spread(
         self, key: Key, factor: float, powers: np.ndarray, weights: np.ndarray, mean: np.ndarray
     ) -> Calibration:
-        residuals = (self.Y - mean) / self._claimed(key, self.covariance, factor)
-        scale = _column_scale(residuals, self.features.modality)
-        z = residuals / scale
+        residuals, claimed = self.Y - mean, self._claimed(key, self.covariance, factor)
+        scale = _column_scale(residuals, claimed, self.features.modality)
+        z = residuals / (scale * claimed)
         seen = z[~np.isnan(z)]
 
         def density(v: float) -> float:
@@ -500,7 +500,7 @@ class Blend:
 
     def _density(self, member: Member, residuals: np.ndarray) -> float:
         claimed = self._claimed(self.main, member)
-        scale = _column_scale(residuals / claimed, self.features.modality)
+        scale = _column_scale(residuals, claimed, self.features.modality)
         if not self.few:
             z = residuals / (scale * claimed)
             density = -(0.5 * z**2 + np.log(scale * claimed))
@@ -567,10 +567,17 @@ def _spread(
     return np.sqrt(variances + psi)[posterior.pattern.numpy()]
 
 
-def _column_scale(z: np.ndarray, modality: np.ndarray) -> np.ndarray:
-    """The root mean square of each column, drawn to that of its modality as by ten rows."""
-    count = (~np.isnan(z)).sum(axis=0)
-    squares = np.nansum(z**2, axis=0)
-    pooled = np.bincount(modality, squares) / np.maximum(np.bincount(modality, count), 1)
-    pooled = np.where(np.bincount(modality, count) > 0, pooled, 1.0)
-    return np.sqrt(np.maximum((squares + 10 * pooled[modality]) / (count + 10), 1e-18))
+def _column_scale(residuals: np.ndarray, claimed: np.ndarray, modality: np.ndarray) -> np.ndarray:
+    """The root of the ratio of squared residuals to claimed variances, for each column.
+
+    It is drawn to that of its modality as by ten rows. A ratio of sums is robust where a column is
+    all but constant, and the deviation that a fold claims close to 0.
+    """
+    hit = ~np.isnan(residuals)
+    count = hit.sum(axis=0)
+    expected = np.where(hit, claimed**2, 0.0).sum(axis=0)
+    ratio = np.nansum(residuals**2, axis=0) / np.maximum(expected, 1e-300)
+    total = np.bincount(modality, count)
+    pooled = np.bincount(modality, ratio * count) / np.maximum(total, 1)
+    pooled = np.where(total > 0, pooled, 1.0)
+    return np.sqrt(np.maximum((count * ratio + 10 * pooled[modality]) / (count + 10), 1e-18))

@@ -123,7 +123,9 @@ class SideBySide(nn.Module):
         self.priors = nn.ModuleList(
             nn.Identity() if group.prior is None else group.prior for group in model.groups
         )
-        self.rules = nn.ModuleList(group.posterior for group in model.groups)
+        self.rules: Sequence[Posterior] = nn.ModuleList(  # pyright: ignore
+            group.posterior for group in model.groups
+        )
 
     def bound(self, table: Tensor, given: Tensor, beta: float = 1.0) -> Tensor:
         """Returns the evidence lower bound of all cells that are there, with shape (n).
@@ -146,6 +148,7 @@ class SideBySide(nn.Module):
             z, kl = _product(self.rules[level], (loc, log_scale), given, prior)
             bound = bound - beta * kl
             h = self.merges[level](h, z)
+        assert h is not None  # there is at least one level
         for stack in self.stacks:
             bound = bound + stack.log_likelihood(table, h)
         return bound
@@ -185,14 +188,15 @@ def _product(
         return q.z, q.kl
     loc, log_scale = map(rule.squash, experts)
     zeros = torch.zeros_like(loc[0])
-    first = last = (zeros, zeros) if prior is None else tuple(map(rule.squash, prior))
+    mean, deviation = (zeros, zeros) if prior is None else map(rule.squash, prior)
+    last = mean, deviation
     pieces = zip(
         loc.split(AT_ONCE), log_scale.split(AT_ONCE), given.split(AT_ONCE, 1), strict=True
     )
     for locs, log_scales, taken in pieces:
         q = gaussian_poe(list(locs), list(log_scales), taken, last, sample=False)
         last = q.loc, q.log_scale
-    kl = kl_divergence(*last, *first).sum(dim=1)
+    kl = kl_divergence(*last, mean, deviation).sum(dim=1)
     return Draw().sample(*last), kl
 
 

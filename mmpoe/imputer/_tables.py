@@ -105,7 +105,7 @@ def read(X: Any) -> list[Source]:  # noqa: ANN401
         X: An array (n, d), a sparse matrix, a data frame, or a mapping from names to arrays (n) or
             (n, k).
     """
-    if isinstance(X, Mapping):
+    if is_mapping(X):
         sources = _read_mapping(X)
     elif is_frame(X):
         labels = list(X.columns)
@@ -122,7 +122,7 @@ def read(X: Any) -> list[Source]:  # noqa: ANN401
             )
         sources = [_source(f"x{j}", j, part) for j, part in enumerate(array.T)]
     if not sources or len(sources[0].values) == 0:
-        shape = (0, 0) if isinstance(X, Mapping) else tuple(np.shape(X))
+        shape = (0, 0) if is_mapping(X) else tuple(np.shape(X))
         # the second sentence is that of scikit-learn, whose tools look for it
         more = "" if sources else f" Found 0 feature(s) (shape={shape}) while a minimum of 1 is "
         raise ValueError(
@@ -169,7 +169,7 @@ def write(
     ]
     if is_sparse(X):
         return _filled_sparse(X, parts, kept)
-    if not isinstance(X, Mapping):
+    if not is_mapping(X):
         whole = np.stack([parts[j] for j in kept], axis=1)
         return whole.astype(np.asarray(X).dtype, copy=False)
     out, start = {}, 0
@@ -197,8 +197,10 @@ def contain(table: Any, names: Sequence[str], library: str, like: Any) -> Any:  
     Raises:
         ValueError: If the table is sparse.
     """
-    if library == "default" or (library == "pandas" and is_frame(table)):
+    if library == "default":
         return table
+    if library == "pandas" and is_frame(table):
+        return table.set_axis(list(names), axis=1)
     if is_sparse(table):
         raise ValueError(
             f"'X' should be dense to be returned as a data frame of {library}, but is a sparse "
@@ -209,7 +211,7 @@ def contain(table: Any, names: Sequence[str], library: str, like: Any) -> Any:  
         import pandas as pd
 
         return pd.DataFrame(columns, index=getattr(like, "index", None))
-    import polars as pl
+    import polars as pl  # pyright: ignore[reportMissingImports]
 
     return pl.DataFrame({k: v.tolist() if v.dtype == object else v for k, v in columns.items()})
 
@@ -217,6 +219,11 @@ def contain(table: Any, names: Sequence[str], library: str, like: Any) -> Any:  
 def is_frame(X: Any) -> bool:  # noqa: ANN401
     """Returns whether a table is a data frame of pandas."""
     return hasattr(X, "iloc") and hasattr(X, "columns")
+
+
+def is_mapping(X: Any) -> bool:  # noqa: ANN401
+    """Returns whether a table is a mapping from names to arrays."""
+    return isinstance(X, Mapping) and not is_sparse(X)  # some sparse matrices are mappings, too
 
 
 def is_sparse(X: Any) -> bool:  # noqa: ANN401
@@ -293,7 +300,7 @@ def _source(modality: str, label: Hashable, values: np.ndarray) -> Source:
 
 
 def _holes(values: np.ndarray) -> np.ndarray:
-    """Finds cells that are NaN, None or NA."""
+    """The cells that are NaN, None or NA."""
     if values.dtype.kind == "f":
         return np.isnan(values)
     if values.dtype == object:
@@ -397,6 +404,7 @@ def _filled_array(source: Source, cells: np.ndarray) -> np.ndarray:
 def _filled_sparse(X: Any, parts: Sequence[np.ndarray], kept: Sequence[int]) -> Any:  # noqa: ANN401
     """A sparse matrix without holes, which are entries: what has no entry is 0, and observed."""
     coo = X.tocoo(copy=True)
+    coo.sum_duplicates()
     for entry in np.flatnonzero(_holes(coo.data)):
         coo.data[entry] = parts[coo.col[entry]][coo.row[entry]]
     return coo.tocsc()[:, list(kept)].asformat(X.format)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["PredictiveDistribution"]
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +60,10 @@ class PredictiveDistribution:
     @property
     def mean(self) -> np.ndarray:
         """The means."""
-        return self._moments(lambda f: self._raw(f, self._prediction.loc[:, f]), np.mean)
+        loc = self._prediction.loc
+        return self._by_column(
+            lambda f: self._raw(f, loc[:, f]), lambda f: self._counts(f, GRID).mean(axis=0)
+        )
 
     @property
     def stddev(self) -> np.ndarray:
@@ -70,7 +73,10 @@ class PredictiveDistribution:
             v = self._freedom[:, f]
             return self._prediction.scale[:, f] * np.sqrt(v / (v - 2)) * self._unit(f)
 
-        return self._moments(number, np.std, observed=0.0)
+        def count(f: int) -> np.ndarray:
+            return self._counts(f, GRID).std(axis=0)
+
+        return self._by_column(number, count, deviation=True)
 
     @property
     def probabilities(self) -> dict[Hashable, np.ndarray]:
@@ -92,8 +98,8 @@ class PredictiveDistribution:
         """
         if not 0 < q < 1:
             raise ValueError(f"'q' should be between 0 and 1, but is {q!r}.")
-        return self._moments(
-            lambda f: self._raw(f, self._at(f, q)), lambda _, axis: None, level=np.array([q])
+        return self._by_column(
+            lambda f: self._raw(f, self._at(f, q)), lambda f: self._counts(f, np.array([q]))[0]
         )
 
     def interval(self, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
@@ -118,17 +124,8 @@ class PredictiveDistribution:
         for part in self._prediction.parts:
             own = self._blend.width(part.key, coverage) * self._prediction.scale[part.rows]
             width[part.rows] = np.where(part.cells, own, width[part.rows])
-        ends = []
-        for sign in (-1, 1):
-            end = self._prediction.loc + sign * width
-            ends.append(
-                self._moments(
-                    lambda f, end=end: self._raw(f, end[:, f]),
-                    lambda _, axis: None,
-                    points=end,
-                )
-            )
-        return ends[0], ends[1]
+        loc = self._prediction.loc
+        return self._at_points(loc - width), self._at_points(loc + width)
 
     def log_prob(self, values: Any) -> np.ndarray:  # noqa: ANN401
         """Returns the log-density of each number, the log-probability of counts and categories.
@@ -286,8 +283,7 @@ class PredictiveDistribution:
                 if column.kind == "categorical":
                     drawn = self._categories(k, ranks[:, f[0]])
                 elif column.kind == "count":
-                    raw = self._raw(f[0], features[:, f[0]])
-                    drawn = np.rint(np.maximum(np.expm1(np.minimum(raw, 700.0)), 0))
+                    drawn = _rounded(self._raw(f[0], features[:, f[0]]))
                 else:
                     drawn = self._raw(f[0], features[:, f[0]])
                 out[i, :, k] = np.where(self.predicted[:, k], drawn, observed[:, k])
@@ -323,33 +319,35 @@ class PredictiveDistribution:
 
     # ------------------------------------------------------------ one column
 
-    def _moments(
+    def _by_column(
         self,
-        number: Any,  # noqa: ANN401
-        reduce: Any,  # noqa: ANN401
+        number: Callable[[int], np.ndarray],
+        count: Callable[[int], np.ndarray],
         *,
-        observed: float | None = None,
-        level: np.ndarray | None = None,
-        points: np.ndarray | None = None,
+        deviation: bool = False,
     ) -> np.ndarray:
-        """Fills (n, k) with a number of each column, in the units of the table."""
+        """Fills (n, k) with a statistic of each column that is no category.
+
+        Arguments:
+            number: Computes it for the feature of a number, in its encoding.
+            count: Computes it for the feature of a count.
+            deviation: Whether it is a deviation, which is 0 for what is certain.
+        """
         out = np.full(self.predicted.shape, np.nan)
-        deviation = observed is not None
         for k, column in enumerate(self._columns):
             if column.kind == "categorical":
                 continue
-            f = self._owned[k][0]
-            if column.kind == "count":
-                if points is not None:
-                    value = np.rint(np.maximum(np.expm1(self._raw(f, points[:, f])), 0))
-                else:
-                    counts = self._counts(f, GRID if level is None else level)
-                    value = counts[0] if level is not None else reduce(counts, axis=0)
-            else:
-                value = number(f) * column.scale + (0.0 if deviation else column.loc)
+            f, shift = self._owned[k][0], 0.0 if deviation else column.loc
+            value = count(f) if column.kind == "count" else number(f) * column.scale + shift
             known = self._table[:, self._chosen[k]] * column.scale + column.loc
-            out[:, k] = np.where(self.predicted[:, k], value, observed if deviation else known)
+            out[:, k] = np.where(self.predicted[:, k], value, 0.0 if deviation else known)
         return out
+
+    def _at_points(self, points: np.ndarray) -> np.ndarray:
+        """Turns points on the scale of features (n, F) into the units of the table (n, k)."""
+        return self._by_column(
+            lambda f: self._raw(f, points[:, f]), lambda f: _rounded(self._raw(f, points[:, f]))
+        )
 
     def _raw(self, f: int, values: np.ndarray) -> np.ndarray:
         """Undoes the standardisation of a feature."""
@@ -370,7 +368,7 @@ class PredictiveDistribution:
     def _counts(self, f: int, levels: np.ndarray) -> np.ndarray:
         """Quantiles of a count, with shape (levels, n)."""
         raw = self._raw(f, self._at(f, levels[:, None]))
-        return np.rint(np.maximum(np.expm1(np.minimum(raw, 700.0)), 0))
+        return _rounded(raw)
 
     def _log_mass(self, f: int, counts: np.ndarray) -> np.ndarray:
         """The log-probability of counts: that of rounding exp(y) - 1, not below 0."""
@@ -409,6 +407,11 @@ class PredictiveDistribution:
             missing = np.array([v is None or bool(np.asarray(v != v)) for v in cells.tolist()])
             out[:, k] = column.encode(Source(str(column.label), column.label, cells, missing))
         return out
+
+
+def _rounded(logarithms: np.ndarray) -> np.ndarray:
+    """Turns logarithms of one more than a count into counts."""
+    return np.rint(np.maximum(np.expm1(np.minimum(logarithms, 700.0)), 0))
 
 
 def _latents(part: Part, noise: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from ._blend import Blend
 from ._features import Features
 from ._hidden import HiddenNetwork
 from ._network import Modality
-from ._tables import KINDS, Column, Source, contain, read, write
+from ._tables import KINDS, Column, Source, contain, is_mapping, read, write
 from .distribution import PredictiveDistribution
 
 ROWS = 4096
@@ -327,11 +327,16 @@ class MultimodalImputer:
         names = [f"x{j}" for j in range(count)] if self._labels is None else self._labels
         if input_features is not None:
             given = list(input_features)
-            if len(given) != count or (self._labels is not None and given != names):
+            # the words are those of scikit-learn, whose tools look for them
+            wanted = None
+            if len(given) != count:
+                wanted = "should have length equal to the number of columns"
+            elif self._labels is not None and given != names:
+                wanted = "is not equal to feature_names_in_"
+            if wanted is not None:
                 raise ValueError(
-                    f"'input_features' is not equal to the names of the columns ({count}: "
-                    f"{', '.join(map(str, names))}), but has {len(given)}: "
-                    f"{', '.join(map(str, given))}."
+                    f"input_features {wanted} ({count}: {', '.join(map(str, names))}): "
+                    f"it has {len(given)}, {', '.join(map(str, given))}."
                 )
             names = given
         left_out = () if self.keep_empty_features else self._empty
@@ -395,7 +400,7 @@ class MultimodalImputer:
         """The modalities that the columns form, but for some that are empty."""
         labels = [source.label for source in sources]
         together: dict[str, list[int]] = {}
-        if isinstance(X, Mapping):
+        if is_mapping(X):
             if self.groups is not None:
                 raise ValueError("'groups' should be None: a dictionary of arrays has its own.")
             for position, source in enumerate(sources):
@@ -501,7 +506,7 @@ class MultimodalImputer:
         return write(X, cells, self.columns_, empty=self._empty, keep_empty=keep)
 
     def _output(self) -> str:
-        """The container of :meth:`transform`: as chosen here, or for all of scikit-learn."""
+        """The container that is returned: as chosen here, or for all of scikit-learn."""
         chosen = getattr(self, "_sklearn_output_config", {}).get("transform")
         sklearn = sys.modules.get("sklearn")
         if chosen is None and sklearn is not None:

@@ -311,7 +311,8 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
         rate = min(decay, (1 + int(count)) / (10 + int(count)))
         pairs = list(zip(averages, values, strict=True))
         if floats := [pair for pair in pairs if pair[0].is_floating_point()]:
-            torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - rate)
+            held, news = [list(tensors) for tensors in zip(*floats, strict=True)]
+            torch._foreach_lerp_(held, news, 1 - rate)  # pyright: ignore
         for average, value in pairs:
             if not average.is_floating_point():
                 average.copy_(value)

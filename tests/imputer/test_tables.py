@@ -185,7 +185,7 @@ def test_decimals_are_numbers():
     assert Column.learn(source, None).kind == "numeric"
 
 
-@pytest.mark.parametrize("layout", ["csr", "csc", "coo"])
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "dok", "lil"])
 @pytest.mark.parametrize("kind", ["array", "matrix"])
 def test_what_has_no_entry_in_a_sparse_matrix_is_zero_and_observed(layout, kind):
     dense = np.array([[0, 2.0, np.nan], [np.nan, 0, 0], [4, 5, 6]])
