@@ -102,7 +102,7 @@ def _iterative(encoding: Encoding, seed: int) -> np.ndarray:
     filler = Iterative()
     filler.learn_table(np.delete(encoding.table, last, axis=1), seed)
     kept = filler.complete(np.delete(encoding.table, last, axis=1))
-    filled = np.insert(kept, np.array(last) - np.arange(len(last)), 0.0, axis=1)
+    filled = np.insert(kept, np.array(last, dtype=int) - np.arange(len(last)), 0.0, axis=1)
     for column in encoding.categories:
         place = encoding.places[column]
         filled[:, place.stop - 1] = 1 - filled[:, place.start : place.stop - 1].sum(axis=1)

@@ -92,6 +92,12 @@ def test_opponents_beat_the_mean(method):
     assert 0.6 < found["coverage"] < 1
 
 
+def test_a_table_of_numbers_alone_has_no_scores_of_categories():
+    found = measure("linnerud", "MCAR", 0, "IterativeImputer", networks=0)
+    assert found["accuracy"] is None
+    assert found["NRMSE"] > 0
+
+
 @pytest.mark.slow
 def test_a_comparison_resumes_and_its_tables_hold_what_it_found(tmp_path, capsys):
     arguments = ["--profile", "smoke", "--out", str(tmp_path), "--workers", "1"]
