@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 KINDS = ("numeric", "categorical", "count")
+CONSTANT = 1e-14
+"""The deviation, relative to the size of a column, that rounding alone can leave."""
 
 
 class Source(NamedTuple):
@@ -58,16 +60,15 @@ class Column(NamedTuple):
         if kind == "count":
             _check_counts(numbers, source.label)
             return Column(source.label, kind, [], 0.0, 1.0)
-        spread = float(numbers.std())
-        constant = spread <= 1e-9 * float(np.abs(numbers).max())
-        return Column(source.label, kind, [], float(numbers.mean()), 1.0 if constant else spread)
+        return Column(source.label, kind, [], *_moments(numbers))
 
-    def encode(self, source: Source, unknown: str = "error") -> np.ndarray:
+    def encode(self, source: Source, unknown: str = "error", argument: str = "X") -> np.ndarray:
         """Returns numbers with NaN where cells are missing: codes, or standardised values.
 
         Arguments:
             source: The column.
             unknown: What a category that was not learned is: an ``"error"``, or ``"missing"``.
+            argument: The name of the argument that holds the column, for messages.
         """
         numbers = np.full(len(source.values), np.nan)
         present = source.values[~source.missing]
@@ -77,16 +78,17 @@ class Column(NamedTuple):
             if unknown == "missing":
                 found[found < 0] = np.nan
             if (found < 0).any():
+                advice = " To read others as missing, set handle_unknown='missing'."
                 raise ValueError(
-                    f"'X' should hold categories that were there when it was fitted in "
+                    f"'{argument}' should hold categories that were there when it was fitted in "
                     f"{self.label!r} ({', '.join(map(repr, self.categories))}), "
-                    f"but holds {present[found < 0].tolist()[0]!r}. To read others as missing, "
-                    "set handle_unknown='missing'."
+                    f"but holds {present[found < 0].tolist()[0]!r}."
+                    f"{advice if argument == 'X' else ''}"
                 )
         else:
-            found = (_numbers(present, self.label) - self.loc) / self.scale
+            found = (_numbers(present, self.label, argument) - self.loc) / self.scale
             if self.kind == "count":
-                _check_counts(found, self.label)
+                _check_counts(found, self.label, argument)
         numbers[~source.missing] = found
         return numbers
 
@@ -360,26 +362,42 @@ def _categories(source: Source, present: np.ndarray) -> list[Any]:
         return sorted(held, key=lambda c: (type(c).__name__, str(c)))
 
 
-def _numbers(present: np.ndarray, label: Hashable) -> np.ndarray:
+def _numbers(present: np.ndarray, label: Hashable, argument: str = "X") -> np.ndarray:
     try:
         numbers = present.astype(float)
     except (TypeError, ValueError):
         raise ValueError(
-            f"'X' should hold numbers in {label!r}, but holds {present[0]!r}."
+            f"'{argument}' should hold numbers in {label!r}, but holds {present[0]!r}."
         ) from None
     if not np.isfinite(numbers).all():
         raise ValueError(
-            f"'X' should hold finite numbers, NaN where they are missing, but {label!r} holds "
-            f"{numbers[~np.isfinite(numbers)][0]}."
+            f"'{argument}' should hold finite numbers, NaN where they are missing, but {label!r} "
+            f"holds {numbers[~np.isfinite(numbers)][0]}."
         )
     return numbers
 
 
-def _check_counts(numbers: np.ndarray, label: Hashable) -> None:
+def _moments(numbers: np.ndarray) -> tuple[float, float]:
+    """The mean and the scale of a column: its deviation, or its size if it is constant.
+
+    A power of two takes its size away first, which is exact, so that no square leaves the range of
+    floats.
+    """
+    largest = float(np.abs(numbers).max())
+    if largest == 0:
+        return 0.0, 1.0
+    exponent = int(np.frexp(largest)[1])
+    near_one = np.ldexp(numbers, -exponent)
+    loc, spread = float(near_one.mean()), float(near_one.std())
+    scale = abs(loc) if spread <= CONSTANT else spread
+    return float(np.ldexp(loc, exponent)), float(np.ldexp(scale, exponent))
+
+
+def _check_counts(numbers: np.ndarray, label: Hashable, argument: str = "X") -> None:
     bad = (numbers < 0) | (numbers % 1 != 0)
     if bad.any():
         raise ValueError(
-            f"'X' should hold integers of at least 0 in the counts {label!r}, "
+            f"'{argument}' should hold integers of at least 0 in the counts {label!r}, "
             f"but holds {numbers[bad][0]:g}."
         )
 

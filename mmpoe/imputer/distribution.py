@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["PredictiveDistribution"]
 
 from collections.abc import Callable, Hashable
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class PredictiveDistribution:
     ) -> None:
         self._blend, self._prediction, self._table, self._chosen = blend, prediction, table, chosen
         self._columns = [columns[j] for j in chosen]
+        self._labels = {column.label for column in columns}
         self.columns: list[Hashable] = [column.label for column in self._columns]
         self.predicted = wanted[:, chosen]
         features = blend.features
@@ -84,11 +86,13 @@ class PredictiveDistribution:
 
         Their order is that of `categories` in :attr:`MultimodalImputer.columns_`.
         """
-        return {
-            column.label: self._probabilities(k)[:, : len(column.categories)]
-            for k, column in enumerate(self._columns)
-            if column.kind == "categorical"
-        }
+        found = {}
+        for k, column in enumerate(self._columns):
+            if column.kind == "categorical":
+                p = self._probabilities(k)[:, : len(column.categories)]
+                # a single category leaves what its spare code has
+                found[column.label] = p / p.sum(axis=1, keepdims=True)
+        return found
 
     def quantile(self, q: float) -> np.ndarray:
         """Returns the quantiles of a level between 0 and 1.
@@ -96,8 +100,7 @@ class PredictiveDistribution:
         Raises:
             ValueError: If `q` is not between 0 and 1.
         """
-        if not 0 < q < 1:
-            raise ValueError(f"'q' should be between 0 and 1, but is {q!r}.")
+        _check_share("q", q)
         return self._by_column(
             lambda f: self._raw(f, self._at(f, q)), lambda f: self._counts(f, np.array([q]))[0]
         )
@@ -118,8 +121,7 @@ class PredictiveDistribution:
             | Distribution-Free Predictive Inference for Regression (Lei et al., 2018)
             | https://arxiv.org/abs/1604.04173
         """
-        if not 0 < coverage < 1:
-            raise ValueError(f"'coverage' should be between 0 and 1, but is {coverage!r}.")
+        _check_share("coverage", coverage)
         width = np.full(self._prediction.loc.shape, np.nan)
         for part in self._prediction.parts:
             own = self._blend.width(part.key, coverage) * self._prediction.scale[part.rows]
@@ -135,7 +137,8 @@ class PredictiveDistribution:
                 or a data frame.
 
         Raises:
-            ValueError: If the shape is another, or a category is unknown.
+            ValueError: If the shape is another, a data frame has other columns of the table or
+                another order, or a category is unknown.
         """
         return self._log_prob(self._encode(values))
 
@@ -397,6 +400,13 @@ class PredictiveDistribution:
 
     def _encode(self, values: Any) -> np.ndarray:  # noqa: ANN401
         array = values.astype(object).to_numpy() if is_frame(values) else np.asarray(values)
+        names = list(values.columns) if is_frame(values) else self.columns
+        unnamed = names == list(range(len(names)))
+        if names != self.columns and not unnamed and self._labels.intersection(names):
+            raise ValueError(
+                f"'values' should have the columns {', '.join(map(str, self.columns))}, in this "
+                f"order, but has {', '.join(map(str, names))}."
+            )
         if array.shape != self.predicted.shape:
             raise ValueError(
                 f"'values' should have shape {self.predicted.shape}, but has shape {array.shape}."
@@ -405,8 +415,14 @@ class PredictiveDistribution:
         for k, column in enumerate(self._columns):
             cells = array[:, k]
             missing = np.array([v is None or bool(np.asarray(v != v)) for v in cells.tolist()])
-            out[:, k] = column.encode(Source(str(column.label), column.label, cells, missing))
+            source = Source(str(column.label), column.label, cells, missing)
+            out[:, k] = column.encode(source, argument="values")
         return out
+
+
+def _check_share(name: str, value: Any) -> None:  # noqa: ANN401
+    if not isinstance(value, Real) or not 0 < value < 1:
+        raise ValueError(f"'{name}' should be a number between 0 and 1, but is {value!r}.")
 
 
 def _rounded(logarithms: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import inspect
 import sys
 import threading
 import warnings
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -371,7 +371,7 @@ class MultimodalImputer:
 
     def _kinds(self, sources: Sequence[Source]) -> dict[Hashable, str]:
         """The kinds that the caller chose, by column."""
-        kinds = dict(self.kinds or {})
+        kinds = _mapping("kinds", self.kinds, "columns to what they hold")
         by_modality: dict[Hashable, list[Hashable]] = {s.modality: [] for s in sources}
         for source in sources:
             by_modality[source.modality].append(source.label)
@@ -407,7 +407,13 @@ class MultimodalImputer:
                 together.setdefault(source.modality, []).append(position)
         else:
             taken: set[int] = set()
-            for name, members in (self.groups or {}).items():
+            groups = _mapping("groups", self.groups, "names to lists of columns")
+            for name, members in groups.items():
+                if isinstance(members, str):
+                    raise ValueError(
+                        "'groups' should map names to lists of columns, "
+                        f"but {name!r} has the string {members!r}."
+                    )
                 positions = []
                 known = [label for label in members if label not in empty]
                 if members and not known:
@@ -475,9 +481,10 @@ class MultimodalImputer:
     def _named(self, argument: str, names: str | Sequence[str]) -> list[Modality]:
         """The modalities of some names."""
         known = {m.name: m for m in self.modalities_}
-        names = [names] if isinstance(names, str) else list(names)
+        names = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
+        names = list(names)
         for name in names:
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 raise ValueError(
                     f"'{argument}' should name modalities ({', '.join(known)}), "
                     f"but names {name!r}."
@@ -523,6 +530,12 @@ def _check_count(name: str, value: Any, least: int) -> None:  # noqa: ANN401
         raise ValueError(f"'{name}' should be an integer of at least {least}, but is {value!r}.")
 
 
+def _mapping(name: str, value: Any, wanted: str) -> dict[Any, Any]:  # noqa: ANN401
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"'{name}' should map {wanted}, or be None, but is {value!r}.")
+    return dict(value or {})
+
+
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:  # noqa: ANN401
     if value not in choices:
         raise ValueError(f"'{name}' should be one of {', '.join(choices)}, but is {value!r}.")
@@ -550,10 +563,11 @@ def _seed(random_state: Any) -> int:  # noqa: ANN401
         return int(np.random.SeedSequence().generate_state(1)[0])
     if hasattr(random_state, "randint"):
         return int(random_state.randint(2**31))
-    if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool):
+    whole = isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool)
+    if whole and random_state >= 0:
         return int(random_state)
     raise ValueError(
-        "'random_state' should be an integer, a numpy.random.RandomState or None, "
+        "'random_state' should be an integer of at least 0, a numpy.random.RandomState or None, "
         f"but is {random_state!r}."
     )
 

@@ -131,6 +131,38 @@ def test_probabilities_of_categories_and_counts_add_up(mixed):
     np.testing.assert_array_equal(q.quantile(0.5)[:, 0], median)
 
 
+def test_values_are_known_by_their_names(mixed):
+    """A density of a column under the distribution of another would be wrong without a word."""
+    X = frame(20, seed=5)
+    p = mixed.predict_distribution(X, target=["grade", "visits", "size"])
+    for names in (["visits", "grade", "size"], ["grade", "visits", "weight"]):
+        with pytest.raises(ValueError, match="'values' should have the columns grade, visits, si"):
+            p.log_prob(X[names])
+    unnamed = X[["grade", "visits", "size"]].set_axis(range(3), axis=1)
+    np.testing.assert_array_equal(p.log_prob(unnamed), p.log_prob(X[["grade", "visits", "size"]]))
+    strange = X[["grade"]].assign(grade="strange")
+    with pytest.raises(ValueError, match=r"'values' should hold categories .*'strange'\.$"):
+        mixed.predict_distribution(X, target="grade").log_prob(strange)
+
+
+@pytest.mark.parametrize("exponent", [-1000, -40, 40, 1000])
+def test_units_of_any_size_change_nothing_else(exponent):
+    """Powers of two are exact; squares of such numbers are not, and a column is constant."""
+    rng = np.random.default_rng(0)
+    X = np.c_[rng.normal(size=(30, 2)), np.full(30, 3.0)]
+    X[:, 1] += X[:, 0]
+    X[::4, 1] = X[::5, 2] = np.nan
+    p, q = (
+        MultimodalImputer(networks=0, random_state=0)
+        .fit(x)
+        .predict_distribution(x, given=["x0"], target=["x1", "x2"])
+        for x in (X, np.ldexp(X, exponent))
+    )
+    ends = zip(p.interval(), q.interval(), strict=True)
+    for one, other in [(p.mean, q.mean), (p.stddev, q.stddev), *ends]:
+        np.testing.assert_array_equal(np.ldexp(one, exponent), other)
+
+
 def test_the_joint_density_of_mixed_columns_adds_what_is_not_joint(mixed):
     X = frame(20, seed=5)
     p = mixed.predict_distribution(X, target=["grade", "visits", "size"])
@@ -266,11 +298,17 @@ def test_a_missing_cell_of_a_group_takes_no_part(fitted):
             lambda m, X: m.predict_distribution(X, ["a"], "a"),
             r"'target' should not be given, .* 'a'",
         ),
+        (lambda m, X: m.predict_distribution(X, given=5), r"'given' should name .* names 5"),
+        (lambda m, X: m.predict_distribution(X, target=[["a"]]), r"'target' .* names \['a'\]"),
         (lambda m, X: m.predict_distribution(X, target=[]), r"'target' should name at least one"),
-        (lambda m, X: m.predict_distribution(X).quantile(1.0), r"'q' should be between 0 and 1"),
+        (lambda m, X: m.predict_distribution(X).quantile(1.0), r"'q' should be a number between"),
+        (
+            lambda m, X: m.predict_distribution(X).quantile([0.1]),
+            r"'q' should be a number between",
+        ),
         (
             lambda m, X: m.predict_distribution(X).interval(90),
-            r"'coverage' should be .* but is 90",
+            r"'coverage' should be a number .* but is 90",
         ),
         (lambda m, X: m.predict_distribution(X).sample(0), r"'draws' should be an integer of at"),
         (

@@ -351,7 +351,11 @@ def test_a_bad_table_is_an_error(X, match):
         ({"kinds": {"c": "numeric"}}, r"'X' should hold numbers in 'c', but holds 'x'"),
         ({"networks": -1}, r"'networks' should be an integer of at least 0, but is -1"),
         ({"steps": 0}, r"'steps' should be an integer of at least 1, but is 0"),
-        ({"random_state": "seed"}, r"'random_state' should be an integer, .* is 'seed'"),
+        ({"random_state": "seed"}, r"'random_state' should be an integer of .* is 'seed'"),
+        ({"random_state": -1}, r"'random_state' should be an integer of at least 0, .* is -1"),
+        ({"groups": ["a"]}, r"'groups' should map names to lists of columns, .* is \['a'\]"),
+        ({"groups": {"g": "a"}}, r"'groups' should map names to lists .*'g' has the string 'a'"),
+        ({"kinds": ["count"]}, r"'kinds' should map columns to what .* is \['count'\]"),
     ],
 )
 def test_a_bad_argument_is_an_error(options, match):
