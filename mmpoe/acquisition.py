@@ -196,7 +196,10 @@ class _Query(NamedTuple):
         if not x:
             raise ValueError("'x' should hold at least one modality.")
         size = len(next(iter(x.values())))
-        given = subset_mask(held(x, names) if observed is None else observed, names, size)
+        observed = held(x, names) if observed is None else observed
+        given = subset_mask(observed, names, size, "observed")
+        if not size:
+            raise ValueError("'x' should hold at least one row, but holds none.")
         given = given.to(next(iter(x.values())).device)
         if bool(given[:, names.index(target)].any()):
             rows = given[:, names.index(target)].nonzero()[:10, 0].tolist()

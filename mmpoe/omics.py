@@ -64,7 +64,7 @@ class MuDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, cells: Sequence[int]) -> list[dict[str, Any]]:
         """Returns some cells, each a mapping of its modalities, and its name under ``"id"``."""
-        index = np.asarray(cells)
+        index = np.asarray(cells, dtype=int)
         samples: list[dict[str, Any]] = [{"id": name} for name in self.obs_names[index]]
         for m, places in self._places.items():
             places = places[index]
@@ -149,6 +149,12 @@ def _parts(data: Any) -> dict[str, Any]:  # noqa: ANN401
             f"but is of type {type(data).__name__}."
         )
     check_modalities(list(parts))
+    for m, part in parts.items():
+        if not all(hasattr(part, name) for name in ("obs_names", "X", "layers")):
+            raise ValueError(
+                f"'data' should map modality names to AnnData objects, but {m!r} is of type "
+                f"{type(part).__name__}."
+            )
     return dict(parts)
 
 
@@ -165,7 +171,16 @@ def _values(modality: str, part: Any, layer: str | None) -> Any:  # noqa: ANN401
             f"'layers' should name a layer of {modality!r} ({', '.join(part.layers)}), which has "
             "no 'X'."
         )
-    return values.tocsr() if getattr(values, "format", None) == "csc" else values
+    names, shape = part.obs_names, tuple(values.shape)
+    if len(shape) != 2 or shape[0] != len(names):
+        raise ValueError(
+            f"'data' should hold values of {modality!r} with one row per cell, shape "
+            f"({len(names)}, C), but has shape {shape}."
+        )
+    dtype = getattr(values, "dtype", None)
+    if getattr(dtype, "kind", "f") not in "biuf":
+        raise ValueError(f"'data' should hold numbers in {modality!r}, but holds {dtype}.")
+    return values.tocsr() if getattr(values, "format", "csr") != "csr" else values
 
 
 def _all_names(data: Any, parts: Mapping[str, Any]) -> Any:  # noqa: ANN401

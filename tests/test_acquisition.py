@@ -133,6 +133,8 @@ def test_covariates_go_with_their_samples():
         ({"samples": 1.5}, "'samples' should be an integer of at least 2, but is 1.5"),
         ({"functional": torch.sum}, "'functional' should return one row per entry"),
         ({"x": {}}, "'x' should hold at least one modality"),
+        ({"x": {"a": torch.zeros(0, 3)}}, "'x' should hold at least one row"),
+        ({"observed": ["d"]}, "'observed' should hold modalities among a, b, c"),
     ],
 )
 def test_bad_input_is_named(change, message):

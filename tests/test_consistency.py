@@ -114,6 +114,7 @@ def test_every_model_is_tested_and_missing_entries_are_never_read(build):
     [
         (lambda t, x: t.p_values({}), "'x' should hold at least one modality"),
         (lambda t, x: t.p_values({"d": x["a"]}), "'x' should"),
+        (lambda t, x: t.p_values({"a": x["a"], "b": x["b"][:1]}), "'x' should hold one batch si"),
         (lambda t, x: t.p_values(x, torch.ones(2, 3)), "'observed' should be boolean"),
         (lambda t, x: t.flags(x, rate=1.0), "'rate' should be between 0 and 1, but is 1.0"),
         (lambda t, x: ConsistencyTest(t.model, x, samples=0), "'samples' should be an integer"),

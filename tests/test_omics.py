@@ -34,7 +34,14 @@ def unpaired(kind=scipy.sparse.csr_matrix):
 
 
 @pytest.mark.parametrize(
-    "kind", [np.array, scipy.sparse.csr_matrix, scipy.sparse.csr_array, scipy.sparse.csc_array]
+    "kind",
+    [
+        np.array,
+        scipy.sparse.csr_matrix,
+        scipy.sparse.csr_array,
+        scipy.sparse.csc_array,
+        scipy.sparse.coo_array,
+    ],
 )
 def test_the_mask_comes_from_names_of_cells(kind):
     x, observed = from_mudata(unpaired(kind))
@@ -56,6 +63,10 @@ def test_rows_are_those_that_were_asked_for_in_their_order():
             assert all(torch.equal(v, x[m][row]) for m, v in sample.items())
     assert cells[0]["id"] == "a"
     assert torch.equal(cells.observed, observed)
+
+
+def test_no_cells_are_an_empty_batch():
+    assert from_mudata({"rna": part([], RNA[:0])})[1].shape == (0, 1)
 
 
 def test_a_model_takes_its_batches():
@@ -84,6 +95,9 @@ def test_a_layer_is_read_in_place_of_the_values():
         (unpaired(), {"prot": "log"}, r"'layers' should hold modalities among rna, atac"),
         (unpaired(), {"rna": "log"}, r"'layers' should name a layer of 'rna' \(\), .* 'log'"),
         ({"rna": part(["a", "a"], RNA[:2])}, None, r"name each cell once, but 'rna' repeats 'a'"),
+        ({"rna": RNA}, None, r"map modality names to AnnData objects, but 'rna' is .* ndarray"),
+        ({"rna": part(["a"], RNA)}, None, r"of 'rna' with one row .* \(1, C\), .* shape \(4, 3\)"),
+        ({"rna": part(list("abcd"), RNA.astype(str))}, None, r"should hold numbers in 'rna'"),
     ],
 )
 def test_what_cannot_be_read_is_named(data, layers, match):

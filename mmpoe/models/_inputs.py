@@ -84,6 +84,7 @@ def held(x: Mapping[str, Tensor], modalities: Sequence[str]) -> Tensor:
         x: The batch, which holds at least one modality.
         modalities: The names of the modalities.
     """
+    _batch_size(x, modalities)
     first = next(iter(x.values()))
     none = torch.zeros(first.shape[0], dtype=torch.bool, device=first.device)
     return torch.stack([held_entries(x, m) if m in x else none for m in modalities], dim=1)
