@@ -214,11 +214,33 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
     assert "MR 'AX T2 FSE thick'" in said
     assert "is left out: it is coarser" in said
     assert said.count("its description names no modality") == 2
+    for case in "abcdef":
+        write(tmp_path / "named" / case / "T1w.nii.gz", 450)
+    for case in "af":
+        write(tmp_path / "named" / case / "t1.nii.gz", 400)
+    run(Prepare(folder=tmp_path / "named", out=tmp_path / "d"))
+    said = capsys.readouterr().out
+    assert "\n    a/t1.nii.gz is left out: T1w.nii.gz is taken for t1" in said
+    assert "\n  f: f/t1.nii.gz is left out" in said  # though only five cases are listed
     write_lgg(tmp_path / "lgg")
     run(Prepare(folder=tmp_path / "lgg", out=tmp_path / "c"))
     assert "cet1 is a copy of flair: it is missing" in capsys.readouterr().out
     about = json.loads((tmp_path / "c" / "prepare.json").read_text())
     assert about["cases"]["TCGA_DU_5849_19950405"]["from"]["t1"].endswith("*.tif, colour 0")
+
+
+def test_names_in_capitals_are_read(tmp_path):
+    """As computers write them that do not tell small letters from capitals."""
+    folder = tmp_path / "data" / "Case One"
+    image = sitk.GetImageFromArray(brain(500))
+    for name, ending in (("t2", "nii.gz"), ("t1", "nii"), ("cet1", "mha"), ("flair", "nrrd")):
+        small = tmp_path / f"{name}.{ending}"
+        sitk.WriteImage(image, str(small))
+        folder.mkdir(parents=True, exist_ok=True)
+        small.rename(folder / small.name.upper())
+    assert run(Prepare(folder=tmp_path / "data", out=tmp_path / "out")) == 0
+    (case,) = read_index(tmp_path / "out" / "index.csv", ("t2", "cet1", "flair", "t1"))
+    assert len(case.images) == 4
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def read_nifti(path: Path, prefer: Literal["sform", "qform"] | None) -> Image:
 def _nifti_content(path: Path) -> bytes:
     """Returns the bytes of a file once all that its header claims is known to be there."""
     content = read_bytes(path)
-    compressed = path.suffix == ".gz"
+    compressed = path.suffix.lower() == ".gz"
     start = zlib.decompressobj(AUTOMATIC).decompress(content, 540) if compressed else content[:540]
     if not start:
         raise ValueError("it is empty")
@@ -129,6 +129,8 @@ def read_itk(path: Path) -> Image:
     voxels = read_voxels(path)
     header = sitk.ImageFileReader()
     header.SetFileName(str(path))
+    if path.suffix.lower() in (".mha", ".mhd"):
+        header.SetImageIO("MetaImageIO")  # which is not found where an ending is in capitals
     header.ReadImageInformation()
     size = header.GetSize()
     affine = _affine(header, header.GetNumberOfComponents(), path)

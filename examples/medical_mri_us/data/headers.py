@@ -87,7 +87,7 @@ def read_header(path: Path) -> tuple[Stored, bytes]:
         OSError: If the file cannot be read.
     """
     content = read_bytes(path)
-    parse = _nrrd if path.suffix in (".nrrd", ".nhdr") else _meta
+    parse = _nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else _meta
     stored, end = parse(content)
     return stored, content[end:] if stored.file is None else b""
 

@@ -77,7 +77,7 @@ def image_files(path: Path) -> list[Path]:
     with walled(path):
         if path.is_dir():
             return sorted(p for p in path.rglob("*") if p.is_file())
-        return files_of(path) if path.suffix in ITK_SUFFIXES else [path]
+        return files_of(path) if path.suffix.lower() in ITK_SUFFIXES else [path]
 
 
 def _read(path: Path, prefer: Literal["sform", "qform"] | None) -> Image:
@@ -85,9 +85,9 @@ def _read(path: Path, prefer: Literal["sform", "qform"] | None) -> Image:
         raise ImageError(f"{path} cannot be read: there is no such file.")
     if path.is_dir():
         return read_folder(path)
-    if path.name.endswith((".nii", ".nii.gz")):
+    if path.name.lower().endswith((".nii", ".nii.gz")):
         return read_nifti(path, prefer)
-    if path.suffix in ITK_SUFFIXES:
+    if path.suffix.lower() in ITK_SUFFIXES:
         return read_itk(path)
     raise ImageError(
         f"{path} should end in .nii, .nii.gz, {', '.join(ITK_SUFFIXES)} or be a folder of DICOM "

@@ -51,7 +51,7 @@ RESERVED = frozenset({"case", "split", "patient", "fov", "label", "landmarks", *
 """The columns of an index that nothing else may be called."""
 
 SHOWN = 5
-"""How many cases are listed on screen; ``prepare.json`` has all."""
+"""How many cases are listed on screen, and of others what is left out; ``prepare.json`` has all."""
 
 
 def recognise(
@@ -118,6 +118,8 @@ def describe(name: str, folder: Path, findings: Findings) -> str:
         lines += [f"    {_relative(note, folder)}" for note in source.notes]
     if len(findings.sources) > SHOWN:
         lines.append(f"  ... and {len(findings.sources) - SHOWN} more")
+    for source in findings.sources[SHOWN:]:
+        lines += [f"  {source.name}: {_relative(note, folder)}" for note in source.notes]
     return "\n".join(lines)
 
 
@@ -200,18 +202,28 @@ def _named(folder: Path, read: Reader, modalities: Sequence[str] | None) -> Find
     for place in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
         images: dict[str, Input] = {}
         others: dict[str, Input] = {}
+        taken: dict[str, str] = {}
+        notes = []
         for file in sorted(place.iterdir()):
             if not file.is_dir() and not FILE.match(file.name):
                 continue
             name = _stem(file)
             modality = names.get(name) or names.get(name.lower())
-            if modality is not None:
-                images.setdefault(modality, _input(file, read))
+            if modality in images:
+                notes.append(f"{file} is left out: {taken[modality]} is taken for {modality}")
+            elif modality is not None:
+                images[modality], taken[modality] = _input(file, read), file.name
             elif name in ("fov", "label"):
                 others[name] = _input(file, read)
         if images:
             findings.sources.append(
-                source_of(place.name, images, label=others.get("label"), fov=others.get("fov"))
+                source_of(
+                    place.name,
+                    images,
+                    label=others.get("label"),
+                    fov=others.get("fov"),
+                    notes=notes,
+                )
             )
     return findings
 
