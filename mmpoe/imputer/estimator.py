@@ -136,6 +136,7 @@ class MultimodalImputer:
         _check_choice("handle_unknown", self.handle_unknown, ("error", "missing"))
         self._empty = _empty(sources, keep=self.keep_empty_features)
         self.n_features_in_ = len(sources)
+        self._arrays = list(dict.fromkeys(source.modality for source in sources))
         sources = [s for j, s in enumerate(sources) if j not in self._empty]
         self.columns_ = [Column.learn(source, kinds.get(source.label)) for source in sources]
         self.modalities_ = self._modalities(X, sources, {labels[j] for j in self._empty})
@@ -460,6 +461,13 @@ class MultimodalImputer:
         self._check_fitted()
         sources = read(X)
         labels = [source.label for source in sources]
+        arrays = list(dict.fromkeys(source.modality for source in sources))
+        if is_mapping(X) and arrays != self._arrays:
+            raise ValueError(
+                "'X' should hold the arrays that it held when it was fitted, in their order "
+                f"({', '.join(self._arrays)}), but holds {', '.join(arrays)}. An array of NaN "
+                "stands for one that all rows lack."
+            )
         if len(labels) != self.n_features_in_:
             raise ValueError(
                 f"X has {len(labels)} features, but {type(self).__name__} is expecting "

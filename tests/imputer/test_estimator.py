@@ -364,6 +364,16 @@ def test_a_bad_argument_is_an_error(options, match):
         quick(**options).fit(X)
 
 
+def test_a_dictionary_has_the_arrays_that_were_fitted():
+    X = {"a": np.arange(8.0).reshape(4, 2), "b": np.arange(4.0)}
+    imputer = quick().fit(X)
+    for other in ({"b": X["b"], "a": X["a"]}, {"a": X["a"]}, {**X, "c": X["b"]}):
+        with pytest.raises(ValueError, match=r"in their order \(a, b\), but holds"):
+            imputer.transform(other)
+    filled = imputer.transform({**X, "a": np.full((4, 2), np.nan)})
+    assert np.isfinite(filled["a"]).all()
+
+
 def test_a_dictionary_takes_no_groups():
     with pytest.raises(ValueError, match=r"'groups' should be None: a dictionary"):
         quick(groups={"g": ["a"]}).fit({"a": np.zeros(3)})
