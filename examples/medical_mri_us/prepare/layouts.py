@@ -51,7 +51,7 @@ RESERVED = frozenset({"case", "split", "patient", "fov", "label", "landmarks", *
 """The columns of an index that nothing else may be called."""
 
 SHOWN = 5
-"""How many cases are listed on screen, and of others what is left out; ``prepare.json`` has all."""
+"""How many cases are listed on screen; of others, only what is left out is."""
 
 
 def recognise(
