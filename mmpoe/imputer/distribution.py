@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["PredictiveDistribution"]
 
 from collections.abc import Callable, Hashable
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -421,7 +420,7 @@ class PredictiveDistribution:
 
 
 def _check_share(name: str, value: Any) -> None:  # noqa: ANN401
-    if not isinstance(value, Real) or not 0 < value < 1:
+    if not isinstance(value, (int, float, np.number)) or not 0 < value < 1:
         raise ValueError(f"'{name}' should be a number between 0 and 1, but is {value!r}.")
 
 
