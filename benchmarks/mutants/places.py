@@ -98,7 +98,7 @@ MUTANTS = [
     Mutant(
         "the JSON of an earlier synthesis left",
         f"{MRI_US}/synthesis/files.py",
-        '        (folder / f"{name}.json").unlink(missing_ok=True)  # of an earlier run\n',
+        '    (folder / f"{name}.json").unlink(missing_ok=True)\n',
         "",
         "tests/examples/test_synthesize.py::test_files_get_their_names_with_the_json_last",
     ),

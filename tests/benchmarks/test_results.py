@@ -39,6 +39,7 @@ def test_documentation_includes_what_there_is_and_names_what_is_not(tmp_path):
         "fusion": ["fusion"],
         "kernels": ["gpu"],
         "reliability": ["reliability", "kills", "mutants"],
+        "tables_and_omics": ["omics", "tables"],
     }
     assert tuple(shown) == extension.PAGES
     for page, names in shown.items():
