@@ -253,6 +253,14 @@ def test_genuine_data_are_as_the_page_says():
 README = "| {} | {:.3f} / {:.3f} | {:.3f} / {:.3f} | {:.3f} / {:.3f} | {:.2f} / {:.2f} |"
 
 
+def test_ridge_is_the_opponent_that_the_readme_says(found):
+    assert "the strongest opponent in most of these scores" in " ".join(
+        (ROOT / "README.md").read_text().split()
+    )
+    beside = [v.opponent for v in compare(found, "all") if v.column.key in ("R2", "CRPS", "NLL")]
+    assert beside.count("ridge") > len(beside) / 2
+
+
 def test_what_the_readme_quotes(found):
     readme = (ROOT / "README.md").read_text()
     for name in ("LGG", "BRCA", "KIPAN", "miniACC"):
