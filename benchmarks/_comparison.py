@@ -171,6 +171,7 @@ def summary(head: str, found: Sequence[Verdict], ours: str) -> str:
     text += f"{len(told)} scores, and behind in {len(behind)}"
     places = [f"{v.place} ({v.column.title}, {v.opponent})" for v in behind]
     text += f": {'; '.join(places)}." if behind else "."
+    text = text if told else "A single seed was run: there are no intervals."
     lines = [
         f"| {head} | score | strongest opponent | difference | ahead |",
         "|---|---|---|---|---|",

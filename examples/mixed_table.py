@@ -73,7 +73,7 @@ class Numbers:
     def __init__(self, holes: pd.DataFrame) -> None:
         self.category = next(c for c in holes if not pd.api.types.is_numeric_dtype(holes[c]))
         numeric = holes.drop(columns=self.category)
-        self.loc, self.scale = numeric.mean(), numeric.std()
+        self.names, self.loc, self.scale = numeric.columns, numeric.mean(), numeric.std()
         self.levels = sorted(holes[self.category].dropna().unique())
 
     def encode(self, holes: pd.DataFrame) -> np.ndarray:
@@ -88,7 +88,7 @@ class Numbers:
         """Returns a table."""
         count = len(self.levels) - 1
         indicators = np.column_stack([filled[:, -count:], 1 - filled[:, -count:].sum(axis=1)])
-        table = pd.DataFrame(filled[:, :-count], like.index, self.loc.index)
+        table = pd.DataFrame(filled[:, :-count], like.index, self.names)
         table = table * self.scale + self.loc
         table[self.category] = np.array(self.levels, dtype=object)[indicators.argmax(axis=1)]
         return table[like.columns]

@@ -128,10 +128,12 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         return code
     command = f"python -m benchmarks.omics --profile {options.profile}"
+    found = collect(profile, folder)
+    run = max((len(runs) for of in found.values() for runs in of.values()), default=0)
     content = {
-        **facts(command + " --write" * options.write, options.profile, seeds),
+        **facts(command + " --write" * options.write, options.profile, range(run)),
         "absent": [method for method in METHODS if absent(method)],
-        "scenarios": collect(profile, folder),
+        "scenarios": found,
     }
     write("omics", content, markdown(content), RESULTS if options.write else options.out)
     print(f"\n{markdown(content)}")

@@ -213,8 +213,9 @@ def _correlation(z: np.ndarray) -> np.ndarray:
     if len(z) < 2:
         return np.eye(z.shape[1])
     covariance = LedoitWolf(assume_centered=True).fit(z).covariance_
-    deviation = np.sqrt(np.diag(covariance))
+    deviation = np.sqrt(np.maximum(np.diag(covariance), 1e-12))
     correlation = covariance / np.outer(deviation, deviation)
+    np.fill_diagonal(correlation, 1.0)  # of residuals that are all 0 too
     return (1 - LEAST_SHRINKAGE) * correlation + LEAST_SHRINKAGE * np.eye(len(correlation))
 
 

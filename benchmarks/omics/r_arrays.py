@@ -42,7 +42,7 @@ def read(content: bytes, names: Collection[str]) -> dict[str, pd.DataFrame]:
         if below is not None and below not in found and {"dim", "dimnames"} <= set(attributes):
             rows, columns = (_strings(part) for part in attributes["dimnames"].value)
             values = np.asarray(node.value).reshape(len(rows), len(columns), order="F")
-            found[below] = pd.DataFrame(values, index=rows, columns=columns)
+            found[below] = pd.DataFrame(values, pd.Index(rows), pd.Index(columns))
         children = [
             (child, name if name in names else below)
             for name, child in _children(node, attributes)

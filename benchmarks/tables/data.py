@@ -93,7 +93,7 @@ def _digits() -> pd.DataFrame:
     """Images of 8 x 8 pixels as 4 x 4 sums, and the digit."""
     bunch: Any = datasets.load_digits()
     sums = bunch.images.reshape(-1, 4, 2, 4, 2).sum(axis=(2, 4)).reshape(-1, 16)
-    frame = pd.DataFrame(sums, columns=[f"pixel{j}" for j in range(16)])
+    frame = pd.DataFrame(sums, columns=pd.Index([f"pixel{j}" for j in range(16)]))
     return frame.assign(digit=[str(digit) for digit in bunch.target])
 
 
@@ -126,7 +126,9 @@ def _generated() -> pd.DataFrame:
     random = np.random.default_rng(0)
     z = random.normal(size=(80, 2))
     x = z @ random.normal(size=(2, 4)) + 0.3 * random.normal(size=(80, 4))
-    return pd.DataFrame(x, columns=list("abcd")).assign(e=np.where(z[:, 0] > 0, "high", "low"))
+    return pd.DataFrame(x, columns=pd.Index(list("abcd"))).assign(
+        e=np.where(z[:, 0] > 0, "high", "low")
+    )
 
 
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {

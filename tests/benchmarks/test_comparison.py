@@ -64,6 +64,7 @@ def test_the_strongest_opponent_is_so_on_the_seeds_that_both_have():
     assert strongest(scores, HIGH, "ours") == "b"  # whose only seed was a hard one
     (verdict,) = verdicts("s", scores, [HIGH], "ours")
     assert verdict.winner == "–"
+    assert "no intervals" in summary("data", [verdict], "ours")
 
 
 def test_a_table_says_what_a_method_does_not_have():

@@ -248,3 +248,28 @@ def test_genuine_data_are_as_the_page_says():
     sizes = {name: len(p.train["rna"]) + len(p.test["rna"]) for name, p in parts.items()}
     assert sizes == {"LGG": 511, "BRCA": 769, "KIPAN": 633}
     assert all(x.shape[1] in (12, 13, 20, 100, 200, 400) for x in parts["LGG"].train.values())
+
+
+README = "| {} | {:.3f} / {:.3f} | {:.3f} / {:.3f} | {:.3f} / {:.3f} | {:.2f} / {:.2f} |"
+
+
+def test_ridge_is_the_opponent_that_the_readme_says(found):
+    assert "the strongest opponent in most of these scores" in " ".join(
+        (ROOT / "README.md").read_text().split()
+    )
+    beside = [v.opponent for v in compare(found, "all") if v.column.key in ("R2", "CRPS", "NLL")]
+    assert beside.count("ridge") > len(beside) / 2
+
+
+def test_what_the_readme_quotes(found):
+    readme = (ROOT / "README.md").read_text()
+    for name in ("LGG", "BRCA", "KIPAN", "miniACC"):
+        scenario = next(s for key, s in found["scenarios"].items() if key.startswith(name))
+        of_kind = by_kind(scenario, "all")
+        seeds = min(len(scenario[method]) for method in (OURS, "ridge"))
+        numbers = [
+            float(np.mean(of_kind[method][key][:seeds]))
+            for key in ("R2", "CRPS", "NLL", "coverage")
+            for method in (OURS, "ridge")
+        ]
+        assert README.format(name, *numbers) in readme

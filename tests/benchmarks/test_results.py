@@ -39,6 +39,7 @@ def test_documentation_includes_what_there_is_and_names_what_is_not(tmp_path):
         "fusion": ["fusion"],
         "kernels": ["gpu"],
         "reliability": ["reliability", "kills", "mutants"],
+        "tables_and_omics": ["omics", "tables"],
     }
     assert tuple(shown) == extension.PAGES
     for page, names in shown.items():
@@ -49,3 +50,16 @@ def test_documentation_includes_what_there_is_and_names_what_is_not(tmp_path):
         assert source == [text]
         extension.fill(None, page, source)
         assert "{results}" not in source[0]
+
+
+def test_work_is_done_once(tmp_path, capsys):
+    path, calls = tmp_path / "a" / "b.json", []
+
+    def work():
+        calls.append(1)
+        return {"x": float("nan"), "y": 1.0}
+
+    assert _results.once(path, work) == {"x": None, "y": 1.0}
+    assert capsys.readouterr().out == "b\n"
+    assert _results.once(path, work) == {"x": None, "y": 1.0}
+    assert len(calls) == 1

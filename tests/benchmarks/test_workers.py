@@ -73,3 +73,16 @@ sys.exit(143)
     assert not (tmp_path / "b.log").exists()
     assert "Stopped after 0 of 2 runs; the same command resumes" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_parts_are_done_here_or_as_jobs(tmp_path, monkeypatch):
+    done = []
+    parts = [("a", "1"), ("b", "2")]
+    work = lambda *part: done.append(part)
+    assert _workers.run_parts(work, parts, "part", [], tmp_path, 1) == 0
+    assert done == parts
+    (tmp_path / "part.py").write_text("import sys; print(*sys.argv[1:])")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert _workers.run_parts(work, parts, "part", ["--x"], tmp_path, 2) == 0
+    assert (tmp_path / "b 2.txt").read_text() == "--x --part b 2\n"
+    assert done == parts
