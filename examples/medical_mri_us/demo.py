@@ -7,6 +7,7 @@ __all__ = ["Demo", "run"]
 import json
 import os
 import platform
+import shlex
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -117,7 +118,8 @@ def run(demo: Demo) -> int:
     if history.interrupted:
         print(f"Stopped after {len(history.bounds)} steps; the model can be used as it is.")
         if demo.keep is not None:
-            print(f"To resume, run the same again with --keep {demo.keep} --resume.")
+            keep = shlex.quote(str(demo.keep))
+            print(f"To resume, run the same again with --keep {keep} --resume.")
         return history.exit_code
 
     cells = evaluate(model, subjects, held_out)

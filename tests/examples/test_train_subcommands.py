@@ -118,6 +118,14 @@ def test_the_card_says_what_the_model_is(index, tmp_path):
     assert "ICBM" in card
 
 
+def test_cases_that_hold_one_modality_each_are_noted(index, tmp_path, capsys):
+    assert fit(tmp_path, index, "training.steps=1") == 0
+    assert "no case has two modalities" not in capsys.readouterr().out
+    apart = write_index(tmp_path / "apart", {m: (m,) for m in MODALITIES})
+    assert fit(tmp_path, apart, "training.steps=1", out=tmp_path / "other") == 0
+    assert "Note: no case has two modalities" in capsys.readouterr().out
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(index, tmp_path, monkeypatch, capsys):
     """Faults 35 and 36, by the command's own options alone."""
     assert fit(tmp_path, index, out=tmp_path / "whole") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Prepare", "run"]
 
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -121,7 +122,8 @@ def run(options: Prepare) -> int:
         print("Error: no case could be prepared.", file=sys.stderr)
         return 3
     print(f"Slices are {record['size']} x {record['size']} pixels of {record['spacing']:g} mm.")
-    print(f"Wrote {options.out / 'index.csv'}. Look at it with: check {options.out / 'index.csv'}")
+    index = options.out / "index.csv"
+    print(f"Wrote {index}. Look at it with: check {shlex.quote(str(index))}")
     return 1 if failed else 0
 
 

@@ -6,6 +6,7 @@ __all__ = ["Train", "run"]
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -109,9 +110,12 @@ def run(options: Train) -> int:
             if not (steps and (folder / "config.toml").exists()):  # of what is resumed
                 write_config(folder / "config.toml", config)
             write_file(folder / "data.json", json.dumps(data, indent=2).encode())
-        counts = ", ".join(f"{m} {n}" for m, n in data["missingness"]["observed"].items())
+        observed = data["missingness"]["observed"]
+        counts = ", ".join(f"{m} {n}" for m, n in observed.items())
         device = "a GPU" if options.device != "cpu" and torch.cuda.is_available() else "the CPU"
         print(f"{len(subjects)} training cases with {counts}; training on {device}.")
+        if sum(observed.values()) <= len(subjects):
+            print("Note: no case has two modalities: nothing shows how to make one from another.")
 
     model, history = train(
         subjects,
@@ -139,7 +143,8 @@ def run(options: Train) -> int:
             write_card(folder)
         print(f"Model saved in {folder / 'model'}, after {len(history.bounds)} steps.")
         if history.interrupted:
-            print(f"Stopped before the end. To resume: train --out {folder} --resume")
+            again = f"train --out {shlex.quote(str(folder))} --resume"
+            print(f"Stopped before the end. To resume: {again}")
     return history.exit_code
 
 
