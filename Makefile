@@ -8,7 +8,7 @@ LOCK := requirements.lock
 EXTRAS := tensorboard,downstream,examples,omics
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-browser demo journey test test-fast check tests doctest docs audit-poe bench-smoke \
+.PHONY: help setup setup-browser demo journey test test-fast test-long check tests doctest docs audit-poe bench-smoke \
 	bench-ablations bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-omics \
 	bench-poe bench-recipe bench-synthesis bench-synthesis-full bench-tables bench-uncertainty calibration-gate fuzz \
 	gpu kill-test lock mutants reliability test-kernels format clean
@@ -79,7 +79,10 @@ tests: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(READY)  ## The tests that take no more than seconds each, under two minutes; for while you work
-	MMPOE_HYPOTHESIS=fast $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gate"
+	MMPOE_HYPOTHESIS=fast $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gate and not long"
+
+test-long: $(READY)  ## The tests that take most of a minute each: several machines, kills, a job of Slurm
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 doctest: $(READY)
 	$(BIN)/python -m pytest --doctest-modules -p no:xdist mmpoe examples

@@ -137,7 +137,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_thousand_cells_take_the_memory_of_a_batch():
     """Dense, they would take 800 MB."""
     done = subprocess.run(

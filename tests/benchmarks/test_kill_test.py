@@ -65,7 +65,7 @@ def test_contents_tell_bytes_of_results_and_names_of_others(tmp_path):
     assert contents(tmp_path) != one
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault(34)
 def test_a_few_kills_leave_nothing_torn():
     done = subprocess.run(

@@ -124,6 +124,7 @@ def write_release(root):
     official.save_checkpoint(model, root / "CP_main_1000.pth")
 
 
+@pytest.mark.long
 def test_the_recipe_runs_from_a_release_to_the_comparison(tmp_path):
     """As a program, with two processes that train against discriminators."""
     write_release(tmp_path)

@@ -102,6 +102,7 @@ def test_the_committed_table_has_all_rows():
     assert shown == {str(n): list(fault) for n, fault in FAULTS.items()}
 
 
+@pytest.mark.long
 def test_the_benchmark_runs_on_one_fault(tmp_path):
     """And on one that is not there."""
 

@@ -52,7 +52,7 @@ def job(tmp_path):
     return start
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault(35, simulated=True)
 def test_a_job_that_is_stopped_goes_back_into_the_queue_and_ends_at_the_same_bits(job, tmp_path):
     """By SIGTERM to the script alone; the second turn comes to the end, and asks for no third."""
@@ -78,7 +78,7 @@ def test_a_job_that_is_stopped_goes_back_into_the_queue_and_ends_at_the_same_bit
     assert "--rdzv_id 17-1" in second
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_fails_keeps_its_exit_code(job, tmp_path):
     """And does not go back into the queue."""
     (tmp_path / "run").write_text("a file in the place of the folder")

@@ -121,6 +121,7 @@ def test_processes_stop_together_and_resume_to_the_same_bits(tmp_path):
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.long
 @pytest.mark.fault(80, simulated=False)  # the patch is of a variable of the environment
 def test_two_machines_are_as_two_processes_and_may_become_one(tmp_path, monkeypatch):
     """They stop together and resume to the bits of two processes; or one goes on alone."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 
+from mmpoe.models import is_out_of_memory
+
 from .volumes import ImageError
 
 VOXELS = 2**29
@@ -32,7 +34,8 @@ def walled(path: Path, kind: str = "") -> Iterator[None]:
     """Turns whatever a library raises about a file, in a ``with`` block, into an `ImageError`.
 
     Damaged files make libraries raise errors of any type. None of them is let through, as it would
-    stop all the other cases, and none names the file.
+    stop all the other cases, and none names the file. Want of memory alone passes: it is no fault
+    of the file.
 
     Arguments:
         path: The file or folder that is read.
@@ -43,9 +46,9 @@ def walled(path: Path, kind: str = "") -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):  # of this machine: sizes were held against the file before
+            raise
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        if isinstance(error, MemoryError):
-            said = "it takes more memory than there is"
         lines = said.strip().splitlines() or [type(error).__name__]
         raise ImageError(
             f"{path} cannot be read{kind}: {lines[-1].strip().rstrip('.')}; "
