@@ -119,9 +119,7 @@ FAULTS = {
     66: Fault("hand-edited files whose checksums agree", "an error names the file"),
     67: Fault("an empty manifest", "an error: the checkpoint is incomplete"),
     68: Fault("a checkpoint of an older format", "migrated, or an error with its format"),
-    69: Fault(
-        "NaN, or keys of a checkpoint, in a description", "NaN resumes; the keys are an error"
-    ),
+    69: Fault("NaN or reserved keys in a description", "NaN resumes; the keys are an error"),
     70: Fault("official weights that hold NaN", "an error names the first"),
     # training runs
     71: Fault("memory of the machine that runs out", "exit code 5 with advice"),
