@@ -253,6 +253,7 @@ def found(tmp_path):
     return tables.read(tmp_path, every_variant(SIZE), 1), profile
 
 
+@pytest.mark.long
 def test_tables_compare_with_the_base_and_put_what_was_missing_first(found):
     text = tables.markdown(*found, "quick")
     assert text.startswith("# Ablations of the MMHVAE on phantom patients, profile 'quick'")
@@ -282,6 +283,7 @@ def test_results_hold_what_tables_show(found):
     assert len(json.dumps(content)) < 100_000
 
 
+@pytest.mark.long
 def test_scores_of_metrics_that_not_all_have_are_left_out(found, tmp_path):
     def also_perceptual(paths):
         for path in paths:

@@ -40,7 +40,7 @@ def test_the_committed_table_has_no_mutant_that_survived():
     assert all(re.fullmatch(r"`test_\w+\.py::test_\w+`", row[2]) for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mistake_is_found_and_a_comment_is_not(tmp_path):
     copy = Copy(tmp_path / "copy")
     tests = "tests/missing/test_draws.py"

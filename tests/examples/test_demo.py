@@ -267,6 +267,7 @@ def test_interrupt_leaves_a_usable_model(demo, tmp_path):
     assert synthesise(model, subjects("test")[0], ["us"])["t2"].shape == (8, SIZE, SIZE)
 
 
+@pytest.mark.long
 def test_sigterm_leaves_a_training_that_goes_on(demo, tmp_path):
     """Fault 35: the exit code is 143, and --resume takes the training up."""
     out, keep = tmp_path / "out", tmp_path / "keep"

@@ -100,6 +100,7 @@ def test_shared_out_weights_take_the_steps_of_the_joined_batch(tmp_path):
     assert not (tmp_path / "shared").exists()
 
 
+@pytest.mark.long
 def test_processes_stop_together_and_resume_to_the_same_bits(tmp_path):
     """One of three processes hears SIGTERM; only the first one writes."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
