@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Job", "run_jobs", "run_parts"]
+__all__ = ["Job", "command_line", "handed_on", "run_jobs", "run_parts"]
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -138,3 +139,36 @@ def _say(
 ) -> None:
     left = f"running: {', '.join(running) or 'none'}; {len(waiting)} waiting"
     print(f"{done} of {of}: {job.name} done in {seconds:.0f} s; {left}", flush=True)
+
+
+def command_line(
+    description: str,
+    profiles: Collection[str],
+    out: Path,
+    methods: Sequence[str],
+    part: tuple[str, ...],
+) -> argparse.ArgumentParser:
+    """Returns the options of a comparison whose scores are kept one by one.
+
+    Arguments:
+        description: The comparison, in words.
+        profiles: The names of its profiles; one of them is ``"full"``.
+        out: The folder for scores, by default.
+        methods: All methods.
+        part: The names of the arguments of a part, see `run_parts`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--profile", choices=profiles, default="full")
+    parser.add_argument("--out", type=Path, default=out, help="where scores are kept")
+    parser.add_argument("--write", action="store_true", help="write the tables that are committed")
+    parser.add_argument("--workers", type=int, default=2, help="processes at a time")
+    parser.add_argument("--collect", action="store_true", help="measure nothing")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
+    parser.add_argument("--part", nargs=len(part), metavar=part)
+    return parser
+
+
+def handed_on(options: argparse.Namespace) -> list[str]:
+    """Returns the options of `command_line` that every part gets too."""
+    same = ["--profile", options.profile, "--out", str(options.out)]
+    return [*same, "--methods", *options.methods]

@@ -10,7 +10,6 @@ which is not installed (the extra ``bench`` has them) are left out, and the tabl
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks._results import RESULTS, facts, once, write
-from benchmarks._workers import run_parts
+from benchmarks._workers import command_line, handed_on, run_parts
 
 from .data import NATURAL
 from .markdown import markdown
@@ -99,14 +98,13 @@ def collect(profile: Profile, folder: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the comparison, prints its tables, and writes them if asked to."""
-    parser = argparse.ArgumentParser(description="Missing modalities of genuine omics.")
-    parser.add_argument("--profile", choices=PROFILES, default="full")
-    parser.add_argument("--out", type=Path, default=OUT, help="where scores are kept")
-    parser.add_argument("--write", action="store_true", help="write the tables that are committed")
-    parser.add_argument("--workers", type=int, default=2, help="processes at a time")
-    parser.add_argument("--collect", action="store_true", help="measure nothing")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--part", nargs=3, metavar=("DATA", "MECHANISM", "SEED"))
+    parser = command_line(
+        "Missing modalities of genuine omics.",
+        PROFILES,
+        OUT,
+        METHODS,
+        ("DATA", "MECHANISM", "SEED"),
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     profile, folder = PROFILES[options.profile], options.out / options.profile
@@ -121,10 +119,10 @@ def main(arguments: list[str] | None = None) -> int:
         for scenario, of_scenario in profile.scenarios.items()
         if seed < of_scenario
     ]
-    same = ["--profile", options.profile, "--out", str(options.out), "--methods", *options.methods]
-    logs = folder / "logs"
     if not options.collect and (
-        code := run_parts(work, parts, "benchmarks.omics", same, logs, options.workers)
+        code := run_parts(
+            work, parts, "benchmarks.omics", handed_on(options), folder / "logs", options.workers
+        )
     ):
         return code
     command = f"python -m benchmarks.omics --profile {options.profile}"

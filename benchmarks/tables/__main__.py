@@ -10,7 +10,6 @@ need a package which is not installed are left out, and the tables say so.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks._results import RESULTS, facts, once, write
-from benchmarks._workers import run_parts
+from benchmarks._workers import command_line, handed_on, run_parts
 
 from .data import TABLES
 from .markdown import markdown
@@ -90,14 +89,9 @@ def collect(profile: Profile, folder: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the comparison, prints its tables, and writes them if asked to."""
-    parser = argparse.ArgumentParser(description="Tables with missing cells.")
-    parser.add_argument("--profile", choices=PROFILES, default="full")
-    parser.add_argument("--out", type=Path, default=OUT, help="where scores are kept")
-    parser.add_argument("--write", action="store_true", help="write the tables that are committed")
-    parser.add_argument("--workers", type=int, default=2, help="processes at a time")
-    parser.add_argument("--collect", action="store_true", help="measure nothing")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--part", nargs=2, metavar=("PATTERN", "TABLE"))
+    parser = command_line(
+        "Tables with missing cells.", PROFILES, OUT, METHODS, ("PATTERN", "TABLE")
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     profile, folder = PROFILES[options.profile], options.out / options.profile
@@ -106,10 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
         work(*options.part)
         return 0
     parts = [(pattern, table) for pattern in profile.patterns for table in profile.tables]
-    same = ["--profile", options.profile, "--out", str(options.out), "--methods", *options.methods]
-    logs = folder / "logs"
     if not options.collect and (
-        code := run_parts(work, parts, "benchmarks.tables", same, logs, options.workers)
+        code := run_parts(
+            work, parts, "benchmarks.tables", handed_on(options), folder / "logs", options.workers
+        )
     ):
         return code
     command = f"python -m benchmarks.tables --profile {options.profile}"
