@@ -21,7 +21,7 @@ ATAC = -np.arange(6.0).reshape(3, 2)
 
 
 def part(names, values, layers=None):
-    """What an AnnData object has, without the package."""
+    """The attributes of an AnnData object, without the package."""
     names = pd.Index(names)
     var = pd.DataFrame(index=[f"{values.shape[1]}-{i}" for i in range(values.shape[1])])
     return SimpleNamespace(

@@ -124,7 +124,7 @@ SERIES = [
     ("SAG T1 MPRAGE +C", "cet1", 500), ("AX T1 SE PRE", "t1", 400), ("AX DWI b1000", None, 900),
     ("3-plane localizer T2", None, 900),
 ]  # fmt: skip
-"""What the series of a study say, what they are taken for, and how bright they are."""
+"""The series of a study: their descriptions, what they are taken for, and how bright they are."""
 
 
 def write_study(root):

@@ -230,7 +230,7 @@ class Moving(torch.nn.Module):
 @pytest.mark.parametrize("shape", [(100, 70), (32, 45), (33, 90)])
 @pytest.mark.parametrize("reach", [0, 2, 4])
 def test_seams_of_tiles_are_invisible(shape, reach):
-    """Where the network moves with its input, tiles make the image of one pass over the whole."""
+    """Tiles make the image of one pass over the whole, if the network moves with its input."""
     torch.manual_seed(0)
     model, rng = Moving(reach), np.random.default_rng(0)
     x = rng.uniform(-1, 1, (2, *shape)).astype(np.float32)

@@ -43,7 +43,7 @@ def test_weights_form_a_mixture_over_what_was_observed(family, patterns):
 @pytest.mark.parametrize("family", ["full", "singletons", "powerset", "groups"])
 @given(patterns=PATTERNS)
 def test_no_subset_holds_what_was_not_observed_whatever_it_weighs(family, patterns):
-    """Where shapes cannot depend on data, subsets that weigh nothing are computed too."""
+    """Subsets that weigh nothing are computed too if shapes cannot depend on data."""
     observed = torch.tensor(patterns, dtype=torch.bool)
     members, _ = subsets(observed, family)
     assert not bool((members & ~observed).any())

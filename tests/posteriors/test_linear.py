@@ -196,7 +196,7 @@ def test_each_step_of_the_fit_raises_the_penalised_likelihood():
 
 
 def test_cells_that_are_missing_at_random_leave_the_mean_unbiased():
-    """Where large values of b hide a, the mean of a is not the mean of what is left."""
+    """The mean of a is not the mean of what is left, if large values of b hide a."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(4000, 1, dtype=torch.float64, generator=generator)
     b = z + 0.2 * torch.randn(4000, 3, dtype=torch.float64, generator=generator)

@@ -21,7 +21,7 @@ STANDINS = {
     "scontrol": 'if [ "$1" = show ]; then echo node-1; else echo "$@" >> "$FOLDER/queue"; fi',
     "torchrun": 'echo "$@" >> "$FOLDER/started"; exec "$PYTHON" "$PROGRAM" "$FOLDER/run" 40 2',
 }
-"""What takes the place of the commands, as shell scripts."""
+"""Shell scripts in place of the commands."""
 
 
 @pytest.fixture

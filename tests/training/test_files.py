@@ -33,7 +33,7 @@ def temporary(folder, process, machine=None, number=10**6):
 
 @pytest.fixture
 def events(monkeypatch):
-    """What is brought to the disk, with its size, and what is renamed, in their order."""
+    """The files that are synced, with their sizes, and those that are renamed, in order."""
     found = []
     fsync, replace = os.fsync, Path.replace
 
