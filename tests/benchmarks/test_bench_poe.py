@@ -40,3 +40,20 @@ def test_pages_say_how_much_faster_than_the_same_guarantees_the_kernels_are(page
     ratios = [re.findall(r"([\d.]+)x", line)[:2] for line in lines]  # eager and compiled
     assert len(ratios) == sum(case.name != "coarsest level" for case in bench_poe.CASES)
     assert all(float(ratio) >= 3 for pair in ratios for ratio in pair)
+
+
+def test_pages_say_how_much_longer_lean_compiled_code_takes():
+    results = (ROOT / "benchmarks" / "results" / "poe.txt").read_text()
+    rows = re.findall(
+        r"^(finest level|15 subsets) .* (drawn|given) .*?([\d.]+)x +\d+ ", results, re.M
+    )
+    ratios = {(case, noise): float(ratio) for case, noise, ratio in reversed(rows)}  # float32 last
+    low, high = min(float(r) for *_, r in rows), max(float(r) for *_, r in rows)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"without them, compiled, takes {low} to {high} times as long there" in readme
+    kernels = " ".join((ROOT / "docs" / "kernels.md").read_text().split())
+    assert (
+        f"it takes {ratios['finest level', 'drawn']} times as long as the kernels on the finest "
+        f"level, {ratios['finest level', 'given']} times if the noise is given, and "
+        f"{ratios['15 subsets', 'given']} to {ratios['15 subsets', 'drawn']} times for 15 subsets"
+    ) in kernels
