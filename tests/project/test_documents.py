@@ -31,13 +31,33 @@ API = ROOT / "docs" / "api"
 CONCEPTS = (ROOT / "docs" / "concepts.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/index.md"])
-def test_first_example_runs(name):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
-    names = {}
-    exec(compile(code, name, "exec"), names)
+def test_the_first_example_of_the_documentation_runs():
+    names = run_code(ROOT / "docs" / "index.md", {})
     assert names["table"].isfinite().any()
     assert names["table"].shape[1:] == (12,)
+
+
+@pytest.mark.slow
+def test_the_quickstart_prints_what_the_readme_says(capsys):
+    with torch.random.fork_rng(devices=[]):
+        run_code(ROOT / "README.md", {})
+    assert f"It prints `{capsys.readouterr().out.strip()}`" in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_is_short():
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(text.split()) <= 900
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    for target, _, place in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]*))?\)", text):
+        path = ROOT / target if target else ROOT / "README.md"
+        assert path.is_file(), target
+        if place:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+            names = [re.sub(r"[^\w -]", "", h).strip().lower() for h in headings]
+            assert place in [name.replace(" ", "-") for name in names]
 
 
 def run_code(page, names):
@@ -330,7 +350,7 @@ NETWORK = re.compile(
 )
 
 
-def test_what_the_readme_says_is_downloaded_is_all():
+def test_what_the_page_on_installing_says_is_downloaded_is_all():
     folders = ("mmpoe", "examples", "benchmarks")
     files = [p for folder in folders for p in (ROOT / folder).rglob("*.py")]
     found = [p.relative_to(ROOT).as_posix() for p in files if NETWORK.search(p.read_text())]
@@ -340,8 +360,8 @@ def test_what_the_readme_says_is_downloaded_is_all():
     online = [
         t.split(":")[0] for t in targets if re.search(r"^\t.*(pip install|apt-get)", t, re.M)
     ]
-    readme = (ROOT / "README.md").read_text()
-    assert "`hf://`" in readme
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert "`hf://`" in page
     assert {t for t in online if "bench" in t or "browser" in t} == {
         "setup-browser",
         "bench-multivae",
@@ -352,7 +372,7 @@ def test_what_the_readme_says_is_downloaded_is_all():
     downloads = ("make bench-omics", "make bench-tables", "make bench-fusion")
     installs = ("make lock", "make setup-browser", "make bench-multivae")
     for name in ("examples.digit_views", *downloads, *installs):
-        assert f"`{name}`" in readme
+        assert f"`{name}`" in page
 
 
 @pytest.mark.parametrize("kind", ["DiagNormal", "MixtureOfProducts"])
