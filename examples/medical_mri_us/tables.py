@@ -28,7 +28,7 @@ def from_table(kind: type[T], content: Mapping[str, Any], source: object) -> T:
         source: Where it comes from, for messages.
 
     Raises:
-        ValueError: If a key is unknown, which names the nearest ones, or a value has another type.
+        ValueError: If a key is unknown, with similar names, or a value has another type.
     """
     return _table(kind, content, "", source, list(_entries(kind, "")))
 

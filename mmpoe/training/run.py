@@ -48,8 +48,8 @@ class Optimizer:
     skipped step leaves weights and optimisers unchanged."""
     restart: float | None = None
     """The share of the run at which the state of the model's optimiser is reset, but for the
-    learning rate; never if None. It then forgets the gradients of an old loss, as when an
-    adversary sets in."""
+    learning rate; never if None. Averages of the gradients of an old loss are
+    dropped, as when an adversary sets in."""
     make: Callable[..., torch.optim.Optimizer] = adamw
     """Makes the optimiser: called with the parameters, `lr` and `weight_decay`. By default, AdamW
     with betas of 0.9 and 0.99."""

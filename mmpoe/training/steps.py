@@ -65,7 +65,7 @@ class Learner:
         self.restart()
 
     def restart(self) -> None:
-        """Resets the optimiser: it forgets the gradients that it has seen."""
+        """Resets the state of the optimiser, such as averages of past gradients."""
         self.optimizer = self._build(self.network.parameters())
         if getattr(self.fabric.strategy.precision, "scaler", None) is None:
             _fuse(self.optimizer)
