@@ -1,11 +1,25 @@
 """How Sphinx builds the documentation: ``make docs``."""
 
+import hashlib
+import os
+import shutil
 import sys
 from pathlib import Path
 
 import mmpoe
 
-sys.path.append(str(Path(__file__).parent / "_ext"))
+DOCS = Path(__file__).parent
+sys.path.append(str(DOCS / "_ext"))
+os.environ["OMP_NUM_THREADS"] = "1"  # of the kernels that run pages: their tensors are small
+
+
+def code_digest():
+    """The hash of all code that pages may run."""
+    digest = hashlib.sha256()
+    for folder in (DOCS.parent / "mmpoe", DOCS.parent / "examples"):
+        for file in sorted(f for f in folder.rglob("*") if f.suffix in (".py", ".cpp", ".cuh")):
+            digest.update(f"{file.relative_to(DOCS.parent)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 project = "mmpoe"
 author = "The mmpoe developers"
@@ -27,9 +41,10 @@ exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 # markdown and executed notebooks
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "force"
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(DOCS / "_build" / "cache" / code_digest())
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 1200
 nb_output_stderr = "remove"
 nb_merge_streams = True
 
@@ -74,5 +89,18 @@ def skip_undescribed_field(app, what, name, obj, skip, options):
 
 
 def always_execute(app, env, added, changed, removed):
-    """Runs pages with code in each build: they depend on the library, not on their text alone."""
-    return ["tutorial", "training"]
+    """Reads pages with code in each build: they depend on the library, not on their text alone.
+
+    They are executed if their code or that of the project changed since; what was cached of other
+    code is dropped.
+    """
+    cache = Path(app.config.nb_execution_cache_path)
+    for old in cache.parent.glob("*"):
+        if old != cache:
+            shutil.rmtree(old)
+    return [page for page in env.found_docs if "file_format: mystnb" in _head(env.doc2path(page))]
+
+
+def _head(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read(100)
