@@ -58,6 +58,15 @@ def test_outputs_and_gradients_equal_the_float64_reference(inputs, order):
 
 
 @exhaustive
+def test_gradients_that_overflow_half_precision_are_infinite():
+    """That of a log scale is of the order of its variance, 2e7 here."""
+    inputs = make(experts=1, dtype=torch.float16, prior=False, prior_in="never", share=1.0)
+    inputs.log_scale[0].fill_(8.5)
+    assert torch.isinf(exact(inputs)[-1].half()).all()
+    assert distance(inputs, EXACT) < DTYPES[torch.float16]
+
+
+@exhaustive
 @pytest.mark.parametrize("experts", [8, 9, 16, 17, 32])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_many_experts(experts, dtype):
