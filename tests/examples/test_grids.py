@@ -174,7 +174,7 @@ def test_frames_say_where_they_lie_in_three_ways(tmp_path, kind):
     if kind == "simple":
         del file.SpacingBetweenSlices
         file.save_as(path)
-        with pytest.raises(ImageError, match="its frames say nothing of where they lie"):
+        with pytest.raises(ImageError, match="it does not say where it lies"):
             read_image(tmp_path / "us")
 
 

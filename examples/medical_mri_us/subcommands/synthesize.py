@@ -183,4 +183,5 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
     name = stem(file)
     name = made_name(file.parent.name if name in modalities else name)
     fov = None if options.fov is None else input_of(options.fov)
-    return [Job(name, {m: input_of(path) for m, path in ordered.items()}, fov)]
+    alone = len(ordered) == 1
+    return [Job(name, {m: input_of(f, alone=alone) for m, f in ordered.items()}, fov)]
