@@ -26,7 +26,8 @@ from examples.medical_mri_us.data import (
 from examples.medical_mri_us.facts import read_data
 from examples.medical_mri_us.models import load_model
 from examples.medical_mri_us.outputs import open_folder
-from examples.medical_mri_us.windows import fit_subjects
+from examples.medical_mri_us.synthesis.slices import tile_stride
+from examples.medical_mri_us.windows import tile_subject
 from mmpoe.imputation import calibrate
 from mmpoe.training import lock, save_checkpoint
 
@@ -93,13 +94,16 @@ def _calibrate(folder: Path, options: Calibrate) -> int:
     index = Path(data["index"]) if options.data is None else options.data
     cases = [c for c in read_index(index, model.modalities) if c.split == data["split"]]
     loaded = [turned(s, description.get("axes")) for s in load_subjects(cases)[0]]
-    subjects = fit_subjects(loaded, config.size)
-    if not subjects:
+    if not loaded:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
-    whole = [s for s in subjects if len(s.images) == len(model.modalities)]
-    samples, complete = Samples(subjects), len(Samples(whole))
+    stride = tile_stride(model, config.size)
+    subjects = [tile for s in loaded for tile in tile_subject(s, config.size, stride)]
+    whole = [s for s in loaded if len(s.images) == len(model.modalities)]
+    samples = Samples(subjects)
+    complete = len(Samples([s for s in subjects if len(s.images) == len(model.modalities)]))
+    what = "slices" if len(subjects) == len(loaded) else "tiles of slices"
     print(
-        f"Fitting matched experts to {len(samples)} slices, {complete} of them complete, of "
+        f"Fitting matched experts to {len(samples)} {what}, {complete} of them complete, of "
         f"{len(whole)} cases."
     )
     if 0 < len(whole) < FEW:

@@ -30,10 +30,15 @@ from examples.medical_mri_us.downstream import (
     segment_tumours,
     write_tables,
 )
-from examples.medical_mri_us.evaluation import choose_device, load_trained, note, predict
+from examples.medical_mri_us.evaluation import (
+    Trained,
+    choose_device,
+    load_trained,
+    note,
+    predict,
+)
 from examples.medical_mri_us.facts import is_phantom
 from examples.medical_mri_us.outputs import open_folder
-from mmpoe.models import MMHVAE
 from mmpoe.training import write_file
 
 TASKS = ("segmentation", "registration")
@@ -112,7 +117,7 @@ def run(options: Downstream) -> int:
     cases = read_index(options.data, model.modalities)
     sets = _choose(cases, trained.size, options)
 
-    source = Synthesiser(list(model.modalities), partial(_make, model))
+    source = Synthesiser(list(model.modalities), partial(_make, trained))
     found: dict[str, Any] = {}
     problem = None
     if "segmentation" in options.task:
@@ -226,7 +231,7 @@ def _segment(
     return found, None
 
 
-def _make(model: MMHVAE, subject: Subject, given: Sequence[str], target: str) -> Volume:
+def _make(trained: Trained, subject: Subject, given: Sequence[str], target: str) -> Volume:
     """A modality as the model makes it of others, at the mean, -1 outside the field of view."""
-    made = predict(model, subject, given)[target].clip(-1, 1)
+    made = predict(trained.model, subject, given, size=trained.size)[target].clip(-1, 1)
     return np.where(subject.fov, made, BACKGROUND).astype(np.float32)

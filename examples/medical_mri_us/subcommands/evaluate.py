@@ -110,7 +110,9 @@ def run(options: Evaluate) -> int:
     shown = choose(results.scores, first.name, results.protocols[0].name, options.views)
     cases_shown = [case for case in test if case.name in shown]
     views = {
-        subject.name: make_view(first.model, subject, options.samples, options.seed)
+        subject.name: make_view(
+            first.model, subject, options.samples, options.seed, size=first.size
+        )
         for subject in load_one_by_one(cases_shown, first.size, [], first.axes)
     }
     phantom = is_phantom(options.data)
