@@ -8,7 +8,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from hostile import metaimage, nrrd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import item
@@ -304,35 +303,6 @@ def test_echoes_in_frames_are_told_apart(tmp_path):
     file.save_as(folder / "a.dcm")
     with pytest.raises(ImageError, match=r"2 images .* by EffectiveEchoTime \(20\.0; 90\.0\)"):
         read_image(folder)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    suffix=st.sampled_from([".mha", ".nrrd"]),
-    tracked=st.integers(0, 4),
-    kind=st.sampled_from(["domain", "list", "time", "space"]),
-)
-def test_sweeps_are_refused(suffix, tracked, kind):
-    """By the kind of an axis, or transforms of several frames: identity spacing says nothing."""
-    data = np.arange(60).reshape(3, 4, 5)
-    kinds = f"domain domain {kind}"
-    matrix = "1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1"
-    named = {f"Seq_Frame{k:04}_ProbeToTrackerTransform": matrix for k in range(tracked)}
-    status = {f"{name}Status": "OK" for name in named}
-    if suffix == ".mha":
-        content = metaimage(data, Kinds=kinds, **named, **status)
-    else:
-        content = nrrd(data, kinds=kinds)
-        keys = "".join(f"{name}:={value}\n" for name, value in {**named, **status}.items())
-        content = content.replace(b"\n\n", f"\n{keys}\n".encode(), 1)
-    with tempfile.TemporaryDirectory() as root:
-        file = Path(root) / f"sweep{suffix}"
-        file.write_bytes(content)
-        if tracked > 1 or kind in ("list", "time"):
-            with pytest.raises(ImageError, match=r"it is a sweep.*reconstruct a volume"):
-                read_image(file)
-        else:
-            np.testing.assert_array_equal(read_image(file).data, data)
 
 
 @pytest.fixture

@@ -54,6 +54,13 @@ META_TYPES = {
 }
 """The types of MetaImage, by their names in NumPy."""
 
+SPACES = {
+    "left-posterior-superior": "lps",
+    "right-anterior-superior": "ras",
+    "left-anterior-superior": "las",
+}
+"""The spaces of NRRD that are those of a patient, and their short names."""
+
 ENCODINGS = {
     "raw": "raw",
     "gzip": "gzip",
@@ -84,23 +91,33 @@ class Stored:
     """The number of lines in front of these."""
     listed: bool = False
     """Whether they are pictures one after the other, which the last axis counts."""
+    unplaced: str = ""
+    """The reason why the header does not say where they lie in the patient, if it does not."""
 
 
 def read_header(path: Path) -> tuple[Stored, bytes]:
     """Reads a header, and returns with it what follows it in the file.
 
     Raises:
-        ImageError: If it is a sweep of pictures rather than a volume.
+        ImageError: If it is a sweep of pictures rather than a volume, or does not say where it
+            lies.
         ValueError: If it is damaged, or voxels are stored in a way that is not read here.
         OSError: If the file cannot be read.
     """
     content = read_bytes(path)
+    if not content:
+        raise ValueError("it is empty")
     parse = _nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else _meta
     stored, end = parse(content)
     if stored.listed:
         raise ImageError(
             f"{path} cannot be used: it is a sweep, pictures one after the other that are no "
             "slices of a volume; reconstruct a volume of them first, as PLUS and 3D Slicer do."
+        )
+    if stored.unplaced:
+        raise ImageError(
+            f"{path} does not say how it lies in space ({stored.unplaced}); write its header "
+            "again."
         )
     return stored, content[end:] if stored.file is None else b""
 
@@ -176,7 +193,14 @@ def _nrrd(content: bytes) -> tuple[Stored, int]:
     file = fields.get("datafile")
     shape = _shape(fields, "sizes")
     listed = _listed(fields.get("kinds", ""), keys)
-    return Stored(shape, np.dtype(kind), encoding, _single(file), start, count, listed), end
+    space = fields.get("space")
+    unplaced = "" if "spacedirections" in fields else "it has no space directions"
+    if (space or "").lower() not in (*SPACES, *SPACES.values()):
+        unplaced = f"its space is {space!r}, none of {', '.join(SPACES)}"
+        unplaced = unplaced if space else "it has no space"
+    dtype = np.dtype(kind)
+    stored = Stored(shape, dtype, encoding, _single(file), start, count, listed, unplaced)
+    return stored, end
 
 
 def _meta(content: bytes) -> tuple[Stored, int]:
@@ -203,7 +227,10 @@ def _meta(content: bytes) -> tuple[Stored, int]:
         raise ValueError(f"its header skips {start} bytes")
     name = None if inside else _single(file)
     listed = _listed(fields.get("Kinds", ""), fields)
-    return Stored(_shape(fields, "DimSize"), dtype, encoding, name, start, listed=listed), end
+    turned = any(field in fields for field in ("TransformMatrix", "Rotation", "Orientation"))
+    unplaced = "" if turned else "it has no TransformMatrix"
+    shape = _shape(fields, "DimSize")
+    return Stored(shape, dtype, encoding, name, start, listed=listed, unplaced=unplaced), end
 
 
 def _listed(kinds: str, names: Iterable[str]) -> bool:
