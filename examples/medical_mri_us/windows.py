@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .counts import counted
 from .data import Mask, Subject
 
 
@@ -174,8 +175,8 @@ def pad_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:
     large = sum(max(s.fov.shape[1:]) > size for s in subjects)
     if large:
         print(
-            f"{large} cases are larger than {size} x {size} pixels: training takes windows of "
-            "them, at random places."
+            f"{counted(large, 'case is', 'cases are')} larger than {size} x {size} pixels: "
+            "training takes windows, at random places."
         )
     return [pad_subject(subject, size) for subject in subjects]
 

@@ -14,6 +14,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage
 from tqdm import tqdm
 
+from examples.medical_mri_us.counts import counted
+
 from .datasets import frames_of, is_dicom, read_dataset, read_frames
 from .foreign import check_voxels, walled
 from .geometry import Affine
@@ -56,7 +58,7 @@ class Series:
     def __str__(self) -> str:
         """Returns what a person needs to find the series again."""
         what = self.tag("SeriesDescription") or "without description"
-        return f"{self.tag('Modality')} '{what}', {len(self.files)} files, {self.uid}"
+        return f"{self.tag('Modality')} '{what}', {counted(len(self.files), 'file')}, {self.uid}"
 
 
 def list_series(folder: str | Path, *, progress: bool = False) -> list[Series]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import Subject
 from mmpoe.models import MMHVAE
 
@@ -59,7 +60,9 @@ def choose(scores: Sequence[Scores], model: str, protocol: str, count: int) -> d
     for quantile, name in wanted:
         case = order[round(quantile * last)]
         if len(chosen) < count:
-            chosen.setdefault(case, f"{name} cross-modal PSNR of {len(order)} cases, {protocol}")
+            chosen.setdefault(
+                case, f"{name} cross-modal PSNR of {counted(len(order), 'case')}, {protocol}"
+            )
     return chosen
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import (
     CaseError,
     Slices,
@@ -95,16 +96,16 @@ def _calibrate(folder: Path, options: Calibrate) -> int:
     cases = [c for c in read_index(index, model.modalities) if c.split == data["split"]]
     loaded = [turned(s, description.get("axes")) for s in load_subjects(cases)[0]]
     if not loaded:
-        raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
+        raise CaseError(f"{index}: none of {counted(len(cases), 'training case')} can be used.")
     stride = tile_stride(model, config.size)
     subjects = [tile for s in loaded for tile in tile_subject(s, config.size, stride)]
     whole = [s for s in loaded if len(s.images) == len(model.modalities)]
     samples = Samples(subjects)
     complete = len(Samples([s for s in subjects if len(s.images) == len(model.modalities)]))
-    what = "slices" if len(subjects) == len(loaded) else "tiles of slices"
+    parts = ("slice",) if len(subjects) == len(loaded) else ("tile of slices", "tiles of slices")
     print(
-        f"Fitting matched experts to {len(samples)} {what}, {complete} of them complete, of "
-        f"{len(whole)} cases."
+        f"Fitting matched experts to {counted(len(samples), *parts)}, {complete} of them "
+        f"complete, of {counted(len(whole), 'case')}."
     )
     if 0 < len(whole) < FEW:
         print("So few complete cases can hardly tell how others spread: check the coverage.")

@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 
 from examples.medical_mri_us.checks import check_integer, check_number, check_positive
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import Case, CaseError, Subject, Volume, read_index
 from examples.medical_mri_us.downstream import (
     REGISTRATION_REFERENCES,
@@ -155,7 +156,12 @@ def run(options: Downstream) -> int:
         print(problem, file=sys.stderr)
         return 3
     if problems:
-        print(f"{len(problems)} cases were left out:", *problems, sep="\n  ", file=sys.stderr)
+        print(
+            f"{counted(len(problems), 'case was', 'cases were')} left out:",
+            *problems,
+            sep="\n  ",
+            file=sys.stderr,
+        )
     return 1 if problems else 0
 
 

@@ -13,6 +13,7 @@ import tyro
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.checks import check_integer
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import read_index
 from examples.medical_mri_us.evaluation import (
     ALPHA,
@@ -151,7 +152,8 @@ def run(options: Evaluate) -> int:
     minutes = (time.monotonic() - start) / 60
     print(f"{summary(cells, first.name)}\nWrote {options.out} ({minutes:.1f} minutes).")
     if results.problems:
-        print(f"{len(results.problems)} of {len(test)} cases were left out.", file=sys.stderr)
+        lost = counted(len(results.problems), "case was", "cases were")
+        print(f"{lost} left out, of {len(test)}.", file=sys.stderr)
     return 1 if results.problems else 0
 
 
