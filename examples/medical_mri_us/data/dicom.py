@@ -185,8 +185,8 @@ def _check_mosaic(header: Dataset, where: Path) -> None:
     tiles = header[MOSAIC].value if MOSAIC in header else 1
     if "MOSAIC" in (header.get("ImageType") or ()) or tiles != 1:
         raise ImageError(
-            f"{where} cannot be used: its pictures are mosaics of Siemens, with all slices side "
-            "by side; convert it to NIfTI first, as dcm2niix does."
+            f"{where} cannot be used: its pictures are Siemens mosaics, which hold all slices "
+            "side by side; convert them to NIfTI first, with dcm2niix."
         )
 
 

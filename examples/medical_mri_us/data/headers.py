@@ -111,8 +111,8 @@ def read_header(path: Path) -> tuple[Stored, bytes]:
     stored, end = parse(content)
     if stored.listed:
         raise ImageError(
-            f"{path} cannot be used: it is a sweep, pictures one after the other that are no "
-            "slices of a volume; reconstruct a volume of them first, as PLUS and 3D Slicer do."
+            f"{path} cannot be used: it is a sweep, whose pictures are not the slices of a "
+            "volume; reconstruct a volume from them first, as PLUS and 3D Slicer do."
         )
     if stored.unplaced:
         raise ImageError(

@@ -98,8 +98,9 @@ def plane_of(header: Dataset, frame: int, where: Path) -> Plane:
         between = header.get("SpacingBetweenSlices")
     if None in (position, orientation, pixel, between):
         raise UnplacedError(
-            f"{where} cannot be used: it does not say where it lies, as 2-D ultrasound and "
-            "screenshots do not; export a volume, or reconstruct one from a tracked sweep."
+            f"{where} cannot be used: it does not say where it lies in the patient, as 2-D "
+            "ultrasound and screenshots never do; export a volume, or reconstruct one from a "
+            "tracked sweep."
         )
     rows, columns = (float(n) for n in pixel)
     plane = Plane(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Chosen", "choose_cases"]
+__all__ = ["ANY_MR", "Chosen", "choose_cases"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +18,9 @@ from .segmentation import tumour_ml
 
 LEAST_SLICES = 4
 """How many slices registration needs: what it takes to blur a volume."""
+
+ANY_MR = "*"
+"""Any modality but ultrasound, in place of a name; no modality is called so."""
 
 
 @dataclass
@@ -48,14 +51,14 @@ def choose_cases(
     Arguments:
         cases: The cases.
         size: The height and width that smaller slices are padded to, in pixels.
-        modalities: What a case has to have; ``"mr"`` for any modality but ultrasound.
+        modalities: What a case has to have; `ANY_MR` for any but ultrasound.
         labels: Whether it has to have labels.
         least_ml: The least volume of tumour in view that it has to have, ml.
         points: Whether it has to have landmarks, and slices enough to be registered.
     """
     chosen = Chosen()
     for case in cases:
-        lacks = [m for m in modalities if not _has(case, m)]
+        lacks = ["MR" if m == ANY_MR else m for m in modalities if not _has(case, m)]
         lacks += ["labels"] * (labels and case.label is None)
         lacks += ["landmarks"] * (points and case.landmarks is None)
         if lacks:
@@ -82,7 +85,7 @@ def choose_cases(
 
 
 def _has(case: Case, modality: str) -> bool:
-    if modality == "mr":
+    if modality == ANY_MR:
         return any(m != "us" for m in case.images)
     return modality in case.images
 

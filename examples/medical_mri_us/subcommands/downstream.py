@@ -20,6 +20,7 @@ from examples.medical_mri_us.checks import check_integer, check_number, check_po
 from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import Case, CaseError, Subject, Volume, read_index
 from examples.medical_mri_us.downstream import (
+    ANY_MR,
     REGISTRATION_REFERENCES,
     SEGMENTATION_REFERENCES,
     Chosen,
@@ -187,7 +188,7 @@ def _choose(cases: Sequence[Case], size: int, options: Downstream) -> dict[str, 
     held_out = [case for case in cases if case.split == options.split]
     sets: dict[str, Chosen] = {}
     if "segmentation" in options.task:
-        sets["training"] = choose_cases(learnt, size, modalities=("us", "mr"), labels=True)
+        sets["training"] = choose_cases(learnt, size, modalities=("us", ANY_MR), labels=True)
         sets["test"] = choose_cases(
             held_out, size, modalities=("us",), labels=True, least_ml=options.least_ml
         )
