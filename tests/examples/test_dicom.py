@@ -6,6 +6,7 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pydicom
+import pydicom.data
 import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from pydicom.uid import (
 from volumes import make_run
 
 from examples.medical_mri_us.data import CaseError, ImageError, list_series, read_image
+from examples.medical_mri_us.data.datasets import read_frames
 from examples.medical_mri_us.data.repeats import TELLING
 from examples.medical_mri_us.subcommands.synthesize import Synthesize
 from examples.medical_mri_us.subcommands.synthesize import run as synthesize
@@ -153,6 +155,32 @@ def test_numbers_of_one_scale_are_those_of_simpleitk(tmp_path, syntax, kind):
         k = int(file.stem[-1])
         other = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0]
         np.testing.assert_array_equal(found.data[..., k], other.T)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16])
+def test_small_numbers_are_bright_where_a_file_says_so(tmp_path, syntax, kind):
+    """As SimpleITK has it: the range is turned about, whatever the encoding."""
+    stored = numbers(2, kind, 8 * np.dtype(kind).itemsize)
+    tags = {"PhotometricInterpretation": "MONOCHROME1"}
+    folder = write_slices(tmp_path, stored, [(2.0, 3.0)] * 2, syntax=syntax, **tags)
+    found = read_image(folder).data
+    limits = np.iinfo(kind)
+    wanted = 2.0 * (int(limits.min) + int(limits.max) - stored.astype(int)) + 3
+    np.testing.assert_array_equal(found, wanted.astype(np.float32).T)
+    for file in folder.iterdir():
+        other = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0]
+        np.testing.assert_array_equal(found[..., int(file.stem[-1])], other.T)
+
+
+def test_encodings_of_one_scan_agree():
+    """A genuine MR that comes with pydicom, in seven transfer syntaxes."""
+    folder = Path(pydicom.data.__file__).parent / "test_files"
+    kinds = ("", "_RLE", "_bigendian", "_expb", "_implicit", "_jp2klossless", "_jpeg_ls_lossless")
+    wanted = pydicom.dcmread(folder / "MR_small.dcm").pixel_array
+    for kind in kinds:
+        found = read_frames(folder / f"MR_small{kind}.dcm")
+        np.testing.assert_array_equal(found, wanted[None], err_msg=kind)
 
 
 def test_bits_that_are_not_stored_are_passed_over(tmp_path):

@@ -102,6 +102,9 @@ def read_frames(path: Path) -> np.ndarray:
     wanted = frames_of(dataset), dataset.Rows, dataset.Columns
     if stored.shape != wanted:
         raise ImageError(f"{path} should hold {wanted} grey pixels, but has {stored.shape}.")
+    if kind == "MONOCHROME1":  # small numbers are bright
+        bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
+        stored = (-1 if signed else 2**bits - 1) - stored.astype(np.int64)
     scaled = np.empty(stored.shape, np.float32)
     for k, frame in enumerate(stored):
         said = functional_group(dataset, k, "PixelValueTransformation") or dataset
@@ -118,11 +121,11 @@ def _stored(dataset: Dataset) -> np.ndarray:
         above = bits - 1 - int(dataset.get("HighBit", bits - 1))
         unused = bits - int(dataset.get("BitsStored", bits))
         return (stored << above) >> unused if unused else stored  # old overlays lie there
-    plain = Dataset()  # without a scale, which SimpleITK would apply as that of the first frame
+    plain = Dataset()  # without a scale, which SimpleITK would apply, that of the first frame
     for name in LAYOUT:
         if name in dataset:
             plain[name] = dataset[name]
-    plain["PixelData"] = dataset["PixelData"]
+    plain["PixelData"], plain.PhotometricInterpretation = dataset["PixelData"], "MONOCHROME2"
     plain.SOPClassUID, plain.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"
     plain.file_meta = FileMetaDataset()
     plain.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
