@@ -48,7 +48,7 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """Where a slice or a frame lies, in the axes of DICOM (left, back, up), mm."""
+    """The place of a slice or a frame, in the axes of DICOM (left, back, up), mm."""
 
     position: Vector
     """The place of the first pixel, (3)."""

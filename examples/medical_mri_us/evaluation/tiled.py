@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["predict_tiles", "tiles_over"]
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 from examples.medical_mri_us.data import Subject, Volume
 from examples.medical_mri_us.synthesis.slices import Noise, tile_stride
 from examples.medical_mri_us.windows import Tiles
-from mmpoe.hierarchy import Experts
 from mmpoe.missing import as_mask
 from mmpoe.models import MMHVAE
 from mmpoe.nn import evaluation
@@ -40,7 +40,7 @@ def predict_tiles(
     *,
     temperature: float,
     samples: int,
-    experts: Experts,
+    experts: Literal["trained", "matched"],
 ) -> dict[str, tuple[Volume, Volume]]:
     """Draws predictions of every modality from all that is given.
 
