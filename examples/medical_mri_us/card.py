@@ -12,6 +12,7 @@ from typing import Any
 
 from mmpoe.training import CheckpointError, write_file
 
+from .counts import counted
 from .modalities import LABELS
 from .phantom import CREDIT
 from .writing import Markdown, code, code_block, fill, joined, table
@@ -114,11 +115,10 @@ def _data(model: dict[str, Any], data: dict[str, Any]) -> Markdown:
     ]
     parts = [
         fill(
-            "{} {} of the split {}, of which {} lack some modality:",
-            found["cases"],
-            "simulated patients" if data["phantom"] else "cases",
+            "{} of the split {}, of which {} some modality:",
+            counted(found["cases"], "simulated patient" if data["phantom"] else "case"),
             code(data["split"]),
-            found["incomplete"],
+            counted(found["incomplete"], "lacks", "lack"),
         ),
         table([*model["modalities"], "cases"], rows),
     ]
@@ -132,9 +132,9 @@ def _data(model: dict[str, Any], data: dict[str, Any]) -> Markdown:
 
 def _training(model: dict[str, Any]) -> Markdown:
     return fill(
-        "{} steps in {:.1f} minutes, {} of them skipped.{} Settings: {}. The whole configuration "
+        "{} in {:.1f} minutes, {} of them skipped.{} Settings: {}. The whole configuration "
         "is in `config.toml`. Software: mmpoe {}, torch {}.",
-        model["steps"],
+        counted(model["steps"], "step"),
         model["seconds"] / 60,
         model["skipped"],
         " It was stopped before its end." if model["interrupted"] else "",
@@ -152,11 +152,11 @@ def _uncertainty(model: dict[str, Any]) -> str:
         )
     how = model["calibration"]
     return fill(
-        "Standard deviations come from matched experts, fitted for {} steps to {} slices ({} of "
-        "them complete, of {} cases). How many complete cases there were limits how far they are "
+        "Standard deviations come from matched experts, fitted for {} to {} ({} of "
+        "them complete, of {}). How many complete cases there were limits how far they are "
         "to be trusted.",
-        how["steps"],
-        how["slices"],
+        counted(how["steps"], "step"),
+        counted(how["slices"], "slice"),
         how["complete"],
-        how["complete_cases"],
+        counted(how["complete_cases"], "case"),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Tile", "Tiles", "Window", "fit_subject", "fit_subjects", "pad_subjects"]
+__all__ = ["Tile", "Tiles", "Window", "pad_subject", "pad_subjects", "tile_subject"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .counts import counted
 from .data import Mask, Subject
 
 
@@ -146,25 +147,27 @@ class Tiles:
         ]
 
 
-def fit_subject(subject: Subject, size: int) -> tuple[Subject, float]:
-    """Cuts or pads the slices of a subject to a model's size.
+def tile_subject(subject: Subject, size: int, stride: int) -> list[Subject]:
+    """Cuts the slices of a subject into tiles, each as a subject; itself if it fits.
 
     Arguments:
         subject: The subject.
         size: The height and width of the model's slices, in pixels.
-
-    Returns:
-        The subject, and the share of its field of view that was cut off.
+        stride: The distance between neighbours, in pixels.
     """
     if subject.fov.shape[1:] == (size, size):
-        return subject, 0.0
-    window = Window.around(subject.fov, size)
-    fov = window.cut(subject.fov, False)
-    label = None if subject.label is None else window.cut(subject.label, 0)
-    images = {m: window.cut(v, -1) for m, v in subject.images.items()}
-    targets = {m: window.cut(v, -1) for m, v in subject.targets.items()}
-    lost = 1 - fov.sum() / max(1, subject.fov.sum())
-    return replace(subject, images=images, fov=fov, label=label, targets=targets), float(lost)
+        return [subject]
+    return [_cut(subject, tile.window) for tile in Tiles.over(subject.fov, size, stride)]
+
+
+def _cut(subject: Subject, window: Window) -> Subject:
+    return replace(
+        subject,
+        images={m: window.cut(v, -1) for m, v in subject.images.items()},
+        targets={m: window.cut(v, -1) for m, v in subject.targets.items()},
+        fov=window.cut(subject.fov, False),
+        label=None if subject.label is None else window.cut(subject.label, 0),
+    )
 
 
 def pad_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:
@@ -172,15 +175,17 @@ def pad_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:
     large = sum(max(s.fov.shape[1:]) > size for s in subjects)
     if large:
         print(
-            f"{large} cases are larger than {size} x {size} pixels: training takes windows of "
-            "them, at random places."
+            f"{counted(large, 'case is', 'cases are')} larger than {size} x {size} pixels: "
+            "training takes windows, at random places."
         )
-    padded = []
-    for subject in subjects:
-        height, width = subject.fov.shape[1:]
-        sides = max(height, size), max(width, size)
-        padded.append(subject if sides == (height, width) else _padded(subject, sides))
-    return padded
+    return [pad_subject(subject, size) for subject in subjects]
+
+
+def pad_subject(subject: Subject, size: int) -> Subject:
+    """Pads slices that are smaller than a model's size, alike at both sides."""
+    height, width = subject.fov.shape[1:]
+    sides = max(height, size), max(width, size)
+    return subject if sides == (height, width) else _padded(subject, sides)
 
 
 def _padded(subject: Subject, sides: tuple[int, int]) -> Subject:
@@ -202,15 +207,3 @@ def _padded(subject: Subject, sides: tuple[int, int]) -> Subject:
         fov=pad(subject.fov, False),
         label=None if subject.label is None else pad(subject.label, 0),
     )
-
-
-def fit_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:
-    """Brings all to the model's size, and says what was cut off."""
-    fitted = [fit_subject(subject, size) for subject in subjects]
-    cut = [share for _, share in fitted if share > 0]
-    if cut:
-        print(
-            f"{len(cut)} cases are larger than {size} x {size} pixels: up to {max(cut):.0%} of "
-            "their field of view is left out."
-        )
-    return [subject for subject, _ in fitted]

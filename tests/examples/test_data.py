@@ -19,6 +19,7 @@ from examples.medical_mri_us.data import (
     normalise,
     read_index,
 )
+from examples.medical_mri_us.data.columns import image_columns
 from examples.medical_mri_us.modalities import MODALITIES
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
@@ -246,6 +247,30 @@ def test_further_columns_are_kept_as_text(index):
     left = read("age", ["1", "2", "3"], modalities=("us", "t2", "cet1"))
     assert [set(c.images) for c in left] == [{"us", "t2", "cet1"}] * 2 + [{"cet1"}]
     assert left[0].further == {"age": "1"}
+
+
+def test_identifiers_are_no_modality(index):
+    """Though their cells are the names of folders; whoever asks for such modalities has them."""
+    first, *rest = index.read_text().splitlines()
+    lines = [f"{first},id", *(f"{r},{c}" for r, c in zip(rest, "abc", strict=True))]
+    index.write_text("\n".join(lines) + "\n")
+    assert image_columns(index) == MODALITIES
+    assert [c.further for c in read_index(index)] == [{"id": c} for c in "abc"]
+
+
+@pytest.mark.parametrize("name", ["id", "context", "valid"])
+def test_words_of_batches_are_modalities_like_others(index, name):
+    """A batch is told its modalities, so that its own words mean nothing else."""
+    index.write_text(index.read_text().replace("cet1", name))
+    for case in "abc":
+        (index.parent / case / "cet1.nii.gz").rename(index.parent / case / f"{name}.nii.gz")
+    names = ("us", "t2", name, "flair")
+    subjects, problems = load_subjects(read_index(index, names), progress=False)
+    assert problems == []
+    slices = Slices(subjects)
+    x, observed, _ = batch_slices([slices[0], slices[8]], names)
+    assert observed.tolist() == [[True] * 4, [False, False, True, False]]
+    assert torch.equal(x[name][1], slices[8][0][name])
 
 
 def test_files_lie_anywhere_where_that_is_asked_for(index, tmp_path_factory):

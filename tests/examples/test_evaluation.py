@@ -442,7 +442,7 @@ def test_exit_codes(evaluated, tmp_path, capsys, monkeypatch):
     (tmp_path / "data" / "bad" / "t2.nii.gz").write_bytes(b"broken")
     code, text = ask(run, "--data", broken, "--protocol", "strict")
     assert code == 1
-    assert "1 of 2 cases were left out" in text
+    assert "1 case was left out, of 2." in text
     facts = json.loads((tmp_path / "out" / "cells.json").read_text())
     assert "bad" in facts["problems"][0]
     assert {c["n"] for c in facts["cells"] if c["metric"] == "psnr"} == {1}

@@ -174,7 +174,7 @@ def test_frames_say_where_they_lie_in_three_ways(tmp_path, kind):
     if kind == "simple":
         del file.SpacingBetweenSlices
         file.save_as(path)
-        with pytest.raises(ImageError, match="its frames say nothing of where they lie"):
+        with pytest.raises(ImageError, match="it does not say where it lies"):
             read_image(tmp_path / "us")
 
 
@@ -322,7 +322,7 @@ def test_own_modalities_are_checked(harmonised, tmp_path, capsys):
     assert run(Check(harmonised, modalities=("us", "pet"), out=tmp_path / "out")) == 0
     said = capsys.readouterr().out
     assert "2  3 slices of 8 x 8 voxels, 1.5 x 1.5 mm, 2 mm apart (RAS 2)" in said
-    assert "Split train: 2 cases, 1 (50 %) lack a modality." in said
+    assert "Split train: 2 cases, of which 1 lacks a modality (50 %)." in said
     assert "     1  iUS + pet\n" in said
     table = json.loads((tmp_path / "out" / "missingness.json").read_text())
     assert table == missingness_table(read_index(harmonised, ("us", "pet")), ("us", "pet"))

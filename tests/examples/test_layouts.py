@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from volumes import make_run
 
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import (
     CaseError,
     list_series,
@@ -154,7 +155,8 @@ def test_a_folder_becomes_an_index(kind, tmp_path, capsys):
     cases, patients = KINDS[kind](tmp_path / "data")
     assert run(Prepare(folder=tmp_path / "data", out=tmp_path / "out")) == 0
     said = capsys.readouterr().out
-    assert f"{tmp_path / 'data'} is {kind.removesuffix(' of old')}: {len(cases)} cases" in said
+    name = kind.removesuffix(" of old")
+    assert f"{tmp_path / 'data'} is {name}: {counted(len(cases), 'case')} with" in said
     with (tmp_path / "out" / "index.csv").open(newline="") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert {row["patient"] for row in rows.values()} == patients
@@ -360,6 +362,9 @@ def test_syntheses_become_series_of_the_patient(tmp_path):
         assert series.header.ImageType[0] == "DERIVED"
         assert series.tag("Modality") == modality
         assert "research only" in series.tag("SeriesDescription")
+    again = {**options, "dicom": False, "target": "cet1"}
+    assert synthesize(Synthesize(trained, out, input_dir=tmp_path / "data", **again)) == 0
+    assert not list(out.glob("*_dicom"))  # those of the earlier run beside a new JSON
     write(tmp_path / "p.nii.gz", 600)
     with pytest.raises(CaseError, match=r"p\.nii\.gz should be DICOM for results in DICOM"):
         synthesize(Synthesize(trained, tmp_path / "none", t2=tmp_path / "p.nii.gz", **options))

@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from layouts import AFFINE, BLOB, RIGID, TO_RAS, US_AFFINE, US_SHAPE
 
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import (
     Grid,
     axis_codes,
@@ -473,7 +474,7 @@ def test_what_a_kill_stopped_goes_on_to_the_same_files(moment, own, capsys):
             run(replace(options, **{name: value}))
     capsys.readouterr()
     assert run(options) == 0
-    assert f"where {moment // 2} cases are done" in capsys.readouterr().out
+    assert f"where {counted(moment // 2, 'case is', 'cases are')} done" in capsys.readouterr().out
     found, expected = (
         {
             p.relative_to(own / name): p.read_bytes()

@@ -120,7 +120,7 @@ def test_page_says_what_was_trained_on_what(evaluated, tmp_path):
     assert "Split <code>fold &lt;0&gt;</code> of <code>elsewhere/index.csv</code>" in page
     assert "5 <tspan class=count>(71 %)" in page
     assert "<h3>Scored on 3 cases</h3>" in page
-    assert "1 training cases were left out" in page
+    assert "1 training case was left out" in page
 
 
 def test_a_run_tells_what_it_was_trained_on(evaluated, tmp_path):

@@ -580,8 +580,14 @@ def test_complete_cases_are_nothing_to_do(trained, tmp_path, capsys):
     index = write_index(tmp_path / "data", {"a": MODALITIES, "b": ("us",), "c": MODALITIES})
     options = {"input_dir": index, "samples": 1, "device": "cpu"}
     assert run(Synthesize(trained, tmp_path / "out", **options)) == 0
-    assert "Nothing is missing of a, c; --target says" in capsys.readouterr().out
+    assert "Nothing is missing of a, c; --target " in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "out").glob("*.json")} == {"b.json"}
+    index = write_index(tmp_path / "whole", {"a": MODALITIES, "c": MODALITIES})
+    assert run(Synthesize(trained, tmp_path / "none", input_dir=index, device="cpu")) == 0
+    said = capsys.readouterr().out
+    assert "Nothing is missing of any case; --target flair, for one, makes it from" in said
+    assert "Synthesised" not in said
+    assert not (tmp_path / "none").exists()
 
 
 def test_own_modalities(tmp_path):

@@ -4,7 +4,7 @@ from mmpoe.extras import needs
 
 with needs("medical"):
     from .background import fill_slices, remove_background
-    from .dicom import Series, list_series, read_series
+    from .dicom import Series, list_series, read_picture, read_series
     from .grids import Grid, axis_codes, reorient, resample, same_grid
     from .images import Image, ImageError, Mask, Volume, read_image, write_image
     from .index import Case, read_index
@@ -40,6 +40,7 @@ __all__ = [
     "planes_of",
     "read_image",
     "read_index",
+    "read_picture",
     "read_series",
     "remove_background",
     "reorient",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from examples.medical_mri_us.modalities import MODALITIES
 
-from .index import EMPTY, TARGET
+from .index import EMPTY, IDENTIFIER, TARGET
 
-OTHERS = frozenset({"case", "split", "patient", "fov", "label", "landmarks"})
-"""The columns of an index that are no modality."""
+OTHERS = frozenset({"case", "split", "patient", "fov", "label", "landmarks", IDENTIFIER})
+"""The columns of an index that are no modality unless somebody says so."""
 
 
 def image_columns(path: Path) -> tuple[str, ...]:

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-__all__ = ["Series", "list_series", "read_folder", "read_series"]
+__all__ = ["Series", "list_series", "read_folder", "read_picture", "read_series"]
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
-import SimpleITK as sitk
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
+from pydicom.uid import MediaStorageDirectoryStorage
 from tqdm import tqdm
 
-from .foreign import check_voxels, inflate_raw, read_bytes, walled
-from .formats import from_itk
-from .planes import frame_orientation, frame_position, plane_affine, shared_or_frame, stacked
-from .volumes import Image, ImageError
+from examples.medical_mri_us.counts import counted
 
-SIMPLE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
-          "SpacingBetweenSlices")  # fmt: skip
-"""The attributes that place the frames of older files."""
+from .datasets import frames_of, is_dicom, read_dataset, read_frames
+from .foreign import check_voxels, walled
+from .geometry import Affine
+from .planes import Plane, even_step, plane_affine, plane_of, said, stacked
+from .repeats import check_repeats
+from .volumes import Image, ImageError
 
 TAGS = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "SeriesDescription",
         "StudyDescription", "SeriesNumber")  # fmt: skip
 """The attributes that tell series apart."""
 
-DEFLATED = "1.2.840.10008.1.2.1.99"
-"""The transfer syntax whose data set is compressed, without a checksum."""
+NO_IMAGES = ("SEG", "SR", "PR", "KO", "DOC", "REG", "FID", "PLAN", "RTSTRUCT", "RTPLAN")
+"""The modalities of series without images, and of segmentations."""
 
-RAW = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED})
-"""The transfer syntaxes whose pixels are not encapsulated."""
+MOSAIC = (0x0019, 0x100A)
+"""Siemens' attribute for the number of slices in one picture."""
+
+CM = 3
+"""The code of a centimetre, as the unit of an ultrasound region."""
+
+ENDINGS = (".dcm", ".ima")
+"""The endings of files that should be DICOM."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +58,13 @@ class Series:
     def __str__(self) -> str:
         """Returns what a person needs to find the series again."""
         what = self.tag("SeriesDescription") or "without description"
-        return f"{self.tag('Modality')} '{what}', {len(self.files)} files, {self.uid}"
+        return f"{self.tag('Modality')} '{what}', {counted(len(self.files), 'file')}, {self.uid}"
 
 
 def list_series(folder: str | Path, *, progress: bool = False) -> list[Series]:
     """Finds the series in a folder and the folders below, in the order of their numbers.
 
-    Files that are not DICOM are passed over.
+    Files that are not DICOM, and directories of DICOM files, are passed over.
 
     Arguments:
         folder: The folder.
@@ -72,17 +76,19 @@ def list_series(folder: str | Path, *, progress: bool = False) -> list[Series]:
     everything = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     for file in tqdm(everything, desc="Reading headers", unit="file", disable=not progress):
         try:
+            if not is_dicom(file):
+                if file.name.lower().endswith(ENDINGS) and not file.name.startswith("."):
+                    damaged.append(file)
+                continue
             header = read_dataset(file, pixels=False)
             uid, *_ = (str(header.get(name, "") or "") for name in TAGS)
-        except InvalidDicomError:
-            continue
         except Exception:  # of any type, for what is damaged
             damaged.append(file)
             continue
         if uid:
             found[uid].append(file)
             headers.setdefault(uid, header)
-        elif file.name != "DICOMDIR":
+        elif header.file_meta.get("MediaStorageSOPClassUID") != MediaStorageDirectoryStorage:
             damaged.append(file)
     series = []
     for uid, files in found.items():
@@ -98,7 +104,32 @@ def read_folder(folder: Path) -> Image:
     Raises:
         ImageError: If there is none, there are several, or it cannot be read.
     """
-    series = [s for s in list_series(folder) if s.tag("Modality") not in ("SEG", "SR", "PR")]
+    return read_series(_one_series(folder))
+
+
+def read_picture(folder: Path) -> Image:
+    """Reads the one picture of ultrasound in a folder, which does not say where it lies.
+
+    The size of its pixels is that of its ultrasound regions; it is put at the origin.
+
+    Raises:
+        ImageError: If there are several pictures, its regions say no size, or it cannot be read.
+    """
+    series = _one_series(folder)
+    file, header = series.files[0], series.header
+    if len(series.files) > 1 or frames_of(header) > 1:
+        raise ImageError(f"{folder} should hold one picture, but holds several.")
+    with walled(file, " as DICOM"):
+        frame = read_frames(file)
+        _, rows, columns = frame.shape
+        pixel = _region_pixel(header, file)
+        plane = Plane(np.zeros(3), np.eye(3)[:2].ravel(), pixel, (rows, columns))
+        return Image(np.ascontiguousarray(frame.T), plane_affine(plane, _thickness(header)))
+
+
+def _one_series(folder: Path) -> Series:
+    """Returns the series of a folder that holds images."""
+    series = [s for s in list_series(folder) if s.tag("Modality") not in NO_IMAGES]
     if not series:
         raise ImageError(f"{folder} cannot be read: there is no series of DICOM images in it.")
     if len(series) > 1:
@@ -107,104 +138,75 @@ def read_folder(folder: Path) -> Image:
             f"{folder} should hold one series of DICOM images, but holds {len(series)}: {listed}. "
             "Move each to a folder of its own."
         )
-    return read_series(series[0])
+    return series[0]
 
 
 def read_series(series: Series) -> Image:
-    """Reads a series of slices, or one file of many frames, in the order of their positions.
+    """Reads a series, of slices or of frames in one file or more, in the order of their places.
 
     Raises:
-        ImageError: If files are damaged or contradict one another, or slices are missing.
+        ImageError: If files are damaged or contradict one another, slices are missing or stand
+            twice, or they are no stack or do not say where they lie.
     """
-    where = series.files[0].parent
     if series.damaged:
         raise ImageError(f"{series.damaged[0]} cannot be read as DICOM; export it again.")
+    first, *others = files = series.files
+    where = first.parent if others else first
     with walled(where, " as DICOM"):
-        if len(series.files) == 1 and int(series.header.get("NumberOfFrames", 1) or 1) > 1:
-            return _read_frames(series)
-        return _read_slices(series)
+        headers = [read_dataset(file, pixels=False) for file in files]
+        order, affine = _arranged(files, headers, where)
+        data = np.empty((headers[0].Columns, headers[0].Rows, len(order)), np.float32)
+        places = np.split(np.argsort(order), np.cumsum([frames_of(h) for h in headers])[:-1])
+        for file, own in zip(files, places, strict=True):
+            data[..., own] = read_frames(file).T
+    return Image(data, affine)
 
 
-def read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
-    """Reads a file, whose pixels are all there unless they are encapsulated.
-
-    Arguments:
-        path: The file.
-        pixels: Whether to read the pixels too.
-
-    Raises:
-        ImageError: If there are fewer or more pixels than its attributes say.
-        Exception: Of any type, if it is damaged.
-    """
-    with path.open("rb") as file:
-        deflated = DEFLATED.encode() in file.read(2**12)
-    if deflated:  # pydicom would inflate it whatever its size
-        content = read_bytes(path)
-        length = read_file_meta_info(path).FileMetaInformationGroupLength
-        inflate_raw(content[144 + length :])
-    dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
-    if pixels:
-        _check_pixels(dataset, path)
-    return dataset
+def _arranged(
+    files: Sequence[Path], headers: Sequence[Dataset], where: Path
+) -> tuple[np.ndarray, Affine]:
+    """Returns the order of the frames of all files along their normal, and their affine."""
+    check_voxels((sum(map(frames_of, headers)), headers[0].Rows, headers[0].Columns))
+    _check_mosaic(headers[0], where)
+    frames = [
+        (file.name, header, k)
+        for file, header in zip(files, headers, strict=True)
+        for k in range(frames_of(header))
+    ]
+    planes = [plane_of(header, k, where) for _, header, k in frames]
+    order, along = stacked(planes, where)
+    check_repeats([frames[k] for k in order], along, where)
+    step = even_step(along, where) or _thickness(headers[0])
+    return order, plane_affine(planes[order[0]], step)
 
 
-def _check_pixels(dataset: Dataset, path: Path) -> None:
-    """Raises an ImageError unless as many bytes of pixels are there as attributes say."""
-    frames = int(dataset.get("NumberOfFrames", 1) or 1)
-    shape = (frames, dataset.Rows, dataset.Columns, dataset.get("SamplesPerPixel", 1))
-    bits = check_voxels(shape) * int(dataset.BitsAllocated)
-    stored = len(dataset.PixelData)
-    wanted = -(-bits // 16) * 2  # an even number of bytes
-    if dataset.file_meta.TransferSyntaxUID in RAW and stored != wanted:
+def _check_mosaic(header: Dataset, where: Path) -> None:
+    """Raises an ImageError for a picture that is made of slices side by side."""
+    tiles = header[MOSAIC].value if MOSAIC in header else 1
+    if "MOSAIC" in (header.get("ImageType") or ()) or tiles != 1:
         raise ImageError(
-            f"{path} cannot be read as DICOM: it should hold {wanted} bytes of pixels, {frames} x "
-            f"{dataset.Rows} x {dataset.Columns}, but holds {stored}; export it again."
+            f"{where} cannot be used: its pictures are Siemens mosaics, which hold all slices "
+            "side by side; convert them to NIfTI first, with dcm2niix."
         )
 
 
-def _read_slices(series: Series) -> Image:
-    """Reads one file per slice, by the position that each file says."""
-    headers = []
-    for file in series.files:
-        headers.append(read_dataset(file))
-        del headers[-1].PixelData
-    first = headers[0]
-    check_voxels((len(headers), first.Rows, first.Columns))
-    orientation = np.asarray(first.ImageOrientationPatient, float)
-    for header in headers:
-        turned = np.abs(np.asarray(header.ImageOrientationPatient, float) - orientation).max()
-        if turned > 1e-3 or header.PixelSpacing != first.PixelSpacing:
-            raise ImageError(f"{series.files[0].parent} holds slices of differing planes.")
-    positions = np.array([np.asarray(h.ImagePositionPatient, float) for h in headers])
-    order, step = stacked(positions, orientation, series.files[0].parent)
-    step = step or float(first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(series.files[k]) for k in order])
-    data = from_itk(reader.Execute(), series.files[0].parent).data
-    return Image(data, plane_affine(orientation, positions[order[0]], first.PixelSpacing, step))
+def _region_pixel(header: Dataset, where: Path) -> tuple[float, float]:
+    """Returns the distance between rows and between columns that ultrasound regions say, mm."""
+    found = {
+        (float(region.PhysicalDeltaY), float(region.PhysicalDeltaX))
+        for region in header.get("SequenceOfUltrasoundRegions") or []
+        if region.get("PhysicalUnitsXDirection") == region.get("PhysicalUnitsYDirection") == CM
+    }
+    if len(found) != 1:
+        raise ImageError(
+            f"{where} cannot be used: it says neither where it lies nor, as an ultrasound region, "
+            "how large its pixels are; save it as NIfTI with its spacing."
+        )
+    ((rows, columns),) = found
+    return 10 * abs(rows), 10 * abs(columns)
 
 
-def _read_frames(series: Series) -> Image:
-    """Reads one file of many frames, by the position that each frame says.
-
-    Older files say where the first one lies and how far apart the others are, along the normal.
-    """
-    header = series.header
-    path = series.files[0]
-    read_dataset(path)
-    frames = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # (frame, row, column)
-    count = int(header.NumberOfFrames)
-    if frames.ndim != 3 or len(frames) != count:
-        raise ImageError(f"{path} should hold {count} grey frames, but has {frames.shape}.")
-    if "PerFrameFunctionalGroupsSequence" in header:
-        positions = np.array([frame_position(header, k) for k in range(count)])
-        orientation = frame_orientation(header)
-        pixel = shared_or_frame(header, 0, "PixelMeasures").PixelSpacing
-        order, step = stacked(positions, orientation, path)
-        frames, first = frames[order], positions[order[0]]
-    elif all(name in header for name in SIMPLE):
-        orientation, first, pixel, step = (header[name].value for name in SIMPLE)
-    else:
-        raise ImageError(f"{path} cannot be used: its frames say nothing of where they lie.")
-    data = np.ascontiguousarray(frames.T.astype(np.float32))
-    return Image(data, plane_affine(orientation, first, pixel, float(step)))
+def _thickness(header: Dataset) -> float:
+    """Returns how thick a single slice is, mm."""
+    found = said(header, 0, "SpacingBetweenSlices") or said(header, 0, "SliceThickness")
+    return float(found or 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["Stored", "files_of", "read_header", "read_voxels"]
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from typing import Any
 import numpy as np
 
 from .foreign import beside, check_voxels, inflate, read_bytes
+from .volumes import ImageError
+
+TRACKED = re.compile(r"Seq_Frame\d+_\w*Transform")
+"""The fields of PLUS that say where the tracked probe was in each frame."""
 
 LONGEST = 2**20
 """The longest header that is read, in bytes."""
@@ -49,6 +54,13 @@ META_TYPES = {
 }
 """The types of MetaImage, by their names in NumPy."""
 
+SPACES = {
+    "left-posterior-superior": "lps",
+    "right-anterior-superior": "ras",
+    "left-anterior-superior": "las",
+}
+"""The spaces of NRRD that are those of a patient, and their short names."""
+
 ENCODINGS = {
     "raw": "raw",
     "gzip": "gzip",
@@ -77,18 +89,36 @@ class Stored:
     """The number of bytes in front of them; -1 if they are the last bytes."""
     lines: int = 0
     """The number of lines in front of these."""
+    listed: bool = False
+    """Whether they are pictures one after the other, which the last axis counts."""
+    unplaced: str = ""
+    """The reason why the header does not say where they lie in the patient, if it does not."""
 
 
 def read_header(path: Path) -> tuple[Stored, bytes]:
     """Reads a header, and returns with it what follows it in the file.
 
     Raises:
+        ImageError: If it is a sweep of pictures rather than a volume, or does not say where it
+            lies.
         ValueError: If it is damaged, or voxels are stored in a way that is not read here.
         OSError: If the file cannot be read.
     """
     content = read_bytes(path)
+    if not content:
+        raise ValueError("it is empty")
     parse = _nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else _meta
     stored, end = parse(content)
+    if stored.listed:
+        raise ImageError(
+            f"{path} cannot be used: it is a sweep, whose pictures are not the slices of a "
+            "volume; reconstruct a volume from them first, as PLUS and 3D Slicer do."
+        )
+    if stored.unplaced:
+        raise ImageError(
+            f"{path} does not say how it lies in space ({stored.unplaced}); write its header "
+            "again."
+        )
     return stored, content[end:] if stored.file is None else b""
 
 
@@ -138,12 +168,17 @@ def _nrrd(content: bytes) -> tuple[Stored, int]:
         raise ValueError("it does not begin as NRRD does")
     lines, end = _lines(content, lambda line: not line)
     fields: dict[str, str] = {}
+    keys = []
     for line in lines[1:]:
         name, colon, value = line.partition(":")
-        if line and not line.startswith("#") and not value.startswith("="):
-            if not colon:
-                raise ValueError(f"its header has a line without a colon, {line:.40}")
-            _put(fields, name.strip().lower().replace(" ", ""), value.strip())
+        if not line or line.startswith("#"):
+            continue
+        if value.startswith("="):
+            keys.append(name)
+            continue
+        if not colon:
+            raise ValueError(f"its header has a line without a colon, {line:.40}")
+        _put(fields, name.strip().lower().replace(" ", ""), value.strip())
     kinds = {name: kind for kind, names in NRRD_TYPES.items() for name in names}
     encoding = _choose(fields, "encoding", ENCODINGS, str.lower)
     kind = _choose(fields, "type", kinds, str.lower)
@@ -157,7 +192,15 @@ def _nrrd(content: bytes) -> tuple[Stored, int]:
         raise ValueError(f"its header skips {start} bytes and {count} lines")
     file = fields.get("datafile")
     shape = _shape(fields, "sizes")
-    return Stored(shape, np.dtype(kind), encoding, _single(file), start, count), end
+    listed = _listed(fields.get("kinds", ""), keys)
+    space = fields.get("space")
+    unplaced = "" if "spacedirections" in fields else "it has no space directions"
+    if (space or "").lower() not in (*SPACES, *SPACES.values()):
+        unplaced = f"its space is {space!r}, none of {', '.join(SPACES)}"
+        unplaced = unplaced if space else "it has no space"
+    dtype = np.dtype(kind)
+    stored = Stored(shape, dtype, encoding, _single(file), start, count, listed, unplaced)
+    return stored, end
 
 
 def _meta(content: bytes) -> tuple[Stored, int]:
@@ -183,7 +226,17 @@ def _meta(content: bytes) -> tuple[Stored, int]:
     if start < -1 or (start and encoding != "raw") or (start > 0 and inside):
         raise ValueError(f"its header skips {start} bytes")
     name = None if inside else _single(file)
-    return Stored(_shape(fields, "DimSize"), dtype, encoding, name, start), end
+    listed = _listed(fields.get("Kinds", ""), fields)
+    turned = any(field in fields for field in ("TransformMatrix", "Rotation", "Orientation"))
+    unplaced = "" if turned else "it has no TransformMatrix"
+    shape = _shape(fields, "DimSize")
+    return Stored(shape, dtype, encoding, name, start, listed=listed, unplaced=unplaced), end
+
+
+def _listed(kinds: str, names: Iterable[str]) -> bool:
+    """Whether the third of three axes is a list by its kind, or frames have transforms."""
+    own = sum(1 for name in names if TRACKED.fullmatch(name.strip()))
+    return own > 1 or kinds.lower().split()[2:] in (["list"], ["time"])
 
 
 def _lines(content: bytes, is_last: Callable[[str], bool]) -> tuple[list[str], int]:

@@ -23,6 +23,9 @@ EMPTY = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
 TARGET = "target_"
 """How the columns of harmonised targets begin."""
 
+IDENTIFIER = "id"
+"""A column that is text although its cells may be the names of folders."""
+
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 """The endings of files in a column that cannot be a further one."""
 
@@ -131,8 +134,8 @@ def _further(
     column: str, root: Path, rows: Sequence[dict[str, str]], known: Sequence[str]
 ) -> bool:
     """Whether an unknown column says something of cases, and is no modality by another name."""
-    if column in (*MODALITIES, *(TARGET + m for m in MODALITIES)):
-        return True  # which is left out
+    if column in (IDENTIFIER, *MODALITIES, *(TARGET + m for m in MODALITIES)):
+        return True  # text, or what is left out
     cells = {row[column] for row in rows} - {""}
     near = difflib.get_close_matches(column.lower(), known, cutoff=0.75)
     files = any(c.lower().endswith(ENDINGS) or (root / c).exists() for c in cells)

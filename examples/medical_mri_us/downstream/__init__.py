@@ -6,7 +6,7 @@ Neither task knows how images are made: a `Synthesiser` says what can be made, a
 from mmpoe.extras import needs
 
 with needs("medical"):
-    from .cases import Chosen, choose_cases
+    from .cases import ANY_MR, Chosen, choose_cases
     from .registration import (
         BINS,
         Motion,
@@ -48,6 +48,7 @@ with needs("medical"):
     )
 
 __all__ = [
+    "ANY_MR",
     "BINS",
     "NEAR",
     "REFERENCE_LABELS",

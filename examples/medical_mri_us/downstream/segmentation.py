@@ -70,10 +70,13 @@ class Examples(Dataset[Example]):
     """
 
     def __init__(self, volumes: Sequence[Volume], subjects: Sequence[Subject]) -> None:
-        self.images = torch.cat([_between_neighbours(v) for v in volumes])  # (N, 3, H, W)
-        self.views = torch.cat([_between_neighbours(s.fov) for s in subjects]) > 0
-        truths = np.concatenate([tumour_of(s) for s in subjects]).astype(np.float32)
-        self.truths = torch.from_numpy(truths)[:, None]  # (N, 1, H, W)
+        sides = _sides(volumes)
+        images = [_padded(v, sides, BACKGROUND) for v in volumes]
+        views = [_padded(s.fov, sides, False) for s in subjects]
+        truths = [_padded(tumour_of(s), sides, False) for s in subjects]
+        self.images = torch.cat([_between_neighbours(v) for v in images])  # (N, 3, H, W)
+        self.views = torch.cat([_between_neighbours(v) for v in views]) > 0
+        self.truths = torch.from_numpy(np.concatenate(truths)[:, None]).float()  # (N, 1, H, W)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -169,8 +172,10 @@ def segment(
         image: The volume, with axes (slice, depth, lateral).
         fov: The field of view, with the same shape.
     """
-    logits = network(_between_neighbours(image))  # (S, 1, H, W)
-    return (logits[:, 0] > 0).numpy() & fov
+    height, width = image.shape[1:]
+    padded = _padded(image, _sides([image]), BACKGROUND)
+    logits = network(_between_neighbours(padded))  # (S, 1, H, W)
+    return (logits[:, 0, :height, :width] > 0).numpy() & fov
 
 
 def _random_map() -> Tensor:
@@ -180,6 +185,19 @@ def _random_map() -> Tensor:
     side = 1.0 if torch.rand(()) < 0.5 else -1.0
     rows = [side * cos, -sin, SHIFT * _symmetric(), side * sin, cos, SHIFT * _symmetric()]
     return torch.stack(rows).reshape(1, 2, 3)
+
+
+def _sides(volumes: Sequence[Volume]) -> tuple[int, int]:
+    """The height and width that hold the slices of all, and that the network can halve."""
+    step = 2 ** (len(CHANNELS) - 1)
+    height, width = (step * -(-max(v.shape[axis] for v in volumes) // step) for axis in (1, 2))
+    return height, width
+
+
+def _padded(volume: np.ndarray, sides: tuple[int, int], fill: float) -> np.ndarray:
+    """A volume whose slices have these sides, with what is added behind."""
+    behind = [(0, side - n) for side, n in zip(sides, volume.shape[1:], strict=True)]
+    return np.pad(volume, [(0, 0), *behind], constant_values=fill)
 
 
 def _symmetric() -> Tensor:

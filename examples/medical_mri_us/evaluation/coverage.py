@@ -40,7 +40,13 @@ def resolved(samples: int) -> list[float]:
 
 
 def cover_subject(
-    name: str, model: MMHVAE, subject: Subject, samples: int, seed: int = 0
+    name: str,
+    model: MMHVAE,
+    subject: Subject,
+    samples: int,
+    seed: int = 0,
+    *,
+    size: int | None = None,
 ) -> Iterator[Row]:
     """Returns how much of a case the central intervals of its predictions cover.
 
@@ -53,6 +59,7 @@ def cover_subject(
         subject: The case, complete or not.
         samples: The number of latent samples, at least 2.
         seed: What they are drawn from.
+        size: The height and width of the model's slices, in pixels; None for the subject's.
     """
     true = {m: torch.from_numpy(v) for m, v in truths(subject).items() if m in model.modalities}
     fov = torch.from_numpy(subject.fov)
@@ -60,7 +67,7 @@ def cover_subject(
     for given in all_subsets(held):
         torch.manual_seed(seed)
         covered: dict[tuple[str, str, float], float] = {}
-        for place, drawn in draw(model, subject, given, samples):
+        for place, drawn in draw(model, subject, given, samples, size=size):
             for m, image in true.items():
                 for interval, draws in zip(INTERVALS, drawn[m], strict=True):
                     for level in resolved(samples):

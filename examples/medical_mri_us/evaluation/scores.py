@@ -14,6 +14,7 @@ import torch
 from examples.medical_mri_us.data import Subject, Volume
 from mmpoe.models import MMHVAE
 
+from .baseline import laid_on
 from .protocols import PROTOCOLS, Protocol
 from .subsets import all_subsets, is_published
 from .synthesis import predict, truths
@@ -49,6 +50,8 @@ def score_subject(
     protocols: Sequence[Protocol],
     missing: Missing,
     seed: int = 0,
+    *,
+    size: int | None = None,
 ) -> Iterator[Scores]:
     """Scores all that can be scored: from each subset of what a case has, each truth it has.
 
@@ -59,13 +62,14 @@ def score_subject(
         protocols: The protocols.
         missing: For each protocol the metrics to leave out, with reasons.
         seed: What latent samples are drawn from, for protocols that draw them.
+        size: The height and width of the model's slices, in pixels; None for the subject's.
     """
     true = truths(subject)
     held = [m for m in model.modalities if m in subject.images]
     for given in all_subsets(held):
         for protocol in protocols:
             torch.manual_seed(seed)
-            images = predict(model, subject, given, temperature=protocol.temperature)
+            images = predict(model, subject, given, temperature=protocol.temperature, size=size)
             first = subject.images[given[0]]
             for m in model.modalities:
                 if m in true:
@@ -79,13 +83,24 @@ def score_baseline(
     subject: Subject,
     protocols: Sequence[Protocol],
     missing: Missing,
+    *,
+    size: int | None = None,
 ) -> Iterator[Scores]:
-    """Scores the mean images, which are given nothing of the case but its field of view."""
+    """Scores the mean images, which are given nothing of the case but its field of view.
+
+    Arguments:
+        means: The mean images, see `mean_images`.
+        subject: The case, complete or not.
+        protocols: The protocols.
+        missing: For each protocol the metrics to leave out, with reasons.
+        size: See `score_subject`.
+    """
     inside = np.where(subject.fov, 1, -1).astype(np.float32)
     for m, true in truths(subject).items():
         if m not in means:
             continue
-        image = np.broadcast_to(2 * means[m] - 1, true.shape).astype(np.float32)
+        mean = laid_on(means[m], subject, size)
+        image = np.broadcast_to(2 * mean - 1, true.shape).astype(np.float32)
         for protocol in protocols:
             without = set(missing[protocol.name])
             values = protocol.score(image, true, inside, subject.fov, without)

@@ -5,45 +5,77 @@ from __future__ import annotations
 __all__ = ["draw", "predict", "synthesise", "to_unit", "truths"]
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from examples.medical_mri_us.data import Subject, Volume
+from examples.medical_mri_us.windows import Tiles
 from mmpoe.distributions import Draws
 from mmpoe.models import MMHVAE, UncalibratedWarning
+
+from .tiled import predict_tiles, tiles_over
 
 BATCH = 16
 """The number of slices that go through a model at a time."""
 
 
 def predict(
-    model: MMHVAE, subject: Subject, given: Sequence[str], *, temperature: float = 0.0
+    model: MMHVAE,
+    subject: Subject,
+    given: Sequence[str],
+    *,
+    temperature: float = 0.0,
+    size: int | None = None,
 ) -> dict[str, Volume]:
     """Returns every modality of a subject as the model's decoders say it, in [-1, 1].
+
+    Slices that are larger than the model's go through it in tiles, as in synthesis; -1 is where
+    there is no tile, since nothing is in view.
 
     Arguments:
         model: The model.
         subject: The subject.
         given: The modalities to condition on.
         temperature: The temperature of the latent sample; 0 is the mean.
+        size: The height and width of the model's slices, in pixels; None for the subject's.
     """
+    tiles = tiles_over(model, subject, size)
     parts: list[dict[str, Tensor]] = []
-    for x, _ in _batches(model, subject, given):
-        out = model.predict(x, list(given), temperature=temperature, experts="trained")
-        parts.append({m: p.mean[:, 0].cpu() for m, p in out.items()})
+    for x, _ in _batches(subject, given, tiles):
+        if tiles is None:
+            out = model.predict(
+                _on_device(model, x), list(given), temperature=temperature, experts="trained"
+            )
+            parts.append({m: p.mean[:, 0].cpu() for m, p in out.items()})
+            continue
+        found = predict_tiles(
+            model, x, tiles, temperature=temperature, samples=1, experts="trained"
+        )
+        parts.append({m: torch.from_numpy(mean[0]) for m, (mean, _) in found.items()})
     return {m: torch.cat([part[m] for part in parts]).numpy() for m in model.modalities}
 
 
-def synthesise(model: MMHVAE, subject: Subject, given: Sequence[str]) -> dict[str, Volume]:
-    """Returns every modality of a subject, at the mean of what the given ones say, in [0, 1]."""
-    return {m: to_unit(image, subject) for m, image in predict(model, subject, given).items()}
+def synthesise(
+    model: MMHVAE, subject: Subject, given: Sequence[str], *, size: int | None = None
+) -> dict[str, Volume]:
+    """Returns every modality of a subject, at the mean of what the given ones say, in [0, 1].
+
+    Arguments are those of `predict`.
+    """
+    found = predict(model, subject, given, size=size)
+    return {m: to_unit(image, subject) for m, image in found.items()}
 
 
 def draw(
-    model: MMHVAE, subject: Subject, given: Sequence[str], samples: int
+    model: MMHVAE,
+    subject: Subject,
+    given: Sequence[str],
+    samples: int,
+    *,
+    size: int | None = None,
 ) -> Iterator[tuple[slice, dict[str, tuple[Tensor, Tensor]]]]:
     """Draws predictions for a few slices at a time.
 
@@ -54,24 +86,33 @@ def draw(
         subject: The subject.
         given: The modalities to condition on.
         samples: The number of latent samples K, at least 2.
+        size: See `predict`.
 
     Returns:
         The slices, and for each modality the means of the decoder and whole predictions with the
         noise of its likelihood, each with shape (K, slices, H, W).
     """
-    for x, place in _batches(model, subject, given):
+    tiles = tiles_over(model, subject, size)
+    for x, place in _batches(subject, given, tiles):
+        if tiles is not None:
+            found = predict_tiles(
+                model, x, tiles, temperature=1.0, samples=samples, experts=model.best_experts
+            )
+            yield place, {m: _clamped(*map(torch.from_numpy, v)) for m, v in found.items()}
+            continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UncalibratedWarning)  # results say it themselves
-            out = model.predict(x, list(given), samples=samples)
+            out = model.predict(_on_device(model, x), list(given), samples=samples)
         drawn = {}
         for m, draws in out.items():
             assert isinstance(draws, Draws)
-            means, whole = (
-                values[:, :, 0].clamp(-1, 1).cpu()
-                for values in (draws.components.mean, draws.sample())
-            )
-            drawn[m] = means, whole
+            means, whole = (v[:, :, 0].cpu() for v in (draws.components.mean, draws.sample()))
+            drawn[m] = _clamped(means, whole)
         yield place, drawn
+
+
+def _clamped(means: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+    return means.clamp(-1, 1), whole.clamp(-1, 1)
 
 
 def truths(subject: Subject) -> dict[str, Volume]:
@@ -85,12 +126,17 @@ def to_unit(image: Volume, subject: Subject) -> Volume:
 
 
 def _batches(
-    model: MMHVAE, subject: Subject, given: Sequence[str]
-) -> Iterator[tuple[dict[str, Tensor], slice]]:
+    subject: Subject, given: Sequence[str], tiles: Tiles | None
+) -> Iterator[tuple[dict[str, Volume], slice]]:
+    """Slices of what is given, and their place; fewer at a time where they are larger."""
+    number = BATCH
+    if tiles is not None:
+        number = max(1, BATCH * tiles.size**2 // (tiles.shape[0] * tiles.shape[1]))
+    for start in range(0, len(subject.fov), number):
+        place = slice(start, start + number)
+        yield {m: subject.images[m][place] for m in given}, place
+
+
+def _on_device(model: MMHVAE, x: Mapping[str, Volume]) -> dict[str, Tensor]:
     device = next(model.parameters()).device
-    for start in range(0, len(subject.fov), BATCH):
-        place = slice(start, start + BATCH)
-        yield (
-            {m: torch.from_numpy(subject.images[m][place])[:, None].to(device) for m in given},
-            place,
-        )
+    return {m: torch.from_numpy(v)[:, None].to(device) for m, v in x.items()}

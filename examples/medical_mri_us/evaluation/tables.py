@@ -7,6 +7,7 @@ __all__ = ["best_cells", "note", "summary", "write_tables"]
 from collections.abc import Sequence
 from typing import Any
 
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.modalities import LABELS
 from examples.medical_mri_us.writing import Markdown, code, fill, joined, table
 
@@ -99,8 +100,8 @@ def _table(
     if not counts:
         reasons = {str(cell["reason"] or "nothing to score") for cell in cells}
         return fill("{}n/a: {})", head, joined(sorted(reasons)))
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    plural = "s" if counts[-1] > 1 else ""
+    n = counted(counts[-1], protocol.unit)
+    n = n if len(counts) == 1 else f"{counts[0]} to {n}"
     best = best_cells(cells, metric)
     rows = []
     places = dict.fromkeys((tuple(cell["given"]), cell["model"]) for cell in cells)
@@ -113,7 +114,7 @@ def _table(
         rows.append([name, model, *entries])
     return "\n".join(
         [
-            fill("{}mean ± sd over {} {}{})", head, n, protocol.unit, plural),
+            fill("{}mean ± sd over {})", head, n),
             "",
             table(["given", "model", *(_label(m) for m in modalities)], rows),
             "",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import Subject
 from mmpoe.models import MMHVAE
 
@@ -59,11 +60,15 @@ def choose(scores: Sequence[Scores], model: str, protocol: str, count: int) -> d
     for quantile, name in wanted:
         case = order[round(quantile * last)]
         if len(chosen) < count:
-            chosen.setdefault(case, f"{name} cross-modal PSNR of {len(order)} cases, {protocol}")
+            chosen.setdefault(
+                case, f"{name} cross-modal PSNR of {counted(len(order), 'case')}, {protocol}"
+            )
     return chosen
 
 
-def make_view(model: MMHVAE, subject: Subject, samples: int, seed: int = 0) -> dict[str, Any]:
+def make_view(
+    model: MMHVAE, subject: Subject, samples: int, seed: int = 0, *, size: int | None = None
+) -> dict[str, Any]:
     """Returns slices of a subject and of what the model makes of them, as whole numbers.
 
     Arguments:
@@ -71,6 +76,7 @@ def make_view(model: MMHVAE, subject: Subject, samples: int, seed: int = 0) -> d
         subject: The case, complete or not.
         samples: The number of latent samples behind the standard deviations; none below 2.
         seed: What they are drawn from.
+        size: The height and width of the model's slices, in pixels; None for the subject's.
 
     Returns:
         Arrays: ``slices`` (S), ``fov`` (S, H, W), ``truth_<modality>`` (S, H, W), and
@@ -91,12 +97,12 @@ def make_view(model: MMHVAE, subject: Subject, samples: int, seed: int = 0) -> d
     means: dict[str, list[np.ndarray]] = {m: [] for m in model.modalities}
     spreads: dict[str, list[np.ndarray]] = {m: [] for m in model.modalities}
     for given in subsets:
-        for m, image in synthesise(model, small, given).items():
+        for m, image in synthesise(model, small, given, size=size).items():
             means[m].append(_bytes(image, 1.0))
         if samples < 2:
             continue
         torch.manual_seed(seed)
-        parts = [drawn for _, drawn in draw(model, small, given, samples)]
+        parts = [drawn for _, drawn in draw(model, small, given, samples, size=size)]
         for m in model.modalities:
             spread = torch.cat([part[m][0].std(dim=0) for part in parts]).numpy() / 2
             spreads[m].append(_bytes(np.where(small.fov, spread, 0), SPREAD_LIMIT))

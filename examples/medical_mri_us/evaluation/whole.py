@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from examples.medical_mri_us.data import Case, CaseError, Subject, load_subjects, turned
-from examples.medical_mri_us.windows import fit_subject
+from examples.medical_mri_us.windows import pad_subject
 
 from . import protocols as named
 from .baseline import mean_images
@@ -75,19 +75,20 @@ def score_all(
     training = [case for case in cases if case.split == "train"]
     reading = tqdm(training, desc="Baseline", unit="case")
     size, axes = models[0].size, models[0].axes
-    means = mean_images(load_one_by_one(reading, size, [], axes), models[0].model.modalities)
+    means = mean_images(load_one_by_one(reading, size, [], axes), models[0].model.modalities, size)
     for protocol in results.protocols:
         reasons = named.unavailable(protocol, size, perceptual=options.perceptual)
         results.missing[protocol.name] = reasons
     scoring = tqdm(test, desc="Scoring", unit="case")
     for subject in load_one_by_one(scoring, size, results.problems, axes):
         how = results.protocols, results.missing
-        results.scores.extend(score_baseline(means, subject, *how))
+        results.scores.extend(score_baseline(means, subject, *how, size=size))
         for trained in models:
             name, model = trained.name, trained.model
-            results.scores.extend(score_subject(name, model, subject, *how, options.seed))
+            seed = options.seed
+            results.scores.extend(score_subject(name, model, subject, *how, seed, size=size))
             if options.samples:
-                rows = cover_subject(name, model, subject, options.samples, options.seed)
+                rows = cover_subject(name, model, subject, options.samples, seed, size=size)
                 results.covered.extend(rows)
     return results
 
@@ -99,7 +100,7 @@ def load_one_by_one(
 
     Arguments:
         cases: The cases.
-        size: The height and width that slices are cut or padded to, in pixels.
+        size: The height and width that smaller slices are padded to, in pixels.
         problems: A list, to which is added what was wrong with cases that cannot be used.
         axes: Where the axes of the model point to, if it has its own.
     """
@@ -107,7 +108,4 @@ def load_one_by_one(
         subjects, found = load_subjects([case], progress=False)
         problems += found
         for subject in subjects:
-            fitted, lost = fit_subject(turned(subject, axes), size)
-            if lost > 0:
-                tqdm.write(f"{case.name}: {lost:.0%} of its field of view does not fit the model.")
-            yield fitted
+            yield pad_subject(turned(subject, axes), size)

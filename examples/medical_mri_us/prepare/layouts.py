@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import Image, list_series, read_image
 from examples.medical_mri_us.data.columns import image_columns
 from examples.medical_mri_us.modalities import MODALITIES
@@ -110,7 +111,9 @@ def describe(name: str, folder: Path, findings: Findings) -> str:
     counts = ", ".join(
         f"{m} {sum(m in s.images for s in findings.sources)}" for m in findings.modalities
     )
-    lines = [f"{folder} is {name}: {len(findings.sources)} cases with {counts or 'nothing'}."]
+    lines = [
+        f"{folder} is {name}: {counted(len(findings.sources), 'case')} with {counts or 'nothing'}."
+    ]
     for source in findings.sources[:SHOWN]:
         images = {**source.images, **({"label": source.label} if source.label else {})}
         lines.append(f"  {source.name}")

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 import mmpoe
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import Grid
 from examples.medical_mri_us.names import check_name
 from mmpoe.training import lock, sweep, write_file
@@ -73,53 +75,85 @@ def prepare_all(
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
         done = _begin(out, asked)
-        record, rows = _prepare(findings, out, modalities, spacing, size, split, done, progress)
-        record = {"mmpoe": mmpoe.__version__, "asked": asked, **record}
+        sources, left_out = _chosen(findings, split)
+        spacing, size = fit_grid(sources, spacing, size, progress=progress)
+        made, failed = _prepare(sources, out, (spacing, size), done, progress=progress)
+        shown = [m for m in modalities if any(m in result["cells"] for result in made.values())]
+        splits = {source.name: source.split for source in sources}
+        record = {
+            "mmpoe": mmpoe.__version__,
+            "asked": asked,
+            "modalities": shown,
+            "spacing": spacing,
+            "size": size,
+            "cases": {n: {"split": splits[n], **result["record"]} for n, result in made.items()},
+            "failed": {**findings.failed, **failed},
+            "left_out": left_out,
+        }
         write_file(out / "prepare.json", (json.dumps(record, indent=1) + "\n").encode())
-        if rows:
+        if made:
+            rows = [_row(s, made[s.name]["cells"]) for s in sources if s.name in made]
             further = list(dict.fromkeys(c for s in findings.sources for c in s.further))
-            write_file(out / "index.csv", _index(rows, record["modalities"], further).encode())
+            write_file(out / "index.csv", _index(rows, shown, further).encode())
         (out / UNFINISHED).unlink()
     return record
 
 
-def _prepare(
-    findings: Findings,
-    out: Path,
-    modalities: Sequence[str],
-    spacing: float | None,
-    size: int | None,
-    split: dict[str, str] | None,
-    done: dict[str, Any],
-    progress: bool,
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Prepares the cases that are not done; returns what is told of all, and their rows."""
-    failed, left_out = dict(findings.failed), {}
-    rows, records = [], {}
-    names = {source.name for source in findings.sources} | set(failed)
-    for case in split or {}:
-        if case not in names:
-            left_out[case] = "the split names it, but there are no data of it."
-    sources = [s for s in findings.sources if split is None or s.name in split]
+def _chosen(
+    findings: Findings, split: dict[str, str] | None
+) -> tuple[list[Source], dict[str, str]]:
+    """Returns the cases, each in the split that was asked for, and reasons to leave others out."""
+    if split is None:
+        return findings.sources, {}
+    names = {*(source.name for source in findings.sources), *findings.failed}
+    left_out = {
+        case: "the split names it, but there are no data of it."
+        for case in split
+        if case not in names
+    }
+    chosen = []
     for source in findings.sources:
-        if source not in sources:
+        if source.name in split:
+            chosen.append(replace(source, split=split[source.name]))
+        else:
             left_out[source.name] = "the split does not name it."
-    spacing, size = fit_grid(sources, spacing, size, progress=progress)
+    return chosen, left_out
+
+
+def _prepare(
+    sources: Sequence[Source],
+    out: Path,
+    grid: tuple[float, int],
+    done: dict[str, Any],
+    *,
+    progress: bool,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Prepares cases that are not done, of a spacing and a size; one that fails stops no other.
+
+    Returns:
+        What `prepare_case` returns, by case, and why others failed.
+    """
+    made, failed = {}, {}
     for source in tqdm(sources, desc="Preparing", unit="case", disable=not progress):
         try:
             check_name("case", source.name)
-            result = done.get(source.name) or _prepare_anew(source, out, spacing, size)
+            made[source.name] = done.get(source.name) or _prepare_anew(source, out, *grid)
         except ValueError as error:
             failed[source.name] = str(error)
             tqdm.write(f"Failed: case {source.name}: {error}")
-            continue
-        part = source.split if split is None else split[source.name]
-        row = {"case": source.name, "split": part, "patient": source.patient or source.name}
-        rows.append({**row, **result["cells"], **source.further})
-        records[source.name] = {"split": part, **result["record"]}
-    shown = [m for m in modalities if any(m in row for row in rows)]
-    about = {"cases": records, "failed": failed, "left_out": left_out}
-    return {"modalities": shown, "spacing": spacing, "size": size, **about}, rows
+    return made, failed
+
+
+def _row(source: Source, cells: dict[str, str]) -> dict[str, str]:
+    """The row of a case in the index."""
+    patient = source.patient or source.name
+    return {
+        "case": source.name,
+        "split": source.split,
+        "patient": patient,
+        **cells,
+        **source.further,
+    }
 
 
 def _prepare_anew(source: Source, out: Path, spacing: float, size: int) -> dict[str, Any]:
@@ -153,7 +187,7 @@ def _begin(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
             )
     write_file(file, "".join(f"{line}\n" for line in (first, *lines)).encode())
     done = {entry.pop("case"): entry for entry in map(json.loads, lines)}
-    print(f"Going on in {out}, where {len(done)} cases are done.")
+    print(f"Going on in {out}, where {counted(len(done), 'case is', 'cases are')} done.")
     return done
 
 

@@ -8,14 +8,9 @@ import numpy as np
 import pydicom
 
 from examples.medical_mri_us.data import Grid, Image, ImageError, Series, read_series, resample
-from examples.medical_mri_us.data.dicom import read_dataset
+from examples.medical_mri_us.data.datasets import read_dataset
 from examples.medical_mri_us.data.foreign import check_voxels, walled
-from examples.medical_mri_us.data.planes import (
-    frame_orientation,
-    frame_position,
-    plane_affine,
-    shared_or_frame,
-)
+from examples.medical_mri_us.data.planes import plane_affine, plane_of, said
 
 OFF = 0.1
 """How far a frame may be from its slice, in slices."""
@@ -48,13 +43,10 @@ def _frames(series: Series) -> Image:
     dataset = read_dataset(path)
     masks = np.asarray(dataset.pixel_array) > 0
     masks = masks.reshape(-1, *masks.shape[-2:])  # (frame, row, column)
-    positions = np.array([frame_position(dataset, k) for k in range(len(masks))])
-    orientation = frame_orientation(dataset)
-    measures = shared_or_frame(dataset, 0, "PixelMeasures")
-    right, down = np.reshape(np.asarray(orientation, float), (2, 3))
-    along = positions @ np.cross(right, down)
-    step = float(measures.get("SpacingBetweenSlices") or 0) or _step(
-        along, float(measures.get("SliceThickness") or 1)
+    planes = [plane_of(dataset, k, path) for k in range(len(masks))]
+    along = np.array([p.position for p in planes]) @ planes[0].normal
+    step = float(said(dataset, 0, "SpacingBetweenSlices") or 0) or _step(
+        along, float(said(dataset, 0, "SliceThickness") or 1)
     )
     places = (along - along.min()) / step
     if np.abs(places - np.rint(places)).max() > OFF:
@@ -67,8 +59,7 @@ def _frames(series: Series) -> Image:
     data = np.zeros(shape, np.float32)
     for k, place in enumerate(slices):
         data[..., place][masks[k].T] = _segment(dataset, k)
-    first = positions[along.argmin()]
-    return Image(data, plane_affine(orientation, first, measures.PixelSpacing, step))
+    return Image(data, plane_affine(planes[along.argmin()], step))
 
 
 def _step(along: np.ndarray, thickness: float) -> float:
@@ -78,5 +69,4 @@ def _step(along: np.ndarray, thickness: float) -> float:
 
 
 def _segment(dataset: pydicom.Dataset, frame: int) -> int:
-    group = shared_or_frame(dataset, frame, "SegmentIdentification")
-    return int(group.ReferencedSegmentNumber)
+    return int(said(dataset, frame, "ReferencedSegmentNumber"))

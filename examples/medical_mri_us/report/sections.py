@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.evaluation import BASELINE
 from examples.medical_mri_us.writing import Content, Tag, tag
 
@@ -117,8 +118,8 @@ def data(facts: dict[str, Any], labels: dict[str, str]) -> Content:
         told = _patterns(some, trained["index"], trained["split"], held, labels)
     parts = [tag("div", told, scored, class_="two")]
     if trained is not None and trained["left_out"]:
-        why = f"{trained['left_out']} training cases were left out: data.json says why."
-        parts.append(tag("p", why))
+        lost = counted(trained["left_out"], "training case was", "training cases were")
+        parts.append(tag("p", f"{lost} left out: data.json says why."))
     if facts["problems"]:
         items = [tag("li", problem) for problem in facts["problems"]]
         parts += [tag("p", "Left out of the scores:"), tag("ul", items)]
@@ -179,7 +180,7 @@ def _course(description: dict[str, Any]) -> Content:
     stopped = " It was stopped before its end." if description["interrupted"] else ""
     return tag(
         "p",
-        f"{description['steps']} steps in {description['seconds'] / 60:.1f} minutes, "
+        f"{counted(description['steps'], 'step')} in {description['seconds'] / 60:.1f} minutes, "
         f"{description['skipped']} of them skipped.{stopped}",
     )
 
@@ -192,9 +193,16 @@ def _patterns(
     labels: Mapping[str, str],
 ) -> Tag:
     total = sum(p["cases"] for p in patterns)
-    plot = missingness_plot(patterns, labels, f"Which modalities the {total} cases have")
+    plot = missingness_plot(
+        patterns, labels, f"Which modalities {counted(total, 'case has', 'cases have')}"
+    )
     source = ["Split ", tag("code", split), " of ", tag("code", index), "."]
-    return tag("div", tag("h3", f"{what} {total} cases"), tag("p", source, class_="small"), plot)
+    return tag(
+        "div",
+        tag("h3", f"{what} {counted(total, 'case')}"),
+        tag("p", source, class_="small"),
+        plot,
+    )
 
 
 def environment(facts: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ __all__ = ["facts_table", "metric_tables", "tests_table"]
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.evaluation import PROTOCOLS, Metric, Protocol, best_cells
 from examples.medical_mri_us.writing import Content, Tag, tag
 
@@ -58,7 +59,7 @@ def tests_table(tests: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -
         body.append(tag("tr", cells, entries, tag("td", n)))
     few = max(test["cases_for_significance"] for row in rows.values() for test in row.values())
     most = max(test["n"] for row in rows.values() for test in row.values())
-    too_few = f"With {most} cases, no outcome could be significant: that needs {few}."
+    too_few = f"With {counted(most, 'case')}, no outcome could be significant: that needs {few}."
     caption = "Effect, and corrected p; bold if significant."
     left = ["protocol", "metric", "against"]
     return [

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import (
     CaseError,
     Slices,
@@ -26,7 +27,8 @@ from examples.medical_mri_us.data import (
 from examples.medical_mri_us.facts import read_data
 from examples.medical_mri_us.models import load_model
 from examples.medical_mri_us.outputs import open_folder
-from examples.medical_mri_us.windows import fit_subjects
+from examples.medical_mri_us.synthesis.slices import tile_stride
+from examples.medical_mri_us.windows import tile_subject
 from mmpoe.imputation import calibrate
 from mmpoe.training import lock, save_checkpoint
 
@@ -93,14 +95,17 @@ def _calibrate(folder: Path, options: Calibrate) -> int:
     index = Path(data["index"]) if options.data is None else options.data
     cases = [c for c in read_index(index, model.modalities) if c.split == data["split"]]
     loaded = [turned(s, description.get("axes")) for s in load_subjects(cases)[0]]
-    subjects = fit_subjects(loaded, config.size)
-    if not subjects:
-        raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
-    whole = [s for s in subjects if len(s.images) == len(model.modalities)]
-    samples, complete = Samples(subjects), len(Samples(whole))
+    if not loaded:
+        raise CaseError(f"{index}: none of {counted(len(cases), 'training case')} can be used.")
+    stride = tile_stride(model, config.size)
+    subjects = [tile for s in loaded for tile in tile_subject(s, config.size, stride)]
+    whole = [s for s in loaded if len(s.images) == len(model.modalities)]
+    samples = Samples(subjects)
+    complete = len(Samples([s for s in subjects if len(s.images) == len(model.modalities)]))
+    parts = ("slice",) if len(subjects) == len(loaded) else ("tile of slices", "tiles of slices")
     print(
-        f"Fitting matched experts to {len(samples)} slices, {complete} of them complete, of "
-        f"{len(whole)} cases."
+        f"Fitting matched experts to {counted(len(samples), *parts)}, {complete} of them "
+        f"complete, of {counted(len(whole), 'case')}."
     )
     if 0 < len(whole) < FEW:
         print("So few complete cases can hardly tell how others spread: check the coverage.")

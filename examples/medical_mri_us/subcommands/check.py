@@ -16,6 +16,7 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import (
     Case,
     CaseError,
@@ -87,7 +88,7 @@ def run(options: Check) -> int:
     if len(planes) > 1:
         problems.append(f"slices do not lie in one plane: {mixed(planes)}.")
 
-    print(f"{options.index}: {len(cases)} cases.")
+    print(f"{options.index}: {counted(len(cases), 'case')}.")
     print("\nGrids, and where the axes of the files point to:")
     for words, codes in sorted(grids.items(), key=lambda g: -g[1].total()):
         listed = ", ".join(f"{code} {count}" for code, count in codes.most_common(4))
@@ -102,9 +103,9 @@ def run(options: Check) -> int:
         write_file(options.out / "missingness.png", draw_missingness(table))
         print(f"\nWrote {options.out / 'missingness.json'} and missingness.png.")
     if warnings:
-        print(f"\n{len(warnings)} warnings:", *warnings, sep="\n  ")
+        print(f"\n{counted(len(warnings), 'warning')}:", *warnings, sep="\n  ")
     if problems:
-        print(f"\n{len(problems)} problems:", *problems, sep="\n  ", file=sys.stderr)
+        print(f"\n{counted(len(problems), 'problem')}:", *problems, sep="\n  ", file=sys.stderr)
         return 3
     print("\nNo problem found: no file damaged, no NaN, no case or patient in two splits.")
     return 0
@@ -119,8 +120,7 @@ def _shown(cases: Sequence[Case]) -> tuple[str, ...]:
 def _print_differences(grids: Iterable[str]) -> None:
     """Says which of the grids differ in a way that training does something about, or does not."""
     sizes, pixels = (
-        {words.split(" slices of ")[1].split(" voxels, ")[part] for words in grids}
-        for part in (0, 1)
+        {words.partition(" of ")[2].split(" voxels, ")[part] for words in grids} for part in (0, 1)
     )
     if len(sizes) > 1:
         print(
@@ -135,7 +135,7 @@ def _words(subject: Subject) -> str:
     slices, height, width = subject.fov.shape
     between, *pixel = subject.spacing
     return (
-        f"{slices} slices of {height} x {width} voxels, "
+        f"{counted(slices, 'slice')} of {height} x {width} voxels, "
         f"{pixel[0]:.4g} x {pixel[1]:.4g} mm, {between:.4g} mm apart"
     )
 
@@ -158,7 +158,10 @@ def _missingness(table: dict[str, Any]) -> str:
     for split, about in table["splits"].items():
         n, incomplete = about["cases"], about["incomplete"]
         share = 100 * incomplete / n
-        lines += [f"Split {split}: {n} cases, {incomplete} ({share:.0f} %) lack a modality."]
+        lines += [
+            f"Split {split}: {counted(n, 'case')}, of which "
+            f"{counted(incomplete, 'lacks', 'lack')} a modality ({share:.0f} %)."
+        ]
         observed = [
             f"{label} {about['observed'][m]}" for label, m in zip(labels, modalities, strict=True)
         ]

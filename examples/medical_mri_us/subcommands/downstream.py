@@ -17,8 +17,10 @@ import numpy as np
 import tyro
 
 from examples.medical_mri_us.checks import check_integer, check_number, check_positive
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import Case, CaseError, Subject, Volume, read_index
 from examples.medical_mri_us.downstream import (
+    ANY_MR,
     REGISTRATION_REFERENCES,
     SEGMENTATION_REFERENCES,
     Chosen,
@@ -30,10 +32,15 @@ from examples.medical_mri_us.downstream import (
     segment_tumours,
     write_tables,
 )
-from examples.medical_mri_us.evaluation import choose_device, load_trained, note, predict
+from examples.medical_mri_us.evaluation import (
+    Trained,
+    choose_device,
+    load_trained,
+    note,
+    predict,
+)
 from examples.medical_mri_us.facts import is_phantom
 from examples.medical_mri_us.outputs import open_folder
-from mmpoe.models import MMHVAE
 from mmpoe.training import write_file
 
 TASKS = ("segmentation", "registration")
@@ -112,7 +119,7 @@ def run(options: Downstream) -> int:
     cases = read_index(options.data, model.modalities)
     sets = _choose(cases, trained.size, options)
 
-    source = Synthesiser(list(model.modalities), partial(_make, model))
+    source = Synthesiser(list(model.modalities), partial(_make, trained))
     found: dict[str, Any] = {}
     problem = None
     if "segmentation" in options.task:
@@ -150,7 +157,12 @@ def run(options: Downstream) -> int:
         print(problem, file=sys.stderr)
         return 3
     if problems:
-        print(f"{len(problems)} cases were left out:", *problems, sep="\n  ", file=sys.stderr)
+        print(
+            f"{counted(len(problems), 'case was', 'cases were')} left out:",
+            *problems,
+            sep="\n  ",
+            file=sys.stderr,
+        )
     return 1 if problems else 0
 
 
@@ -176,7 +188,7 @@ def _choose(cases: Sequence[Case], size: int, options: Downstream) -> dict[str, 
     held_out = [case for case in cases if case.split == options.split]
     sets: dict[str, Chosen] = {}
     if "segmentation" in options.task:
-        sets["training"] = choose_cases(learnt, size, modalities=("us", "mr"), labels=True)
+        sets["training"] = choose_cases(learnt, size, modalities=("us", ANY_MR), labels=True)
         sets["test"] = choose_cases(
             held_out, size, modalities=("us",), labels=True, least_ml=options.least_ml
         )
@@ -226,7 +238,7 @@ def _segment(
     return found, None
 
 
-def _make(model: MMHVAE, subject: Subject, given: Sequence[str], target: str) -> Volume:
+def _make(trained: Trained, subject: Subject, given: Sequence[str], target: str) -> Volume:
     """A modality as the model makes it of others, at the mean, -1 outside the field of view."""
-    made = predict(model, subject, given)[target].clip(-1, 1)
+    made = predict(trained.model, subject, given, size=trained.size)[target].clip(-1, 1)
     return np.where(subject.fov, made, BACKGROUND).astype(np.float32)

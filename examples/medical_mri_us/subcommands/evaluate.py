@@ -13,6 +13,7 @@ import tyro
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.checks import check_integer
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import read_index
 from examples.medical_mri_us.evaluation import (
     ALPHA,
@@ -110,7 +111,9 @@ def run(options: Evaluate) -> int:
     shown = choose(results.scores, first.name, results.protocols[0].name, options.views)
     cases_shown = [case for case in test if case.name in shown]
     views = {
-        subject.name: make_view(first.model, subject, options.samples, options.seed)
+        subject.name: make_view(
+            first.model, subject, options.samples, options.seed, size=first.size
+        )
         for subject in load_one_by_one(cases_shown, first.size, [], first.axes)
     }
     phantom = is_phantom(options.data)
@@ -149,7 +152,8 @@ def run(options: Evaluate) -> int:
     minutes = (time.monotonic() - start) / 60
     print(f"{summary(cells, first.name)}\nWrote {options.out} ({minutes:.1f} minutes).")
     if results.problems:
-        print(f"{len(results.problems)} of {len(test)} cases were left out.", file=sys.stderr)
+        lost = counted(len(results.problems), "case was", "cases were")
+        print(f"{lost} left out, of {len(test)}.", file=sys.stderr)
     return 1 if results.problems else 0
 
 

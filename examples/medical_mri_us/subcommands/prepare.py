@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from examples.medical_mri_us.checks import check_integer, check_number
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import read_image
 from examples.medical_mri_us.data.columns import image_columns
 from examples.medical_mri_us.modalities import MODALITIES
@@ -117,7 +118,9 @@ def run(options: Prepare) -> int:
     if absent:
         print(f"Note: no case has {', '.join(absent)}; the index has no such column.")
     done, failed = len(record["cases"]), len(record["failed"])
-    print(f"Prepared {done} cases; {failed} failed, {len(record['left_out'])} left out.")
+    print(
+        f"Prepared {counted(done, 'case')}; {failed} failed, {len(record['left_out'])} left out."
+    )
     if not done:
         print("Error: no case could be prepared.", file=sys.stderr)
         return 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Synthesize", "run"]
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,7 @@ import tyro
 from torch import distributed
 
 from examples.medical_mri_us.checks import check_integer, check_number
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import CaseError, ImageError
 from examples.medical_mri_us.models import load_model, model_folder
 from examples.medical_mri_us.names import made_name
@@ -100,9 +102,12 @@ def run(options: Synthesize) -> int:
     model, description = load_model(model_folder(options.run))
     targets = names(options.target, model.modalities, "target")
     given = names(options.given, model.modalities, "given")
-    jobs = shard(_jobs(options, model.modalities))
+    jobs = _jobs(options, model.modalities)
     if options.input_dir is not None and not (targets or given or options.all_subsets):
         jobs = _incomplete(jobs, model.modalities)
+        if not jobs:
+            return 0
+    jobs = shard(jobs)
     open_folder(options.out)
     if options.device != "cpu" and torch.cuda.is_available():
         model.cuda()
@@ -129,8 +134,7 @@ def run(options: Synthesize) -> int:
                 print(f"Failed: {failures[-1]}")
     _wait_for_others()
     if not failures:
-        number = "1 case" if len(jobs) == 1 else f"{len(jobs)} cases"
-        print(f"Synthesised {number} in {options.out}.")
+        print(f"Synthesised {counted(len(jobs), 'case')} in {options.out}.")
         return 0
     if len(failures) == len(jobs):
         raise CaseError("no case could be used: " + "; ".join(failures))
@@ -140,10 +144,14 @@ def run(options: Synthesize) -> int:
 
 
 def _incomplete(jobs: Sequence[Job], modalities: Sequence[str]) -> list[Job]:
-    """The cases that lack something."""
+    """The cases that lack something; says of which others, and what makes images of them."""
     complete = [job.name for job in jobs if set(job.images) >= set(modalities)]
-    if complete:
-        print(f"Nothing is missing of {', '.join(complete)}; --target says what to make anyway.")
+    if complete and int(os.environ.get("RANK", 0)) == 0:  # of the processes of torchrun
+        what = ", ".join(complete) if len(complete) < len(jobs) else "any case"
+        print(
+            f"Nothing is missing of {what}; --target {modalities[-1]}, for one, makes it from the "
+            "others anyway."
+        )
     return [job for job in jobs if job.name not in complete]
 
 
@@ -183,4 +191,5 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
     name = stem(file)
     name = made_name(file.parent.name if name in modalities else name)
     fov = None if options.fov is None else input_of(options.fov)
-    return [Job(name, {m: input_of(path) for m, path in ordered.items()}, fov)]
+    alone = len(ordered) == 1
+    return [Job(name, {m: input_of(f, alone=alone) for m, f in ordered.items()}, fov)]

@@ -16,6 +16,7 @@ import tyro
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config, write_config
+from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import (
     CaseError,
     check_training,
@@ -102,7 +103,7 @@ def run(options: Train) -> int:
 
     subjects, problems = load_subjects(cases)
     if not subjects:
-        raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
+        raise CaseError(f"{index}: none of {counted(len(cases), 'training case')} can be used.")
     subjects = pad_subjects(turn_alike(subjects), config.size)
     data = data_of(index, options.split, config.modalities, cases, subjects, problems)
     if first:
@@ -113,7 +114,7 @@ def run(options: Train) -> int:
         observed = data["missingness"]["observed"]
         counts = ", ".join(f"{m} {n}" for m, n in observed.items())
         device = "a GPU" if options.device != "cpu" and torch.cuda.is_available() else "the CPU"
-        print(f"{len(subjects)} training cases with {counts}; training on {device}.")
+        print(f"{counted(len(subjects), 'training case')} with {counts}; training on {device}.")
         if sum(observed.values()) <= len(subjects):
             print("Note: no case has two modalities: nothing shows how to make one from another.")
 
@@ -141,7 +142,7 @@ def run(options: Train) -> int:
                 facts=facts,
             )
             write_card(folder)
-        print(f"Model saved in {folder / 'model'}, after {len(history.bounds)} steps.")
+        print(f"Model saved in {folder / 'model'}, after {counted(len(history.bounds), 'step')}.")
         if history.interrupted:
             again = f"train --out {shlex.quote(str(folder))} --resume"
             print(f"Stopped before the end. To resume: {again}")

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from examples.medical_mri_us.data import CaseError, Grid, Volume, list_series
+from examples.medical_mri_us.data.datasets import is_dicom, read_dataset
 from examples.medical_mri_us.data.geometry import LPS_TO_RAS
 from examples.medical_mri_us.prepare.sources import Input
 
@@ -48,11 +47,8 @@ def source_header(found: Input) -> Dataset:
         series = list_series(first)
         if series:
             return series[0].header
-    else:
-        try:
-            return pydicom.dcmread(first, stop_before_pixels=True)
-        except (InvalidDicomError, OSError):
-            pass
+    elif first.is_file() and is_dicom(first):
+        return read_dataset(first, pixels=False)
     raise CaseError(
         f"{found.name} should be DICOM for results in DICOM, which are of its patient and study."
     )

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from examples.medical_mri_us.data import CaseError, read_image, read_index
+from examples.medical_mri_us.data import CaseError, Image, read_image, read_index, read_picture
+from examples.medical_mri_us.data.geometry import spacing_of
+from examples.medical_mri_us.data.planes import UnplacedError
 from examples.medical_mri_us.prepare import recognise
 from examples.medical_mri_us.prepare.sources import Input
 
@@ -28,9 +30,24 @@ class Job:
     fov: Input | None = None
 
 
-def input_of(path: Path) -> Input:
-    """Returns a file, or a folder of DICOM, as an input."""
-    return Input(str(path), partial(read_image, path), files=(path,))
+def input_of(path: Path, *, alone: bool = False) -> Input:
+    """Returns a file, or a folder of DICOM, as an input.
+
+    Arguments:
+        path: The file or folder.
+        alone: Whether it is the only image of its case, so that its place does not matter.
+    """
+    return Input(str(path), partial(_read_alone if alone else read_image, path), files=(path,))
+
+
+def _read_alone(path: Path) -> Image:
+    try:
+        return read_image(path)
+    except UnplacedError:
+        image = read_picture(path)
+        pixels = " x ".join(f"{s:.3g}" for s in spacing_of(image.affine)[:2])
+        print(f"Note: {path} does not say where it lies; its pixels are of {pixels} mm.")
+        return image
 
 
 def in_index(path: Path, modalities: Sequence[str]) -> list[Job]:
@@ -38,7 +55,7 @@ def in_index(path: Path, modalities: Sequence[str]) -> list[Job]:
     return [
         Job(
             case.name,
-            {m: input_of(file) for m, file in case.images.items()},
+            {m: input_of(f, alone=len(case.images) == 1) for m, f in case.images.items()},
             None if case.fov is None else input_of(case.fov),
         )
         for case in read_index(path, modalities, anywhere=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Asked", "synthesise_job"]
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,7 @@ def synthesise_job(
         if asked.every:
             folder = asked.out / f"from-{'-'.join(subset)}"
             open_folder(folder)
+        _remove_series(folder, job.name, model.modalities)
         write_synthesis(
             folder,
             job.name,
@@ -131,6 +133,12 @@ def synthesise_job(
             for target, volume in synthesis.mean.items():
                 place = folder / f"{job.name}_{target}_dicom"
                 write_series(place, header, volume, synthesis.grid, target, made)
+
+
+def _remove_series(folder: Path, name: str, modalities: Sequence[str]) -> None:
+    """Removes the DICOM that an earlier run wrote of a case."""
+    for m in modalities:
+        shutil.rmtree(folder / f"{name}_{m}_dicom", ignore_errors=True)
 
 
 def _provenance(found: Input) -> dict[str, str]:
