@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["FOLDER", "StoredSubject", "pad", "store_subject", "store_subjects"]
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -158,7 +159,8 @@ def store_subjects(
 ) -> tuple[list[StoredSubject], list[CaseError]]:
     """Opens cases that were stored, and stores the others.
 
-    A case is stored anew if one of its files has another size or date than it had.
+    A case is stored anew if one of its files has changed: its size, the checksum at the end of a
+    compressed one, or the date of any other.
 
     Arguments:
         cases: The cases.
@@ -271,7 +273,7 @@ def _subject(case: Case, place: Path, about: Mapping[str, Any]) -> StoredSubject
 
 
 def _sources(case: Case) -> dict[str, list[list[Any]]]:
-    """The name, size and date of all files of a case, by column.
+    """The name and size of all files of a case, and what tells a change of each, by column.
 
     Raises:
         CaseError: If one is not there, or is a header that cannot be read.
@@ -282,13 +284,19 @@ def _sources(case: Case) -> dict[str, list[list[Any]]]:
     found = {}
     for column, path in paths.items():
         try:
-            files = image_files(path)
-            stats = [file.stat() for file in files]
+            found[column] = [_mark(file) for file in image_files(path)]
         except (OSError, ValueError) as error:
             raise CaseError(f"case {case.name}: {path} cannot be read: {error}") from error
-        pairs = zip(files, stats, strict=True)
-        found[column] = [[file.name, stat.st_size, int(stat.st_mtime)] for file, stat in pairs]
     return found
+
+
+def _mark(file: Path) -> list[Any]:
+    stat = file.stat()
+    if file.suffix.lower() != ".gz" or stat.st_size < 8:
+        return [file.name, stat.st_size, int(stat.st_mtime)]
+    with file.open("rb") as stream:  # a copy of a data set has other dates
+        stream.seek(-8, os.SEEK_END)
+        return [file.name, stat.st_size, stream.read().hex()]
 
 
 def _same(stored: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
