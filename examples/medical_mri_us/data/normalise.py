@@ -27,7 +27,8 @@ def normalise(image: Volume, fov: Mask, modality: str) -> Volume:
         ValueError: As of `level_of`.
     """
     unit = at_level(image, level_of(image, fov, modality))
-    return np.where(fov, unit, -1).astype(np.float32)
+    unit[~fov] = -1
+    return unit.astype(np.float32, copy=False)
 
 
 def at_level(image: Volume, level: float) -> Volume:
@@ -39,7 +40,11 @@ def at_level(image: Volume, level: float) -> Volume:
         image: The intensities :math:`x`.
         level: The level :math:`\ell`.
     """
-    return 2 * np.clip(image / level, 0, 1) - 1
+    unit = image / level
+    np.clip(unit, 0, 1, out=unit)
+    unit *= 2
+    unit -= 1
+    return unit
 
 
 def level_of(image: Volume, fov: Mask, modality: str) -> float:
