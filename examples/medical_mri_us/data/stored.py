@@ -128,7 +128,7 @@ class StoredSubject:
         path = self.folder / f"{column}.npy"
         try:
             stored = np.array(np.load(path, mmap_mode="r")[k])
-            intact = zlib.crc32(stored) == self.checksums[column][k]
+            intact = zlib.crc32(stored.data) == self.checksums[column][k]
         except (OSError, ValueError, IndexError, TypeError) as error:
             raise CaseError(f"case {self.name}: {path} cannot be read: {error}.") from error
         if not intact:
@@ -206,7 +206,7 @@ def store_subject(case: Case, folder: Path) -> StoredSubject:
         checksums = {}
         for column, stored in _arrays(found).items():
             np.save(partial / f"{column}.npy", stored, allow_pickle=False)
-            checksums[column] = [zlib.crc32(image) for image in stored]
+            checksums[column] = [zlib.crc32(image.data) for image in stored]
         about = {
             "format": FORMAT,
             "sources": sources,

@@ -58,7 +58,7 @@ class Subject:
     @property
     def shown(self) -> npt.NDArray[np.bool_]:
         """Whether a slice shows something, one entry for each."""
-        return self.fov.any(axis=(1, 2))
+        return np.asarray(self.fov.any(axis=(1, 2)))
 
     def cut(self, k: int) -> tuple[dict[str, Volume], dict[str, Volume], Mask]:
         """Returns slice `k`: images, targets of those that have one, and the field of view."""

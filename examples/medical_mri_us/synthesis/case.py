@@ -178,12 +178,13 @@ def _set_aside(
     images: Mapping[str, Image], names: Sequence[str], to_first: bool, folder: Path | None
 ) -> tuple[Grid, Shelf, Mask, list[str]]:
     """The grid of the first input, all on it, where they show something, and what was done."""
-    first = images[names[0]]
-    grid, shown, notes = Grid.of(first), np.zeros(first.data.shape, bool), []
+    image = images[names[0]]
+    grid, shown, notes = Grid.of(image), np.zeros(image.data.shape, bool), []
     given = Shelf(grid.shape, folder)
     for m in names:
-        image = first if m == names[0] else images[m]
-        first = None
+        if m != names[0]:
+            del image  # before the next one is read
+            image = images[m]
         if m != "us":
             data, note = remove_background(image.data)
             image = Image(data, image.affine)
@@ -192,7 +193,7 @@ def _set_aside(
         if m == "us" or "us" not in names:
             shown |= volume > 0
         given.put(m, volume)
-        del image, volume
+        del volume
     return grid, given, shown, notes
 
 

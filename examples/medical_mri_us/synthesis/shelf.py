@@ -37,20 +37,20 @@ class Shelf:
     def put(self, key: object, volume: Volume) -> None:
         """Sets a volume aside."""
         self._seek(key, 0)
-        self._file.write(np.ascontiguousarray(volume, np.float32))
+        self._file.write(np.ascontiguousarray(volume, np.float32).data)
 
     def write(self, key: object, k: int, image: Volume) -> None:
         """Sets slice `k` of a volume aside."""
         self._seek(key, k)
-        self._file.write(np.ascontiguousarray(image, np.float32))
+        self._file.write(np.ascontiguousarray(image, np.float32).data)
 
     def read(self, key: object) -> Volume:
         """Returns a volume, 0 where no slice was written."""
         return self._read(key, 0, self.shape)
 
-    def slices(self, key: object, places: Sequence[int]) -> Volume:
+    def slices(self, key: object, places: Sequence[int] | np.ndarray) -> Volume:
         """Returns some slices of a volume."""
-        return np.stack([self._read(key, k, self.shape[1:]) for k in places])
+        return np.stack([self._read(key, k, self.shape[1:]) for k in map(int, places)])
 
     def _read(self, key: object, k: int, shape: tuple[int, ...]) -> Volume:
         out = np.zeros(shape, np.float32)
@@ -76,7 +76,7 @@ class Shelved:
     def __init__(self, shelf: Shelf, key: object) -> None:
         self.shelf, self.key = shelf, key
 
-    def __getitem__(self, places: Sequence[int]) -> Volume:
+    def __getitem__(self, places: Sequence[int] | np.ndarray) -> Volume:
         return self.shelf.slices(self.key, places)
 
 

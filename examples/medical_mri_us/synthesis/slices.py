@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Made", "Noise", "predict", "predict_tiles", "tile_stride"]
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from examples.medical_mri_us.data import Mask, Volume
 from examples.medical_mri_us.windows import Tiles
+from mmpoe.hierarchy import Encodings
 from mmpoe.missing import as_mask
 from mmpoe.models import MMHVAE, in_chunks
 from mmpoe.nn import evaluation
@@ -258,7 +259,7 @@ class Moments:
 
 def _decode(
     model: MMHVAE,
-    encodings: Mapping[str, Any],
+    encodings: Encodings,
     given: Tensor,
     targets: Sequence[str],
     noise: Sequence[Tensor],
