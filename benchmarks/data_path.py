@@ -342,9 +342,9 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"{data['cases']:,} cases of four modalities, {shape} voxels; {data['real']} have files "
         "of their own, and the others are links to these. Their pages were dropped from memory "
-        f"before training. Two workers; a step took {_both(run, 'step')}. Seconds of the processor, "
-        "in brackets, are those of training itself: other programs do not count, but share "
-        f"{found['cores']} core{'s' * (found['cores'] > 1)} with it.",
+        f"before training. Two workers; a step took {_both(run, 'step')}. Seconds of the "
+        "processor, in brackets, are those of training itself: other programs share "
+        f"{found['cores']} core{'s' * (found['cores'] > 1)} with it, and do not count.",
         "",
         "| training | measured | aim |",
         "|---|---:|---:|",

@@ -48,7 +48,7 @@ class StoredSubject:
     images: Mapping[str, float]
     """The intensities that become 1, by observed modality."""
     targets: Mapping[str, float]
-    """Those of images to synthesise instead."""
+    """The levels of images to synthesise instead."""
     grid: Grid
     """The grid of the files of the case."""
     visible: npt.NDArray[np.bool_]
@@ -56,7 +56,7 @@ class StoredSubject:
     checksums: Mapping[str, npt.NDArray[np.uint32]]
     """The CRC-32 of each slice, by array."""
     axes: str | None = None
-    """Where the axes of the files are turned to, if they are, see `turned`."""
+    """The directions that the axes are turned to, if they are, see `turned`."""
     least: int = 0
     """The least height and width of slices; smaller ones are padded."""
 

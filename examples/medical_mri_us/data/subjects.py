@@ -73,11 +73,11 @@ class Volumes:
     images: dict[str, Volume]
     """The intensities of observed modalities, which can be normalised."""
     targets: dict[str, Volume]
-    """Those of images to synthesise instead."""
+    """The intensities of images to synthesise instead."""
     levels: dict[str, float]
     """The intensities that normalisation maps to 1, see `level_of`, by modality."""
     target_levels: dict[str, float]
-    """Those of the images to synthesise instead."""
+    """The levels of images to synthesise instead."""
     fov: Mask
     label: npt.NDArray[np.uint8] | None
     grid: Grid
