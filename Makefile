@@ -9,7 +9,7 @@ EXTRAS := tensorboard,downstream,examples,omics
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test test-fast test-long check tests doctest docs docs-fast audit-poe bench-smoke \
-	bench-ablations bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-omics \
+	bench-ablations bench-data-path bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-omics \
 	bench-poe bench-recipe bench-synthesis bench-synthesis-full bench-tables bench-uncertainty calibration-gate fuzz \
 	gpu kill-test lock mutants reliability test-kernels format clean
 
@@ -121,6 +121,9 @@ bench-omics: $(READY)  ## Compare imputers on genuine omics and digits, about an
 bench-tables: $(READY)  ## Compare imputers on tables with holes, about an hour; write the tables
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benchmarks.tables --profile full --write
+
+bench-data-path: $(READY)  ## Measure what training and synthesis hold and wait for, minutes; write the tables
+	$(BIN)/python -m benchmarks.data_path --write
 
 bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae | tee benchmarks/results/mmhvae.txt"

@@ -136,7 +136,7 @@ def _one_patient(subjects: Sequence[Subject]) -> Iterator[Batch]:
 def _mixed(subjects: Sequence[Subject], settings: Settings) -> Iterator[Batch]:
     """Random slices of random patients, again and again."""
     slices = Slices(subjects, flip=True)
-    draws = WeightedRandomSampler(slices.weights(settings.rare), len(slices))
+    draws = WeightedRandomSampler(slices.weights(settings.rare).tolist(), len(slices))
     while True:
         yield from DataLoader(slices, settings.batch, sampler=draws, collate_fn=batch_slices)
 

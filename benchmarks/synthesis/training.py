@@ -89,7 +89,7 @@ def train(
     """
     slices = Slices(subjects, flip=True)
     draws = WeightedRandomSampler(
-        slices.weights(RARE),
+        slices.weights(RARE).tolist(),
         steps * batch,
         replacement=True,
         generator=torch.Generator().manual_seed(seed),

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-PAGES = ("benchmarks", "fusion", "kernels", "reliability", "tables_and_omics")
+PAGES = ("benchmarks", "fusion", "kernels", "medical_data", "reliability", "tables_and_omics")
 LINE = re.compile(r"^\{results\} (\S+): `(.+)`$", re.MULTILINE)
 """The name of the results, and the command that writes them."""
 

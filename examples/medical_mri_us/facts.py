@@ -13,7 +13,7 @@ import numpy as np
 
 from mmpoe.training import CheckpointError
 
-from .data import Case, CaseError, Subject, axis_codes, missingness_table
+from .data import Case, CaseError, StoredSubject, Subject, axis_codes, missingness_table
 from .data.foreign import read_bytes
 from .names import check_name
 from .synthesis.intensities import FACTS
@@ -24,7 +24,7 @@ def data_of(
     split: str,
     modalities: Sequence[str],
     cases: Sequence[Case],
-    subjects: Sequence[Subject],
+    subjects: Sequence[Subject | StoredSubject],
     problems: Sequence[CaseError],
 ) -> dict[str, Any]:
     """Returns the data of a training run: its cases, what they lack, and those that were left out.
@@ -67,7 +67,7 @@ def read_data(run: Path) -> dict[str, Any]:
         ) from error
 
 
-def facts_of(subjects: Sequence[Subject]) -> dict[str, Any]:
+def facts_of(subjects: Sequence[Subject | StoredSubject]) -> dict[str, Any]:
     """Returns what synthesis has to know of the images that a model was trained on."""
     spacing = np.median([s.spacing for s in subjects], axis=0)  # slice, row, column
     axes = {axis_codes(s.affine) for s in subjects}

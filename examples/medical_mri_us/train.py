@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader
 
 import mmpoe
 from mmpoe.missing import random_subsets
@@ -21,7 +21,7 @@ from mmpoe.models import MMHVAE, Output
 from mmpoe.training import Cosine, History, Optimizer, Run, fit, save_checkpoint
 
 from .critics import Critics, Judge
-from .data import Subject, TargetSlices, batch_targets
+from .data import StoredSubject, Subject, TargetSlices, WeightedBatches, batch_targets
 from .modalities import MODALITIES
 from .models import DEFAULT, Network, build_model, describe, load_model
 from .settings import OPTIMIZERS, Settings
@@ -69,7 +69,7 @@ def bound(
 
 
 def train(
-    subjects: Sequence[Subject],
+    subjects: Sequence[Subject | StoredSubject],
     settings: Settings,
     *,
     modalities: Sequence[str] = MODALITIES,
@@ -78,6 +78,7 @@ def train(
     critics: Critics | None = None,
     keep: Path | None = None,
     resume: bool = False,
+    workers: int = 0,
     device: str = "auto",
     progress: bool = True,
 ) -> tuple[MMHVAE, History]:
@@ -89,7 +90,7 @@ def train(
     index lists one, else the image itself.
 
     Arguments:
-        subjects: The patients, incomplete ones included.
+        subjects: The patients, incomplete ones included, in memory or stored.
         settings: How to train.
         modalities: The names of the modalities.
         network: The model to build.
@@ -98,6 +99,8 @@ def train(
         critics: Discriminators to train against it, if their weight is positive.
         keep: Where to keep checkpoints and a log, if anywhere.
         resume: Whether to resume from the last checkpoint, if there is one.
+        workers: The number of processes that load batches ahead of training, which sees the same
+            batches with any number.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``, a GPU if there is one.
         progress: Whether to show a progress bar.
 
@@ -120,12 +123,11 @@ def train(
         judge = Judge(critics, modalities, size)
 
     slices = TargetSlices(subjects, flip=True, size=size)
-    weights = slices.weights(settings.rare)
-    number = settings.steps * settings.batch * settings.accumulate
+    number = settings.steps * settings.accumulate
     loader = DataLoader(
         slices,
-        settings.batch,
-        sampler=WeightedRandomSampler(weights, number, replacement=True),
+        batch_sampler=WeightedBatches(slices.weights(settings.rare), settings.batch, number),
+        num_workers=workers,
         collate_fn=partial(batch_targets, modalities=modalities),
     )
 
@@ -207,10 +209,12 @@ def save_model(
     save_checkpoint(folder, model.state_dict(), description)
 
 
-def _common_size(subjects: Sequence[Subject], modalities: Sequence[str], size: int | None) -> int:
+def _common_size(
+    subjects: Sequence[Subject | StoredSubject], modalities: Sequence[str], size: int | None
+) -> int:
     if not subjects:
         raise ValueError("'subjects' should hold at least one subject, but is empty.")
-    shapes = sorted({subject.fov.shape[1:] for subject in subjects})
+    shapes = sorted({subject.shape[1:] for subject in subjects})
     if size is None and (len(shapes) > 1 or shapes[0][0] != shapes[0][1]):
         raise ValueError(f"'subjects' should have square slices of one size, but have {shapes}.")
     if size is not None and min(min(shape) for shape in shapes) < size:

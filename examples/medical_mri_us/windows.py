@@ -6,11 +6,15 @@ __all__ = ["Tile", "Tiles", "Window", "pad_subject", "pad_subjects", "tile_subje
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from .counts import counted
-from .data import Mask, Subject
+from .data import Mask, StoredSubject, Subject
+from .data.stored import pad
+
+S = TypeVar("S", bound=Subject | StoredSubject)
 
 
 @dataclass(frozen=True)
@@ -170,40 +174,29 @@ def _cut(subject: Subject, window: Window) -> Subject:
     )
 
 
-def pad_subjects(subjects: Sequence[Subject], size: int) -> list[Subject]:
+def pad_subjects(subjects: Sequence[S], size: int) -> list[S]:
     """Pads slices that are smaller than a model's size, and says how many are larger."""
-    large = sum(max(s.fov.shape[1:]) > size for s in subjects)
+    large = sum(max(s.shape[1:]) > size for s in subjects)
     if large:
         print(
             f"{counted(large, 'case is', 'cases are')} larger than {size} x {size} pixels: "
             "training takes windows, at random places."
         )
-    return [pad_subject(subject, size) for subject in subjects]
+    return [pad_subject(s, size) for s in subjects]
 
 
-def pad_subject(subject: Subject, size: int) -> Subject:
+def pad_subject(subject: S, size: int) -> S:
     """Pads slices that are smaller than a model's size, alike at both sides."""
-    height, width = subject.fov.shape[1:]
-    sides = max(height, size), max(width, size)
-    return subject if sides == (height, width) else _padded(subject, sides)
+    return subject if min(subject.shape[1:]) >= size else _padded(subject, size)
 
 
-def _padded(subject: Subject, sides: tuple[int, int]) -> Subject:
-    """A subject whose slices have these sides, in the middle."""
-    height, width = subject.fov.shape[1:]
-    before = [(side - n) // 2 for side, n in zip(sides, (height, width), strict=True)]
-    edges = [
-        (0, 0),
-        *((b, s - n - b) for b, s, n in zip(before, sides, (height, width), strict=True)),
-    ]
-
-    def pad(volume: np.ndarray, fill: float) -> np.ndarray:
-        return np.pad(volume, edges, constant_values=fill)
-
+def _padded(subject: S, size: int) -> S:
+    if isinstance(subject, StoredSubject):
+        return replace(subject, least=size)
     return replace(
         subject,
-        images={m: pad(v, -1) for m, v in subject.images.items()},
-        targets={m: pad(v, -1) for m, v in subject.targets.items()},
-        fov=pad(subject.fov, False),
-        label=None if subject.label is None else pad(subject.label, 0),
+        images={m: pad(v, size, -1) for m, v in subject.images.items()},
+        targets={m: pad(v, size, -1) for m, v in subject.targets.items()},
+        fov=pad(subject.fov, size, False),
+        label=None if subject.label is None else pad(subject.label, size, 0),
     )

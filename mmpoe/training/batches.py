@@ -113,7 +113,8 @@ class Stream:
 
     To return to a position, it restores the generators to their state at the start of the pass
     and draws the batches of that pass again, so that a sampler makes the same order, and workers
-    the same augmentations.
+    the same augmentations. A batch sampler with a method ``skip`` is asked for the rest of the
+    pass instead, see :func:`~mmpoe.training.fit`.
 
     Arguments:
         batches: The batches of all processes, iterated again and again.
@@ -200,8 +201,7 @@ class Stream:
         if passes < 0:  # nothing was drawn yet
             return
         self.randomness.load_state_dict(start)
-        self._begin(passes, deal)
-        self.position = sum(1 for _ in islice(self._iterator, position))
+        self._begin(passes, deal, position)
         if self.position < position:
             raise ValueError(
                 f"'batches' should hold at least {position} batches, as many as were drawn before "
@@ -254,24 +254,25 @@ class Stream:
         loader = self.batches
         if not _is_indexed(loader) or self.deal is not None:
             return []
-        again = _indices(loader)
         number = loader.num_workers * (loader.prefetch_factor or 0)
         with self.randomness.kept():
             self.randomness.load_state_dict(self.start)
-            return list(islice(again, self.position, self.position + number))
+            rest, _ = _after(_indices(loader), self.position)
+            return list(islice(rest, number))
 
-    def _begin(self, passes: int, deal: dict[str, Any] | None = None) -> None:
+    def _begin(self, passes: int, deal: dict[str, Any] | None = None, position: int = 0) -> None:
+        """Begins a pass behind its first batches, or at its end if there are fewer."""
         self.start = self.randomness.state_dict()
-        self.passes, self.position, self.deal = passes, 0, deal
+        self.passes, self.deal = passes, deal
         if deal is not None:
-            self._iterator = iter(self._dealt(**deal))
+            self._iterator, self.position = _after(self._dealt(**deal), position)
             return
         if getattr(self.batches, "_iterator", None) is not None:
             # a DataLoader draws a seed for new workers, but none for those that persist; drawing
             # one here gives a pass the same order with either
             generator = getattr(self.batches, "generator", None)
             torch.empty((), dtype=torch.int64).random_(generator=generator)
-        self._iterator = iter(self.batches)
+        self._iterator, self.position = _after(self.batches, position)
 
     def _dealt(self, processes: int, start: dict[str, Tensor], drawn: int) -> Iterable[Any]:
         """This process's share of what is left of a pass that other processes began."""
@@ -280,9 +281,7 @@ class Stream:
         with self.randomness.kept(), randomness.kept():
             randomness.load_state_dict(start)
             indexed = _is_indexed(whole)
-            rest = iter(_indices(whole) if indexed else whole)
-            for _ in islice(rest, drawn):
-                pass
+            rest, _ = _after(_indices(whole) if indexed else whole, drawn)
             rest = list(rest) if indexed else rest
         share = _EveryNth(rest, self.rank, self.world)
         return _like(whole, list(share)) if _is_indexed(whole) else share
@@ -320,6 +319,26 @@ def split(batches: Iterable[Any], rank: int, world: int, seed: int) -> Iterable[
     if _is_indexed(batches):
         return _like(batches, _Share(batches.batch_sampler, rank, world, seed))
     return _EveryNth(batches, rank, world)
+
+
+def _after(batches: Iterable[Any], number: int) -> tuple[Iterator[Any], int]:
+    """The batches of a pass behind its first ones, and how many those are.
+
+    They are skipped if the batch sampler can, and drawn otherwise.
+    """
+    if number > 0 and _is_indexed(batches) and _can_skip(batches.batch_sampler):
+        rest = _Rest(batches.batch_sampler, number)
+        iterator = iter(_like(batches, rest))
+        rest.begin()  # now, while generators are as they were at the start of the pass
+        return iterator, min(number, len(batches))
+    iterator = iter(batches)
+    return iterator, sum(1 for _ in islice(iterator, number))
+
+
+def _can_skip(batch_sampler: object) -> bool:
+    if isinstance(batch_sampler, _Share):
+        return _can_skip(batch_sampler.batches)
+    return hasattr(batch_sampler, "skip")
 
 
 def _like(loader: DataLoader[Any], batch_sampler: Any) -> DataLoader[Any]:  # noqa: ANN401
@@ -367,11 +386,19 @@ class _Share:
         self.generator = Generator().manual_seed(seed)
 
     def __iter__(self) -> Iterator[Any]:
+        return self.skip(0)
+
+    def skip(self, number: int) -> Iterator[Any]:
+        """Returns the share behind its first batches."""
         # samplers draw from the process's own generator, which differs among processes
-        own = torch.get_rng_state()
+        own, first = torch.get_rng_state(), number * self.world
         torch.set_rng_state(self.generator.get_state())
         try:
-            batches = list(self.batches)
+            if _can_skip(self.batches):
+                batches = _Ahead(self.batches.skip(first))
+                batches.begin()
+            else:
+                batches = list(self.batches)[first:]
             self.generator.set_state(torch.get_rng_state())
         finally:
             torch.set_rng_state(own)
@@ -379,6 +406,44 @@ class _Share:
 
     def __len__(self) -> int:
         return len(self.batches) // self.world
+
+
+class _Rest:
+    """A batch sampler: the batches of another one, which can skip, behind the first ones."""
+
+    def __init__(self, batches: Any, number: int) -> None:  # noqa: ANN401
+        self.batches, self.number = batches, number
+        self._last: _Ahead | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        # a DataLoader with workers calls this twice, and draws from the second iterator
+        self._last = _Ahead(self.batches.skip(self.number))
+        return self._last
+
+    def __len__(self) -> int:
+        return max(0, len(self.batches) - self.number)
+
+    def begin(self) -> None:
+        """Draws the first batch that the last iterator is to return."""
+        if self._last is not None:
+            self._last.begin()
+
+
+class _Ahead(Iterator[Any]):
+    """An iterator that can draw its first item before that is asked for."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self.items = items
+        self._first: list[Any] | None = None
+
+    def begin(self) -> None:
+        """Draws the first item, if there is one, unless that was done."""
+        if self._first is None:
+            self._first = list(islice(self.items, 1))
+
+    def __next__(self) -> Any:  # noqa: ANN401
+        self.begin()
+        return self._first.pop() if self._first else next(self.items)
 
 
 class _Indices(Dataset[Any]):

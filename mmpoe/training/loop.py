@@ -52,7 +52,12 @@ def fit(
     Arguments:
         model: The model, compiled by :func:`torch.compile` or not; it holds the averaged weights
             at the end, in evaluation mode, on the device that it was trained on.
-        batches: The batches, iterated again and again: any structure of tensors.
+        batches: The batches, iterated again and again: any structure of tensors. A run that
+            resumes draws those of the pass again up to where it was. It does not if they are
+            those of a DataLoader whose batch sampler has a length and a method ``skip(number)``,
+            an iterator over the rest of the pass behind its first `number` batches. It draws
+            from generators at its first batch alone, what ``iter`` of the sampler draws there;
+            samples should draw from none.
         objective: Called with the model, a batch and the share of the run done so far (0 to 1);
             returns one bound per sample, whose mean is maximised. Return the negative of a loss,
             such as :func:`~mmpoe.objectives.posterior_matching`. An objective that rewards

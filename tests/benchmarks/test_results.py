@@ -38,6 +38,7 @@ def test_documentation_includes_what_there_is_and_names_what_is_not(tmp_path):
         "benchmarks": ["synthesis", "downstream", "ablations", "uncertainty", "synthesis_costs"],
         "fusion": ["fusion"],
         "kernels": ["gpu"],
+        "medical_data": ["data_path"],
         "reliability": ["reliability", "kills", "mutants"],
         "tables_and_omics": ["omics", "tables"],
     }

@@ -24,7 +24,9 @@ from examples.medical_mri_us.data import (
     read_image,
     read_index,
     same_grid,
+    store_subjects,
 )
+from examples.medical_mri_us.data import stored as stored_module
 from examples.medical_mri_us.prepare import read_split, read_tag, read_transform
 from examples.medical_mri_us.subcommands.check import Check
 from examples.medical_mri_us.subcommands.check import run as check
@@ -225,7 +227,8 @@ def test_what_has_no_annotation_has_an_empty_cell(remind, tcia, resect):
     assert set(np.unique(image(resect[0], "Case1", "label").data)) == {0, 1}
 
 
-def test_prepared_cases_load_with_their_missing_bits(remind):
+def test_prepared_cases_load_with_their_missing_bits(remind, monkeypatch):
+    """In memory, and from what is stored beside them, without reading a file of theirs again."""
     cases = read_index(remind[0] / "out" / "index.csv")
     subjects, problems = load_subjects(cases, progress=False)
     assert problems == []
@@ -233,7 +236,12 @@ def test_prepared_cases_load_with_their_missing_bits(remind):
     assert held["Case001"] == {"us", "t2", "cet1", "flair"}
     assert held["Case002"] == {"us", "cet1", "flair"}
     assert held["Case0010"] == {"us", "t2"}
-    for subject in subjects:
+    monkeypatch.setattr(stored_module, "read_volumes", None)
+    stored, _ = store_subjects(cases, remind[0] / "out" / "slices", progress=False)
+    for subject, other in zip(subjects, stored, strict=True):
+        for k in range(len(subject.fov)):
+            for m, image in other.cut(k)[0].items():
+                assert np.array_equal(image, subject.images[m][k])
         assert subject.spacing == pytest.approx((SPACING,) * 3, rel=1e-5)
         for volume in subject.images.values():
             assert -1 <= volume.min() < volume.max() <= 1
@@ -443,9 +451,9 @@ def test_a_folder_that_is_in_use_is_left_alone(own):
 
 @pytest.mark.slow
 @pytest.mark.fault(76)
-@pytest.mark.parametrize("moment", [0, 1, 2, 3])
+@pytest.mark.parametrize("moment", [0, 1, 2, 3, 4, 6])
 def test_what_a_kill_stopped_goes_on_to_the_same_files(moment, own, capsys):
-    """Killed for real, as it gives a file or a folder its name: nothing is made twice."""
+    """Killed for real, as it gives the folder of a case, or of its slices, its name."""
     (own / "index.csv").write_text("case,split,us\na,train,a/us.nii.gz\nc,train,c/us.nii.gz\n")
     shutil.copytree(own / "a", own / "c")
     options = Prepare(index=own / "index.csv", out=own / "out", **SETTINGS)
@@ -474,7 +482,7 @@ def test_what_a_kill_stopped_goes_on_to_the_same_files(moment, own, capsys):
             run(replace(options, **{name: value}))
     capsys.readouterr()
     assert run(options) == 0
-    assert f"where {counted(moment // 2, 'case is', 'cases are')} done" in capsys.readouterr().out
+    assert f"where {counted(moment // 4, 'case is', 'cases are')} done" in capsys.readouterr().out
     found, expected = (
         {
             p.relative_to(own / name): p.read_bytes()

@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from examples.medical_mri_us.synthesis.case import synthesise_case
 from examples.medical_mri_us.synthesis.frame import Frame
 from examples.medical_mri_us.synthesis.intensities import to_model
 from examples.medical_mri_us.synthesis.jobs import choose, stem
-from examples.medical_mri_us.synthesis.slices import Noise, predict, predict_tiles, tile_stride
+from examples.medical_mri_us.synthesis.slices import Made, Noise, predict_tiles, tile_stride
 from examples.medical_mri_us.windows import Tiles, Window
 from mmpoe.imputation import add_matched_experts
 
@@ -227,6 +228,30 @@ class Moving(torch.nn.Module):
         return {m: torch.distributions.Normal(state, 0.1) for m in targets}
 
 
+def kept(model, x, fov, tiles, **options):
+    """The images that are made of T2, by what they are, (number, slices, height, width)."""
+    found = {}
+
+    def keep(made, k, image):
+        assert made.target == "t2"
+        found[made][k] = image
+
+    samples = options["samples"]
+    for made in (
+        Made("mean", "t2"),
+        Made("std", "t2"),
+        *(Made("sample", "t2", k) for k in range(samples)),
+    ):
+        found[made] = np.zeros(x.shape, np.float32)
+    options = {"progress": False, "seed": 0, **options}
+    covered = predict_tiles(model, {"us": x}, fov, ["t2"], tiles, keep, **options)
+    assert covered.all()
+    return {
+        what: np.stack([v for made, v in found.items() if made.what == what])
+        for what in ("mean", "std", "sample")
+    }
+
+
 @pytest.mark.parametrize("shape", [(100, 70), (32, 45), (33, 90)])
 @pytest.mark.parametrize("reach", [0, 2, 4])
 def test_seams_of_tiles_are_invisible(shape, reach):
@@ -238,16 +263,15 @@ def test_seams_of_tiles_are_invisible(shape, reach):
     tiles = Tiles.over(fov, 32, tile_stride(model, 32))
     assert tiles.stride == 16
     options = {"samples": 3, "temperature": 0.5, "seed": 0, "progress": False}
-    found, covered = predict_tiles(model, {"us": x}, fov, ["t2"], tiles, **options)
-    assert covered.all()
+    found = kept(model, x, fov, tiles, **options)
     pads = [(-s[0], s[-1] + 32 - n) for s, n in zip(tiles.starts, shape, strict=True)]
     padded = np.pad(x, [(0, 0), *pads], constant_values=-1)  # as far as the tiles reach
     once = torch.nn.functional.conv2d(
         torch.from_numpy(padded)[:, None], model.kernel, padding="same"
     )[:, 0].detach()
     once = once[:, pads[0][0] :, pads[1][0] :][:, : shape[0], : shape[1]]
-    np.testing.assert_allclose(found.mean["t2"], once, atol=1e-6)
-    noise = found.samples["t2"] - found.mean["t2"]  # one field: alike in all slices
+    np.testing.assert_allclose(found["mean"][0], once, atol=1e-6)
+    noise = found["sample"] - found["mean"]  # one field: alike in all slices
     np.testing.assert_allclose(noise[:, 0], noise[:, 1], atol=1e-5)
     assert noise.std() == pytest.approx(0.05 * 2**0.5, rel=0.25)
     ours = Noise(model, 3, 0, tiles)
@@ -402,26 +426,87 @@ def test_memory_that_runs_out_halves_the_batch(model, monkeypatch):
     """Fault 40: with the same result; and an error if there is no room for one slice."""
     x = np.random.default_rng(0).uniform(-1, 1, (11, 16, 16)).astype(np.float32)
     fov = np.ones(x.shape, bool)
-    options = {"noise": Noise(model, 2, 0).at((0, 0)), "temperature": 1.0}
-    whole = predict(model, {"us": x}, fov, ["t2"], batch=8, **options)
+    tiles = Tiles.over(fov, 16, tile_stride(model, 16))
+    options = {"samples": 3, "temperature": 1.0, "batch": 8}
+    whole = kept(model, x, fov, tiles, **options)
     decode, sizes = slices_module._decode, []
 
-    def small(model, images, *arguments):
-        sizes.append(len(images["us"]))
+    def small(model, encodings, given, *arguments):
+        sizes.append(len(given))
         if sizes[-1] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return decode(model, images, *arguments)
+        return decode(model, encodings, given, *arguments)
 
     monkeypatch.setattr(slices_module, "_decode", small)
     limit = 2
-    halved = predict(model, {"us": x}, fov, ["t2"], batch=8, **options)
+    halved = kept(model, x, fov, tiles, **options)
     assert sizes[:3] == [8, 4, 2]
     assert max(sizes[2:]) == 2
-    for a, b in zip(whole, halved, strict=True):
-        np.testing.assert_allclose(a["t2"], b["t2"], atol=1e-5)
+    for what in whole:
+        np.testing.assert_allclose(whole[what], halved[what], atol=1e-5)
     limit = 0
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        predict(model, {"us": x}, fov, ["t2"], batch=8, **options)
+        kept(model, x, fov, tiles, **options)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_inputs_are_encoded_once_and_draws_come_a_few_at_a_time(model, monkeypatch, temperature):
+    """Whatever is made of them: four rows at a time on a CPU."""
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16)).astype(np.float32)
+    tiles = Tiles.over(np.ones(x.shape, bool), 16, 8)
+    encoded, inferred = [], []
+    encode, infer = type(model).encode, type(model).infer
+
+    def counted(self, x, given):
+        encoded.append(len(given))
+        return encode(self, x, given)
+
+    def watched(self, encodings, given, **options):
+        inferred.append(given.shape[:2])
+        return infer(self, encodings, given, **options)
+
+    monkeypatch.setattr(type(model), "encode", counted)
+    monkeypatch.setattr(type(model), "infer", watched)
+    options = {"samples": 5, "temperature": temperature, "batch": 2}
+    found = kept(model, x, np.ones(x.shape, bool), tiles, **options)
+    assert encoded == [2, 1]
+    draws = [(2, 2), (2, 2), (1, 2)], [(4, 1), (1, 1)]
+    twice = 1 if temperature == 1 else 2
+    assert inferred == [(1, 2), *twice * draws[0], (1, 1), *twice * draws[1]]
+    noise = model.decoders["t2"].scale.item() * 2**0.5
+    if temperature == 1:
+        spread = found["sample"].std(axis=0, ddof=1)
+        np.testing.assert_allclose(found["std"][0], np.hypot(spread, noise), rtol=1e-4)
+
+
+def test_volumes_that_are_held_do_not_grow_with_samples_and_targets(model):
+    """No more than 3 for what is made, however many there are."""
+    data = np.zeros((16, 16, 3000), np.float32)
+    data[..., :6] = volume(0, (16, 16, 6))  # slices without a view take no time
+    us, size = Image(data, AFFINE), data.nbytes
+
+    def most(samples, targets):
+        tracemalloc.start()
+        try:
+            found = synthesise(model, {"us": us}, samples=samples, targets=targets, batch=2)
+            before = tracemalloc.get_traced_memory()[1]
+            tracemalloc.reset_peak()
+            for volumes in (found.mean, found.std, found.images):
+                for m in volumes:
+                    assert volumes[m].nbytes == size
+            for m in found.samples:
+                assert sum(1 for _ in found.samples[m]) == samples
+            held, after = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < size
+        assert after - held < 3.1 * size  # with what is small
+        return before / size
+
+    synthesise(model, {"us": Image(volume(0), AFFINE)})  # imports what it needs
+    few, many = most(2, ["t2"]), most(6, ["t2", "cet1", "flair"])
+    assert many < few + 0.1
+    assert few < 3.1  # its input is here already
 
 
 def test_slices_without_a_view_are_skipped(model):

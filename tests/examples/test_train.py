@@ -277,12 +277,11 @@ def test_discriminators_learn_from_a_bank_what_was_never_observed(tmp_path, monk
     settings = Settings(steps=6, minutes=None, batch=2, rare=0.0, save_every=3)
     drawn = iter([1, 1, 1, 1, *[0] * 8])
 
-    def sampler(weights, number, replacement):
-        places = list(range(len(weights)))
-        half = len(places) // 2  # slices of the first subject come first
-        return [places[half * next(drawn)] for _ in range(number)]
+    def sampler(weights, batch, number):
+        half = len(weights) // 2  # slices of the first subject come first
+        return [[half * next(drawn) for _ in range(batch)] for _ in range(number)]
 
-    monkeypatch.setattr(train_module, "WeightedRandomSampler", sampler)
+    monkeypatch.setattr(train_module, "WeightedBatches", sampler)
     shown = []
 
     def watched(output, networks, targets, observed, scored, **options):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Generator
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from mmpoe.training import shard
 from mmpoe.training.batches import Stream, split
@@ -66,7 +66,36 @@ def shuffled(**options):
     return DataLoader(range(22), 2, shuffle=True, collate_fn=list, **options)
 
 
+class Pairs:
+    """A batch sampler that can skip: pairs of 22 rows in an order that one number decides."""
+
+    def __iter__(self):
+        return self.skip(0)
+
+    def __len__(self):
+        return 11
+
+    def skip(self, number):
+        seed = int(torch.randint(2**40, ()))  # at the first batch
+        order = torch.randperm(22, generator=Generator().manual_seed(seed))
+        yield from order.reshape(11, 2)[number:].tolist()
+
+
+class Noting(Dataset):
+    """Rows that are their own numbers, and a list of those that were read."""
+
+    def __init__(self):
+        self.read = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return index
+
+
 LOADERS = {
+    "by a sampler that skips": lambda: DataLoader(
+        range(22), batch_sampler=Pairs(), collate_fn=list
+    ),
     "by the generator of the process": shuffled,
     "by a generator of its own": lambda: shuffled(generator=Generator().manual_seed(3)),
     "by that of a sampler": lambda: DataLoader(
@@ -182,3 +211,42 @@ def test_fewer_batches_than_processes_are_told_with_both_numbers(load):
     batches = load([[0]] * 3) if load is iter else load(3)
     with pytest.raises(ValueError, match=rf"for each of 4 processes, but holds {number}\."):
         next(Stream(batches, torch.device("cpu"), 1, 4))
+
+
+@pytest.mark.fault(36)
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_a_sampler_skips_is_not_read_again(world, rank):
+    """The rest of the pass, and the next pass, are those of a stream that went on."""
+    rank = min(rank, world - 1)
+    data = Noting()
+    load = lambda: DataLoader(data, batch_sampler=Pairs(), collate_fn=list)
+    torch.manual_seed(10 + rank)
+    stream = Stream(load(), torch.device("cpu"), rank, world, seed=5)
+    share = 11 // world
+    for _ in range(share + 2):
+        next(stream)
+    place = stream.passes, stream.position, stream.start
+    state = stream.randomness.state_dict()
+    expected = [next(stream) for _ in range(2 * share)]
+
+    torch.manual_seed(99)
+    data.read.clear()
+    again = Stream(load(), torch.device("cpu"), rank, world, seed=5)
+    again.seek(*place)
+    assert data.read == []
+    again.randomness.load_state_dict(state)
+    assert [next(again) for _ in range(2 * share)] == expected
+    assert (again.passes, again.position) == (stream.passes, stream.position)
+    with pytest.raises(ValueError, match=rf"at least 12 batches, .* but holds {share}\."):
+        again.seek(1, 12, place[2])
+
+
+def test_samples_that_workers_load_are_known_behind_what_was_skipped():
+    load = lambda: DataLoader(range(22), batch_sampler=Pairs(), num_workers=1)
+    torch.manual_seed(0)
+    stream = Stream(load(), torch.device("cpu"))
+    stream.seek(0, 3, stream.randomness.state_dict())
+    loading = stream.loading()
+    assert len(loading) == 2
+    assert [next(stream).tolist() for _ in range(2)] == loading

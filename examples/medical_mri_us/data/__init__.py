@@ -10,7 +10,9 @@ with needs("medical"):
     from .index import Case, read_index
     from .normalise import MEDIANS, normalise
     from .orientation import planes_of, turn_alike, turned
+    from .sampling import WeightedBatches
     from .slices import Slices, TargetSlices, batch_slices, batch_targets
+    from .stored import StoredSubject, store_subject, store_subjects
     from .subjects import CaseError, Subject, load_subject, load_subjects
     from .summary import check_training, missingness_table
 
@@ -24,9 +26,11 @@ __all__ = [
     "Mask",
     "Series",
     "Slices",
+    "StoredSubject",
     "Subject",
     "TargetSlices",
     "Volume",
+    "WeightedBatches",
     "axis_codes",
     "batch_slices",
     "batch_targets",
@@ -46,6 +50,8 @@ __all__ = [
     "reorient",
     "resample",
     "same_grid",
+    "store_subject",
+    "store_subjects",
     "turn_alike",
     "turned",
     "write_image",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Grid", "axis_codes", "reorient", "resample", "same_grid"]
+__all__ = ["Grid", "axis_codes", "reorient", "resample", "same_grid", "turn_to"]
 
 from dataclasses import dataclass
 
@@ -106,13 +106,25 @@ def reorient(image: Image, axes: str) -> Image:
     Raises:
         ValueError: If the axes are not one each of R or L, A or P, S or I.
     """
+    turn = turn_to(image.affine, axes)
+    data = np.ascontiguousarray(orientations.apply_orientation(image.data, turn))
+    affine = image.affine @ orientations.inv_ornt_aff(turn, image.data.shape)
+    return Image(data, affine)
+
+
+def turn_to(affine: Affine, axes: str) -> np.ndarray:
+    """Returns the axis that each axis of an image becomes, and its sign, as nibabel has it.
+
+    Arguments:
+        affine: Voxel indices to mm, RAS.
+        axes: Where its axes shall point to, as of `axis_codes`.
+
+    Raises:
+        ValueError: If the axes are not one each of R or L, A or P, S or I.
+    """
     if sorted(axes.translate(str.maketrans("LPI", "RAS"))) != sorted("RAS"):
         raise ValueError(
             f"'axes' should name one each of R or L, A or P, S or I, but is {axes!r}."
         )
-    now = orientations.io_orientation(image.affine)
-    wanted = orientations.axcodes2ornt(axes)
-    turn = orientations.ornt_transform(now, wanted)
-    data = np.ascontiguousarray(orientations.apply_orientation(image.data, turn))
-    affine = image.affine @ orientations.inv_ornt_aff(turn, image.data.shape)
-    return Image(data, affine)
+    now = orientations.io_orientation(affine)
+    return orientations.ornt_transform(now, orientations.axcodes2ornt(axes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MEDIANS", "normalise"]
+__all__ = ["MEDIANS", "at_level", "level_of", "normalise"]
 
 import numpy as np
 
@@ -18,9 +18,41 @@ OTHER = 0.40
 def normalise(image: Volume, fov: Mask, modality: str) -> Volume:
     """Maps intensities to [-1, 1], -1 outside the field of view.
 
-    Ultrasound, in 0 to 255, is divided by 255. MR has no unit: it is scaled so that the median of
-    the tissue in view lands on `MEDIANS`, and clipped. The median is robust where a high
-    percentile follows vessels, rims and fluid and makes the gain of a volume unpredictable.
+    Arguments:
+        image: The intensities, non-negative in view.
+        fov: The field of view, with the same shape.
+        modality: The name of the modality, see `level_of`.
+
+    Raises:
+        ValueError: As of `level_of`.
+    """
+    unit = at_level(image, level_of(image, fov, modality))
+    unit[~fov] = -1
+    return unit.astype(np.float32, copy=False)
+
+
+def at_level(image: Volume, level: float) -> Volume:
+    r"""Maps intensities from 0 to a level to [-1, 1], and clips what lies outside.
+
+    .. math:: 2 \min(\max(x / \ell, 0), 1) - 1
+
+    Arguments:
+        image: The intensities :math:`x`.
+        level: The level :math:`\ell`.
+    """
+    unit = image / level
+    np.clip(unit, 0, 1, out=unit)
+    unit *= 2
+    unit -= 1
+    return unit
+
+
+def level_of(image: Volume, fov: Mask, modality: str) -> float:
+    """Returns the intensity that normalisation maps to 1.
+
+    It is 255 for ultrasound. MR has no unit: its level puts the median of the tissue in view on
+    `MEDIANS`. The median is robust where a high percentile follows vessels, rims and fluid and
+    makes the gain of a volume unpredictable.
 
     Arguments:
         image: The intensities, non-negative in view.
@@ -42,13 +74,11 @@ def normalise(image: Volume, fov: Mask, modality: str) -> Volume:
                 "'image' should be ultrasound in 0 to 255, but its maximum in view is "
                 f"{inside.max():.4g}; rescale it."
             )
-        unit = image / 255
-    else:
-        tissue = inside[inside > 0.02 * np.percentile(inside, 99.5)]
-        median = np.median(tissue) if tissue.size else 0.0
-        if median < np.finfo(np.float32).tiny:
-            raise ValueError(
-                f"'image' should show tissue in view, but the median there is {median:.4g}."
-            )
-        unit = image * (MEDIANS.get(modality, OTHER) / median)
-    return np.where(fov, 2 * np.clip(unit, 0, 1) - 1, -1).astype(np.float32)
+        return 255.0
+    tissue = inside[inside > 0.02 * np.percentile(inside, 99.5)]
+    median = np.median(tissue) if tissue.size else 0.0
+    if median < np.finfo(np.float32).tiny:
+        raise ValueError(
+            f"'image' should show tissue in view, but the median there is {median:.4g}."
+        )
+    return float(median / MEDIANS.get(modality, OTHER))

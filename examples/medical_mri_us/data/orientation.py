@@ -7,12 +7,16 @@ __all__ = ["mixed", "planes_of", "turn_alike", "turned"]
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from .grids import axis_codes, reorient
 from .images import Image
+from .stored import StoredSubject
 from .subjects import CaseError, Subject
+
+S = TypeVar("S", bound=Subject | StoredSubject)
 
 PLANES = (
     dict.fromkeys("SI", "axial") | dict.fromkeys("AP", "coronal") | dict.fromkeys("RL", "sagittal")
@@ -23,7 +27,7 @@ SHOWN = 4
 """How many cases of a plane are named."""
 
 
-def planes_of(subjects: Sequence[Subject]) -> dict[str, list[str]]:
+def planes_of(subjects: Sequence[Subject | StoredSubject]) -> dict[str, list[str]]:
     """Returns the cases by the plane of their slices, of those that have no ultrasound.
 
     Slices of ultrasound, and of MR that was brought to it, lie in the plane of the probe, which
@@ -36,7 +40,7 @@ def planes_of(subjects: Sequence[Subject]) -> dict[str, list[str]]:
     return dict(found)
 
 
-def turn_alike(subjects: Sequence[Subject]) -> list[Subject]:
+def turn_alike(subjects: Sequence[S]) -> list[S]:
     """Turns and mirrors slices within their plane, until those of all cases lie alike.
 
     Cases with ultrasound stay as they are, see `planes_of`.
@@ -66,7 +70,7 @@ def mixed(planes: dict[str, list[str]]) -> str:
     )
 
 
-def turned(subject: Subject, axes: str | None) -> Subject:
+def turned(subject: S, axes: str | None) -> S:
     """Returns a subject whose axes point to where a model's do; as it is if there are none.
 
     Arguments:
@@ -75,6 +79,8 @@ def turned(subject: Subject, axes: str | None) -> Subject:
     """
     if axes is None or axes == axis_codes(subject.affine):
         return subject
+    if isinstance(subject, StoredSubject):
+        return replace(subject, axes=axes)
 
     def turn(volume: np.ndarray) -> np.ndarray:
         image = reorient(Image(np.moveaxis(volume, 0, -1), subject.affine), axes)

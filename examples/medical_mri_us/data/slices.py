@@ -6,6 +6,8 @@ __all__ = ["Slices", "TargetSlices", "batch_slices", "batch_targets"]
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,40 +16,46 @@ from examples.medical_mri_us.modalities import MODALITIES
 from mmpoe.missing import collate
 
 from .images import Volume
+from .stored import StoredSubject
 from .subjects import Subject
 
 Images = dict[str, Tensor]
+
+Place = int | tuple[int, int]
+"""A sample by its index, or by its index and the seed of how it is augmented."""
 
 
 class Slices(Dataset[tuple[Images, Tensor]]):
     """The slices of some subjects, each a mapping of what was observed and its field of view.
 
     Arguments:
-        subjects: The subjects.
-        flip: Whether to mirror every other slice at random, left to right.
+        subjects: The subjects, in memory or stored.
+        flip: Whether to mirror every other slice at random, left to right. That is drawn from the
+            seed of a sample, where it is given with its index, as in ``slices[index, seed]``.
     """
 
-    def __init__(self, subjects: Sequence[Subject], *, flip: bool = False) -> None:
+    def __init__(self, subjects: Sequence[Subject | StoredSubject], *, flip: bool = False) -> None:
         self.subjects, self.flip = subjects, flip
-        self.places = [
-            (s, k)
-            for s, subject in enumerate(subjects)
-            for k in range(len(subject.fov))
-            if subject.fov[k].any()
-        ]
+        shown = [subject.shown.nonzero()[0] for subject in subjects]
+        number = np.repeat(np.arange(len(shown)), [len(found) for found in shown])
+        self.places = np.stack([number, np.concatenate([*shown, number[:0]])], axis=1)
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> tuple[Images, Tensor]:
-        s, k = self.places[index]
-        subject = self.subjects[s]
-        images, fov = _cut(subject.images, k), torch.from_numpy(subject.fov[k])[None]
-        if self.flip and torch.rand(()) < 0.5:
+    def __getitem__(self, index: Place) -> tuple[Images, Tensor]:
+        images, _, fov = self.cut(index)
+        if self.flip and torch.rand((), generator=_generator(index)) < 0.5:
             images, fov = _mirror(images), fov.flip(-1)
         return images, fov
 
-    def weights(self, share: float) -> list[float]:
+    def cut(self, index: Place) -> tuple[Images, Images, Tensor]:
+        """Returns a slice as it is: images, targets of those that have one, and field of view."""
+        s, k = self.places[index[0] if isinstance(index, tuple) else index]
+        images, targets, fov = self.subjects[s].cut(k)
+        return _tensors(images), _tensors(targets), torch.from_numpy(fov)[None]
+
+    def weights(self, share: float) -> npt.NDArray[np.float64]:
         """Weights for sampling slices, with a share of draws from who has the rarest modality.
 
         Of several that are equally rare, the first of the default modalities counts, or else the
@@ -61,8 +69,8 @@ class Slices(Dataset[tuple[Images, Tensor]]):
         counts = {m: sum(m in s.images for s in self.subjects) for m in shown}
         order = {m: k for k, m in enumerate(MODALITIES)}
         rarest = min(shown, key=lambda m: (counts[m], order.get(m, len(order)), m))
-        holds = [rarest in self.subjects[s].images for s, _ in self.places]
-        return [(1 - share) / len(holds) + share * h / sum(holds) for h in holds]
+        holds = np.array([rarest in s.images for s in self.subjects])[self.places[:, 0]]
+        return (1 - share) / len(holds) + share * holds / holds.sum()
 
 
 class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
@@ -72,35 +80,38 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
     itself.
 
     Arguments:
-        subjects: The subjects.
-        flip: Whether to mirror every other slice at random, left to right.
+        subjects: The subjects, in memory or stored.
+        flip: See `Slices`.
         size: The side of the window that is taken of larger slices, each time at random among
             those that show something; None for whole slices.
     """
 
     def __init__(
-        self, subjects: Sequence[Subject], *, flip: bool = False, size: int | None = None
+        self,
+        subjects: Sequence[Subject | StoredSubject],
+        *,
+        flip: bool = False,
+        size: int | None = None,
     ) -> None:
         self.slices, self.flip, self.size = Slices(subjects), flip, size
 
     def __len__(self) -> int:
         return len(self.slices)
 
-    def __getitem__(self, index: int) -> tuple[Images, Images, Tensor]:
-        images, fov = self.slices[index]
-        s, k = self.slices.places[index]
-        targets = {**images, **_cut(self.slices.subjects[s].targets, k)}
+    def __getitem__(self, index: Place) -> tuple[Images, Images, Tensor]:
+        images, targets, fov = self.slices.cut(index)
+        targets, generator = {**images, **targets}, _generator(index)
         if self.size is not None and max(fov.shape[1:]) > self.size:
-            rows, columns = _window(fov[0], self.size)
+            rows, columns = _window(fov[0], self.size, generator)
             images, targets = (
                 {m: v[:, rows, columns] for m, v in of.items()} for of in (images, targets)
             )
             fov = fov[:, rows, columns]
-        if self.flip and torch.rand(()) < 0.5:
+        if self.flip and torch.rand((), generator=generator) < 0.5:
             images, targets, fov = _mirror(images), _mirror(targets), fov.flip(-1)
         return images, targets, fov
 
-    def weights(self, share: float) -> list[float]:
+    def weights(self, share: float) -> npt.NDArray[np.float64]:
         """Weights for sampling, as of `Slices.weights`."""
         return self.slices.weights(share)
 
@@ -122,14 +133,19 @@ def batch_targets(
     return dict(x), dict(targets), observed, torch.stack([fov for _, _, fov in slices])
 
 
-def _window(fov: Tensor, size: int) -> tuple[slice, slice]:
+def _generator(index: Place) -> torch.Generator | None:
+    """The generator of a sample with a seed of its own; None for that of the process."""
+    return torch.Generator().manual_seed(index[1]) if isinstance(index, tuple) else None
+
+
+def _window(fov: Tensor, size: int, generator: torch.Generator | None) -> tuple[slice, slice]:
     """Draws a window with a random pixel of the view in it, and little but the view."""
     seen = fov.nonzero()
-    pixel = seen[int(torch.randint(len(seen), ()))]
+    pixel = seen[int(torch.randint(len(seen), (), generator=generator))]
     found = []
     for axis in (0, 1):
         low, high = int(seen[:, axis].min()), int(seen[:, axis].max()) + 1
-        start = int(pixel[axis]) - int(torch.randint(size, ()))
+        start = int(pixel[axis]) - int(torch.randint(size, (), generator=generator))
         if high - low > size:
             start = min(max(start, low), high - size)
         else:
@@ -139,8 +155,8 @@ def _window(fov: Tensor, size: int) -> tuple[slice, slice]:
     return found[0], found[1]
 
 
-def _cut(volumes: dict[str, Volume], k: int) -> Images:
-    return {m: torch.from_numpy(v[k])[None] for m, v in volumes.items()}
+def _tensors(images: dict[str, Volume]) -> Images:
+    return {m: torch.from_numpy(image)[None] for m, image in images.items()}
 
 
 def _mirror(images: Images) -> Images:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["CaseError", "Subject", "load_subject", "load_subjects"]
+__all__ = [
+    "CaseError",
+    "Subject",
+    "Volumes",
+    "load_subject",
+    "load_subjects",
+    "read_volumes",
+]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +24,7 @@ from .geometry import Affine
 from .grids import Grid, same_grid
 from .images import Image, ImageError, Mask, Volume, read_image
 from .index import Case
-from .normalise import normalise
+from .normalise import at_level, level_of
 
 
 class CaseError(ValueError):
@@ -41,6 +48,39 @@ class Subject:
     """Voxel indices of the files, whose last axis counts slices, to mm, RAS."""
     targets: dict[str, Volume] = field(default_factory=dict)
     """Images to synthesise instead, where the index has them; normalised alike."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The number of slices, and their height and width."""
+        slices, height, width = self.fov.shape
+        return slices, height, width
+
+    @property
+    def shown(self) -> npt.NDArray[np.bool_]:
+        """Whether a slice shows something, one entry for each."""
+        return np.asarray(self.fov.any(axis=(1, 2)))
+
+    def cut(self, k: int) -> tuple[dict[str, Volume], dict[str, Volume], Mask]:
+        """Returns slice `k`: images, targets of those that have one, and the field of view."""
+        images, targets = ({m: v[k] for m, v in of.items()} for of in (self.images, self.targets))
+        return images, targets, self.fov[k]
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """The files of a case as they were read, in the order of their axes."""
+
+    images: dict[str, Volume]
+    """The intensities of observed modalities, which can be normalised."""
+    targets: dict[str, Volume]
+    """The intensities of images to synthesise instead."""
+    levels: dict[str, float]
+    """The intensities that normalisation maps to 1, see `level_of`, by modality."""
+    target_levels: dict[str, float]
+    """The levels of images to synthesise instead."""
+    fov: Mask
+    label: npt.NDArray[np.uint8] | None
+    grid: Grid
 
 
 def load_subjects(
@@ -67,6 +107,32 @@ def load_subjects(
 
 def load_subject(case: Case) -> Subject:
     """Loads a case.
+
+    Raises:
+        CaseError: See `read_volumes`.
+    """
+    found = read_volumes(case)
+
+    def normalised(volumes: dict[str, Volume], levels: dict[str, float]) -> dict[str, Volume]:
+        return {
+            m: _slices_first(np.where(found.fov, at_level(v, levels[m]), np.float32(-1)))
+            for m, v in volumes.items()
+        }
+
+    depth, lateral, between = found.grid.spacing
+    return Subject(
+        case.name,
+        normalised(found.images, found.levels),
+        _slices_first(found.fov),
+        None if found.label is None else _slices_first(found.label),
+        spacing=(between, depth, lateral),
+        affine=found.grid.affine,
+        targets=normalised(found.targets, found.target_levels),
+    )
+
+
+def read_volumes(case: Case) -> Volumes:
+    """Reads the files of a case, and checks that they can be used.
 
     Without a file for the field of view, it is where the ultrasound is above 0 or, without
     ultrasound, where any image is not 0; holes in a slice belong to it.
@@ -98,11 +164,9 @@ def load_subject(case: Case) -> Subject:
     inside = fill_slices(inside) if case.fov is None else inside
     if not inside.any():
         raise CaseError(f"case {case.name}: {first} marks no voxel as in view.")
-    unit = {m: _normalised(case, case.images[m], v, inside, m) for m, v in images.items()}
-    targets = {
-        m: _normalised(case, path, placed(path, _read(case, path)), inside, m)
-        for m, path in case.targets.items()
-    }
+    levels = {m: _level(case, case.images[m], v, inside, m) for m, v in images.items()}
+    targets = {m: placed(path, _read(case, path)) for m, path in case.targets.items()}
+    target_levels = {m: _level(case, case.targets[m], v, inside, m) for m, v in targets.items()}
     label = None
     if case.label is not None:
         values = placed(case.label, _read(case, case.label))
@@ -111,26 +175,17 @@ def load_subject(case: Case) -> Subject:
                 f"case {case.name}: {case.label} should hold labels, integers from 0 to 255, but "
                 f"lies between {values.min():.4g} and {values.max():.4g}."
             )
-        label = _slices_first(values.astype(np.uint8))
-    depth, lateral, between = Grid.of(reference).spacing
-    return Subject(
-        case.name,
-        unit,
-        _slices_first(inside),
-        label,
-        spacing=(between, depth, lateral),
-        affine=reference.affine,
-        targets=targets,
-    )
+        label = values.astype(np.uint8)
+    return Volumes(images, targets, levels, target_levels, inside, label, Grid.of(reference))
 
 
-def _normalised(case: Case, path: Path, volume: Volume, inside: Mask, modality: str) -> Volume:
+def _level(case: Case, path: Path, volume: Volume, inside: Mask, modality: str) -> float:
     if np.ptp(volume[inside]) == 0:
         raise CaseError(
             f"case {case.name}: {path} is constant in view; leave its cell empty if missing."
         )
     try:
-        return _slices_first(normalise(volume, inside, modality))
+        return level_of(volume, inside, modality)
     except ValueError as error:
         raise CaseError(f"case {case.name}: {path} cannot be used: {error}") from error
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import mmpoe
 from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import Grid
+from examples.medical_mri_us.data.stored import FOLDER
 from examples.medical_mri_us.names import check_name
 from mmpoe.training import lock, sweep, write_file
 
@@ -170,6 +171,7 @@ def _prepare_anew(source: Source, out: Path, spacing: float, size: int) -> dict[
 def _begin(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """Begins in an empty folder, or returns what was done by a process that was stopped there."""
     sweep(out, locked=True)
+    sweep(out / FOLDER, locked=True)
     same = json.loads(json.dumps({k: v for k, v in asked.items() if k != "out"}))
     file = out / UNFINISHED
     if not file.is_file():

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from examples.medical_mri_us.data import (
+    Case,
+    CaseError,
     Grid,
     Image,
     ImageError,
@@ -17,8 +19,10 @@ from examples.medical_mri_us.data import (
     fill_slices,
     remove_background,
     resample,
+    store_subject,
     write_image,
 )
+from examples.medical_mri_us.data.stored import FOLDER
 from mmpoe.training import scratch, write_file
 
 from .sources import Input, Source
@@ -43,7 +47,7 @@ def prepare_case(source: Source, out: Path, spacing: float, size: int) -> dict[s
 
     Ultrasound is stored as it is, in 0 to 255. MR is stored with a background of 0, see
     `remove_background`. The field of view, unless one was given, is where the reference is above
-    0, and the holes therein.
+    0, and the holes therein. What training reads is stored beside it, see `store_subject`.
 
     Arguments:
         source: The case.
@@ -94,6 +98,17 @@ def prepare_case(source: Source, out: Path, spacing: float, size: int) -> dict[s
             cells["landmarks"] = "landmarks.csv"
         folder = out / source.name
         partial.rename(folder)
+    case = Case(
+        source.name,
+        source.split,
+        {m: folder / cells[m] for m in source.images},
+        fov=folder / cells["fov"],
+        targets={m: folder / cells[f"target_{m}"] for m in source.targets},
+    )
+    try:
+        store_subject(case, out / FOLDER)
+    except CaseError as error:
+        notes.append(f"training cannot use it: {error}")
     return {
         "cells": {column: f"{source.name}/{file}" for column, file in cells.items()},
         "record": {

@@ -73,8 +73,9 @@ class Synthesize:
     """The seed of the samples."""
     resample_to: Literal["us"] | None = None
     """Whether to bring images on another grid to that of the ultrasound, or else the first."""
-    batch: int = 8
-    """The number of slices at a time; fewer where a GPU runs out of memory."""
+    batch: int | None = None
+    """The number of slices at a time; fewer where memory runs out. By default, 2 on a CPU and 8
+    on a GPU."""
     bids: bool = False
     """Whether to write derivatives of BIDS: sub-<label>/anat/sub-<label>_desc-mean_T2w.nii.gz."""
     dicom: bool = False
@@ -96,7 +97,8 @@ def run(options: Synthesize) -> int:
     check_integer("samples", options.samples, 1)
     check_number("temperature", options.temperature, 0)
     check_integer("seed", options.seed, 0)
-    check_integer("batch", options.batch, 1)
+    if options.batch is not None:
+        check_integer("batch", options.batch, 1)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
     model, description = load_model(model_folder(options.run))
@@ -109,7 +111,8 @@ def run(options: Synthesize) -> int:
             return 0
     jobs = shard(jobs)
     open_folder(options.out)
-    if options.device != "cpu" and torch.cuda.is_available():
+    on_gpu = options.device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
         model.cuda()
 
     asked = Asked(
@@ -120,7 +123,7 @@ def run(options: Synthesize) -> int:
         temperature=options.temperature,
         seed=options.seed,
         to_first=options.resample_to is not None,
-        batch=options.batch,
+        batch=options.batch or (8 if on_gpu else 2),
         bids=options.bids,
         dicom=options.dicom,
     )

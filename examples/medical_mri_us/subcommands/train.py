@@ -15,16 +15,18 @@ import torch
 import tyro
 
 from examples.medical_mri_us.card import write_card
+from examples.medical_mri_us.checks import check_integer
 from examples.medical_mri_us.config import read_config, write_config
 from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import (
     CaseError,
     check_training,
-    load_subjects,
     read_index,
+    store_subjects,
     turn_alike,
 )
 from examples.medical_mri_us.data.columns import image_columns
+from examples.medical_mri_us.data.stored import FOLDER
 from examples.medical_mri_us.facts import data_of, facts_of, read_data
 from examples.medical_mri_us.finished import has_card, is_finished
 from examples.medical_mri_us.outputs import open_folder
@@ -55,6 +57,9 @@ class Train:
     """Whether to resume from the last checkpoint of the run."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """An entry of the configuration to change, as in training.steps=100; may be given again."""
+    workers: int = 0
+    """The number of processes that load slices ahead of training; the result is the same with any
+    number."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device; auto is a GPU if there is one."""
 
@@ -73,6 +78,7 @@ def run(options: Train) -> int:
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
+    check_integer("workers", options.workers, 0)
     config = read_config(_config_of(options), [*_modalities_of(options), *options.set])
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
     if options.resume and is_finished(options.out, config):
@@ -101,7 +107,7 @@ def run(options: Train) -> int:
         with lock(folder):
             pass  # before data are read, which takes a while
 
-    subjects, problems = load_subjects(cases)
+    subjects, problems = store_subjects(cases, _stored(index, folder))
     if not subjects:
         raise CaseError(f"{index}: none of {counted(len(cases), 'training case')} can be used.")
     subjects = pad_subjects(turn_alike(subjects), config.size)
@@ -127,6 +133,7 @@ def run(options: Train) -> int:
         critics=config.adversary,
         keep=folder,
         resume=options.resume,
+        workers=options.workers,
         device=options.device,
     )
     if first:
@@ -162,6 +169,11 @@ def _modalities_of(options: Train) -> list[str]:
     if options.config is not None or kept or options.data is None:
         return []
     return [f"modalities={json.dumps(image_columns(options.data))}"]
+
+
+def _stored(index: Path, folder: Path) -> Path:
+    """Returns where slices are stored: beside the index, or in the run if that is read-only."""
+    return (index.parent if os.access(index.parent, os.W_OK) else folder) / FOLDER
 
 
 def _index_of(options: Train) -> Path:

@@ -6,6 +6,7 @@ __all__ = ["Synthesis", "synthesise_case"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,24 +27,28 @@ from mmpoe.models import MMHVAE
 
 from .frame import Frame
 from .intensities import SCALE, to_model
-from .slices import predict_tiles, tile_stride
+from .shelf import Lazy, Row, Shelf, Shelved
+from .slices import Made, predict_tiles, tile_stride
 
 
 @dataclass(frozen=True, eq=False)
 class Synthesis:
-    """Synthetic volumes by target, on the grid of the input, from 0 to 255; 0 out of view."""
+    """Synthetic volumes by target, on the grid of the input, from 0 to 255; 0 out of view.
+
+    They are in a file, and each is read when it is asked for.
+    """
 
     grid: Grid
     """The grid of the first input."""
-    images: dict[str, Volume]
+    images: Mapping[str, Volume]
     """The inputs on it, normalised, from 0 to 1."""
     fov: Mask
     """The field of view on it."""
-    mean: dict[str, Volume]
+    mean: Mapping[str, Volume]
     """The prediction at the mean of the latents."""
-    std: dict[str, Volume]
+    std: Mapping[str, Volume]
     """Standard deviations; too small unless the model is calibrated."""
-    samples: dict[str, list[Volume]]
+    samples: Mapping[str, Sequence[Volume]]
     """Samples at the temperature asked for."""
     record: dict[str, Any]
     """How the grid was brought to the model's, and how much of the view that cut off."""
@@ -61,18 +66,20 @@ def synthesise_case(
     fov: Image | None = None,
     to_first: bool = False,
     batch: int = 8,
+    folder: Path | None = None,
     progress: bool = True,
 ) -> Synthesis:
     """Synthesises the targets from all of some images.
 
     Of MR, the background is removed, as `prepare` does. Slices that are larger than the model's go
-    through it in tiles, which are blended.
+    through it in tiles, which are blended. Inputs and results are set aside in a file, so that the
+    number of volumes in memory does not depend on how many there are of them.
 
     Arguments:
         model: The model, in any mode, on any device.
         description: Its description, as of `models.load_model`.
-        images: The inputs by modality. Their grid is that of the model's first modality among
-            them.
+        images: The inputs by modality, each of which is asked for once. Their grid is that of the
+            model's first modality among them.
         targets: What to synthesise; a target that is an input is reconstructed.
         samples: The number of samples.
         temperature: Their temperature; at 0, there are none but the mean.
@@ -81,49 +88,46 @@ def synthesise_case(
             0, or else where any image is not background; holes in a slice belong to it.
         to_first: Whether to resample images that lie on another grid, rather than refuse them.
         batch: The number of slices at a time.
+        folder: Where there is room for the file; by default, where temporary files are.
         progress: Whether to show a progress bar.
 
     Raises:
         CaseError: If an image lies on another grid, nothing is in view, or intensities cannot be
             normalised; the message names the modality.
     """
-    inputs = {m: images[m] for m in model.modalities if m in images}
-    first = next(iter(inputs))
-    grid = Grid.of(inputs[first])
+    names = [m for m in model.modalities if m in images]
     described = dict(description)
+    grid, given, seen, notes = _set_aside(images, names, to_first, folder)
     frame = Frame.of(grid, described)
-    volumes, notes = {}, []
-    for m, image in inputs.items():
-        if m != "us":
-            data, note = remove_background(image.data)
-            image = Image(data, image.affine)
-            notes += [f"{m}: {note}"] if note else []
-        volumes[m] = _on(image, grid, m, first, to_first)
     if fov is not None:
-        inside = _on(fov, grid, "fov", first, to_first, order=0) > 0
+        inside = _on(fov, grid, "fov", names[0], to_first, order=0) > 0
     else:
-        shown = [volumes["us"] > 0] if "us" in volumes else [v > 0 for v in volumes.values()]
-        inside = fill_slices(np.logical_or.reduce(shown), frame.slice_axis)
+        inside = fill_slices(seen, frame.slice_axis)
     if not inside.any():
         raise CaseError("nothing is in view: every voxel is 0; give the field of view by --fov.")
 
-    unit, x = {}, {}
     view = frame.forward(inside.astype(np.float32)) > 0.5
-    for m, volume in volumes.items():
+    shelf = Shelf(view.shape, folder)
+    for m in names:
         try:
-            normalised = to_model(volume, inside, m, described)
+            normalised = to_model(given.read(m), inside, m, described)
         except ValueError as error:
             raise CaseError(f"{m} cannot be used: {str(error).rstrip('.')}.") from error
-        unit[m] = (normalised + 1) / 2
-        x[m] = np.where(view, frame.forward(normalised), np.float32(-1))
+        given.put(m, normalised)
+        slices = frame.forward(normalised)
+        del normalised
+        slices[~view] = -1
+        shelf.put(m, slices)
+        del slices
     size = int(described["architecture"]["size"])
     tiles = Tiles.over(view, size, tile_stride(model, size))
-    found, covered = predict_tiles(
+    covered = predict_tiles(
         model,
-        x,
+        {m: Shelved(shelf, m) for m in names},
         view,
         targets,
         tiles,
+        shelf.write,
         samples=samples,
         temperature=temperature,
         seed=seed,
@@ -132,19 +136,34 @@ def synthesise_case(
     )
 
     seen = frame.back(np.broadcast_to(covered, view.shape).astype(np.float32)) > 0.5
+    hidden = ~(inside & seen)
 
-    def place(slices: Volume, zero: int) -> Volume:
-        values = frame.back((slices - np.float32(zero)) * np.float32(SCALE / 2))
-        return np.where(inside & seen, np.clip(values, 0, SCALE), 0).astype(np.float32)
+    def place(made: Made) -> Volume:
+        values = shelf.read(made)
+        values += made.what != "std"  # whose scale begins at 0, and not at -1
+        values *= np.float32(SCALE / 2)
+        values = frame.back(values)
+        np.clip(values, 0, SCALE, out=values)
+        values[hidden] = 0
+        return values
+
+    def unit(m: str) -> Volume:
+        image = given.read(m)
+        image += 1
+        image /= 2
+        return image
+
+    def samples_of(m: str) -> Row:
+        return Row(samples, lambda k: place(Made("sample", m, k)))
 
     lost = float((inside & ~seen).sum() / inside.sum())
     return Synthesis(
         grid=grid,
-        images=unit,
+        images=Lazy(names, unit),
         fov=inside,
-        mean={m: place(v, -1) for m, v in found.mean.items()},
-        std={m: place(v, 0) for m, v in found.std.items()},
-        samples={m: [place(s, -1) for s in v] for m, v in found.samples.items()},
+        mean=Lazy(targets, lambda m: place(Made("mean", m))),
+        std=Lazy(targets if samples > 1 else [], lambda m: place(Made("std", m))),
+        samples=Lazy(targets if temperature > 0 else [], samples_of),
         record={
             **frame.record(),
             "window_size": size,
@@ -153,6 +172,29 @@ def synthesise_case(
             "notes": notes,
         },
     )
+
+
+def _set_aside(
+    images: Mapping[str, Image], names: Sequence[str], to_first: bool, folder: Path | None
+) -> tuple[Grid, Shelf, Mask, list[str]]:
+    """The grid of the first input, all on it, where they show something, and what was done."""
+    image = images[names[0]]
+    grid, shown, notes = Grid.of(image), np.zeros(image.data.shape, bool), []
+    given = Shelf(grid.shape, folder)
+    for m in names:
+        if m != names[0]:
+            del image  # before the next one is read
+            image = images[m]
+        if m != "us":
+            data, note = remove_background(image.data)
+            image = Image(data, image.affine)
+            notes += [f"{m}: {note}"] if note else []
+        volume = _on(image, grid, m, names[0], to_first)
+        if m == "us" or "us" not in names:
+            shown |= volume > 0
+        given.put(m, volume)
+        del volume
+    return grid, given, shown, notes
 
 
 def _on(image: Image, grid: Grid, name: str, first: str, to_first: bool, order: int = 1) -> Volume:

@@ -7,7 +7,7 @@ __all__ = ["hash_of", "write_synthesis"]
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import mmpoe
-from examples.medical_mri_us.data import axis_codes, write_image
+from examples.medical_mri_us.data import Volume, axis_codes, write_image
 from examples.medical_mri_us.data.images import image_files
 from mmpoe.training import scratch, write_file
 
@@ -75,12 +75,7 @@ def write_synthesis(
         files = []
         kind = "calibrated" if calibrated else "uncalibrated"
         for target in synthesis.mean:
-            volumes = {"mean": synthesis.mean[target]}
-            if target in synthesis.std:
-                volumes["std"] = synthesis.std[target]
-            for k, sample in enumerate(synthesis.samples.get(target, []), start=1):
-                volumes[f"sample{k:02d}"] = sample
-            for what, volume in volumes.items():
+            for what, volume in _volumes(synthesis, target):
                 files.append(
                     derivative(name, target, what) if bids else f"{name}_{target}_{what}.nii.gz"
                 )
@@ -115,6 +110,15 @@ def write_synthesis(
         for file in made:
             (aside / file).replace(folder / file)
     return [folder / file for file in made]
+
+
+def _volumes(synthesis: Synthesis, target: str) -> Iterator[tuple[str, Volume]]:
+    """The volumes of a target, one at a time, by what they are called."""
+    yield "mean", synthesis.mean[target]
+    if target in synthesis.std:
+        yield "std", synthesis.std[target]
+    for k, sample in enumerate(synthesis.samples.get(target, []), start=1):
+        yield f"sample{k:02d}", sample
 
 
 def hash_of(*paths: Path) -> str:

@@ -51,7 +51,7 @@ def draw_preview(synthesis: Synthesis, name: str, calibrated: bool) -> bytes:
     aspect = spacing[0] / spacing[1]
 
     def cut(volume: Volume) -> np.ndarray:
-        return orientations.apply_orientation(volume, turn)[..., k][box]
+        return orientations.apply_orientation(volume, turn)[..., k][box].copy()  # lets go of it
 
     shown = ["mean"] + ["sample"] * bool(synthesis.samples) + ["std"] * bool(synthesis.std)
     inputs, targets = list(synthesis.images), list(synthesis.mean)
@@ -67,15 +67,16 @@ def draw_preview(synthesis: Synthesis, name: str, calibrated: bool) -> bytes:
     for column, m in enumerate(inputs):
         _show(axes[0, column], cut(synthesis.images[m]), "gray", 1.0, aspect)
         axes[0, column].set_title(f"{LABELS.get(m, m)}, given", color="#6cc0ff", fontsize=10)
-    spreads = [v[synthesis.fov & (v > 0)] for v in synthesis.std.values()]
-    low, limit = np.quantile(np.concatenate(spreads), (0.02, 0.98)) if spreads else (0.0, 1.0)
+    spreads = {m: cut(volume) for m, volume in synthesis.std.items()}
+    shades = [v[seen[box] & (v > 0)] for v in spreads.values()]
+    low, limit = np.quantile(np.concatenate(shades), (0.02, 0.98)) if shades else (0.0, 1.0)
     for column, m in enumerate(targets, start=len(inputs)):
         axes[0, column].set_title(LABELS.get(m, m), color="white", fontsize=10)
         for row, what in enumerate(shown):
             if what == "std":
                 drawn = _show(
                     axes[row, column],
-                    np.where(seen[box], cut(synthesis.std[m]), np.nan),
+                    np.where(seen[box], spreads[m], np.nan),
                     "viridis",
                     limit,
                     aspect,

@@ -20,6 +20,7 @@ from .case import synthesise_case
 from .dicom import source_header, write_series
 from .files import hash_of, write_synthesis
 from .jobs import Job, choose
+from .shelf import Lazy
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,17 @@ def synthesise_job(
     except ValueError as error:
         raise CaseError(str(error)) from error
     pairs = choose(list(job.images), model.modalities, given, targets, every=asked.every)
-    used = {m for subset, _ in pairs for m in subset}
-    images = {m: found.read() for m, found in job.images.items() if m in used}
+    used = [m for m in job.images if any(m in subset for subset, _ in pairs)]
     fov = None if job.fov is None else job.fov.read()
     header = None
     if asked.dicom:
-        header = source_header(job.images[next(m for m in model.modalities if m in images)])
+        header = source_header(job.images[next(m for m in model.modalities if m in used)])
     said: set[str] = set()
     for subset, wanted in pairs:
         synthesis = synthesise_case(
             model,
             description,
-            {m: images[m] for m in subset},
+            Lazy(subset, lambda m: job.images[m].read()),
             targets=wanted,
             samples=asked.samples,
             temperature=asked.temperature,
@@ -96,6 +96,7 @@ def synthesise_job(
             fov=fov,
             to_first=asked.to_first,
             batch=asked.batch,
+            folder=asked.out,
         )
         for note in synthesis.record["notes"]:
             if note not in said:

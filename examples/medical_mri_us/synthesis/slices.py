@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Noise", "Prediction", "predict", "predict_tiles", "tile_stride"]
+__all__ = ["Made", "Noise", "predict", "predict_tiles", "tile_stride"]
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,20 +14,27 @@ from tqdm import tqdm
 
 from examples.medical_mri_us.data import Mask, Volume
 from examples.medical_mri_us.windows import Tiles
+from mmpoe.hierarchy import Encodings
 from mmpoe.missing import as_mask
 from mmpoe.models import MMHVAE, in_chunks
 from mmpoe.nn import evaluation
 
+from .shelf import Shelved
 
-class Prediction(NamedTuple):
-    """The predictions of a model for some slices, by target, on its own scale from -1 to 1."""
+ROWS = {"cpu": 4, "cuda": 64}
+"""The number of rows, draws of slices, that go through a model at a time, by device."""
 
-    mean: dict[str, Volume]
-    """The images at the mean of the latents, (slices, size, size)."""
-    std: dict[str, Volume]
-    """The standard deviation of draws at temperature 1, the noise of the likelihood included."""
-    samples: dict[str, Volume]
-    """Samples, without that noise, (samples, slices, size, size)."""
+
+class Made(NamedTuple):
+    """An image that was made, by its meaning."""
+
+    what: str
+    """``mean``, the image at the mean of the latents; ``std``, the standard deviation of draws at
+    temperature 1, the noise of the likelihood included; or ``sample``, without that noise."""
+    target: str
+    """The modality."""
+    number: int = 0
+    """The number of the sample, from 0."""
 
 
 class Noise:
@@ -94,79 +101,23 @@ def _steps(shape: Sequence[int], tiles: Tiles) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def predict(
-    model: MMHVAE,
-    x: Mapping[str, Volume],
-    fov: Mask,
-    targets: Sequence[str],
-    *,
-    noise: Sequence[Tensor],
-    temperature: float,
-    batch: int = 8,
-    done: Callable[[int], object] | None = None,
-) -> Prediction:
-    """Synthesises slices, those that show something.
-
-    The result does not depend on the size of the batches.
-
-    Arguments:
-        model: The model.
-        x: The slices of the inputs, between -1 and 1, (slices, size, size).
-        fov: Their field of view.
-        targets: What to synthesise.
-        noise: The noise of the samples, see `Noise.at`; with fewer than 2 samples, there are no
-            standard deviations.
-        temperature: The temperature of the samples; at 0, there are none but the mean.
-        batch: The number of slices to begin with; halved whenever the GPU runs out of memory.
-        done: Is called with the number of slices of each batch.
-
-    Raises:
-        torch.OutOfMemoryError: If there is no room for a single slice.
-    """
-    shown = np.flatnonzero(fov.any(axis=(1, 2)))
-    like = next(model.parameters())
-    samples = len(noise[0])
-    drawn = samples if temperature > 0 else 0
-    mean = {m: np.zeros(fov.shape, np.float32) for m in targets}
-    std = {m: np.zeros(fov.shape, np.float32) for m in targets if samples > 1}
-    several = {m: np.zeros((drawn, *fov.shape), np.float32) for m in targets if drawn}
-
-    def work(rows: slice) -> None:
-        places = shown[rows]
-        images = {m: torch.from_numpy(v[places])[:, None].to(like) for m, v in x.items()}
-        for m, (value, _) in _decode(model, images, targets, [], 0.0).items():
-            mean[m][places] = value[0]
-        if std:
-            for m, (values, spread) in _decode(model, images, targets, noise, 1.0).items():
-                variance = values.var(axis=0, ddof=1) + (spread**2).mean(axis=0)
-                std[m][places] = np.sqrt(variance)
-                if temperature == 1:
-                    several[m][:, places] = values
-        if several and (temperature != 1 or not std):
-            for m, (values, _) in _decode(model, images, targets, noise, temperature).items():
-                several[m][:, places] = values
-        if done is not None:
-            done(len(places))
-
-    with evaluation(model.modules()):
-        in_chunks(work, len(shown), size=batch)
-    return Prediction(mean, std, several)
-
-
 def predict_tiles(
     model: MMHVAE,
-    x: Mapping[str, Volume],
+    x: Mapping[str, Volume | Shelved],
     fov: Mask,
     targets: Sequence[str],
     tiles: Tiles,
+    keep: Callable[[Made, int, Volume], object],
     *,
     samples: int,
     temperature: float,
     seed: int,
     batch: int = 8,
     progress: bool = True,
-) -> tuple[Prediction, Mask]:
-    """Synthesises slices of any size, tile by tile, and blends.
+) -> Mask:
+    """Synthesises slices of any size, those that show something, tile by tile, and blends.
+
+    The result does not depend on the size of the batches.
 
     Arguments:
         model: The model.
@@ -174,62 +125,151 @@ def predict_tiles(
         fov: Their field of view.
         targets: What to synthesise.
         tiles: The tiles, of the model's size.
-        samples: The number of samples.
-        temperature: See `predict`.
+        keep: Is called with each image that was made: what it is, its slice, and the image itself,
+            on the scale of the model from -1 to 1, (height, width).
+        samples: The number of samples; with fewer than 2, there are no standard deviations.
+        temperature: The temperature of the samples; at 0, there are none but the mean.
         seed: What the noise is drawn from.
-        batch: See `predict`.
+        batch: The number of slices to begin with; halved whenever memory runs out.
         progress: Whether to show a progress bar.
 
     Returns:
-        The prediction, and where there is one, (height, width).
+        Where there is a prediction, (height, width).
 
     Raises:
         torch.OutOfMemoryError: If there is no room for a single slice.
     """
     noise = Noise(model, samples, seed, tiles)
-    views = [(tile, tile.window.cut(fov, False)) for tile in tiles]
-    shown = sum(int(view.any(axis=(1, 2)).sum()) for _, view in views)
     total = np.zeros(tiles.shape, np.float32)
-    sums: list[dict[str, Volume]] = [{}, {}, {}]
-    with tqdm(total=shown, desc="Synthesising", unit="slice", disable=not progress) as bar:
-        for tile, view in views:
-            found = predict(
-                model,
-                {m: tile.window.cut(v, -1) for m, v in x.items()},
-                view,
-                targets,
-                noise=noise.at(tile.place),
-                temperature=temperature,
-                batch=batch,
-                done=bar.update,
-            )
-            tile.window.add(tile.weight, total)
-            for sums_of, values_of in zip(sums, found, strict=True):
-                for m, values in values_of.items():
-                    shape = (*values.shape[:-2], *tiles.shape)
-                    whole = sums_of.setdefault(m, np.zeros(shape, np.float32))
-                    values *= tile.weight
-                    tile.window.add(values, whole)
-    for sums_of in sums:
-        for whole in sums_of.values():
+    for tile in tiles:
+        tile.window.add(tile.weight, total)
+    shown = np.flatnonzero(fov.any(axis=(1, 2)))
+
+    def work(rows: slice) -> None:
+        places, sums = shown[rows], dict[Made, Volume]()
+        for tile in tiles:
+            seen = tile.window.cut(fov[places], False).any(axis=(1, 2))
+            if not seen.any():
+                continue
+            images = {m: tile.window.cut(v[places[seen]], -1) for m, v in x.items()}
+            found = predict(model, images, targets, noise.at(tile.place), temperature)
+            for made, values in found.items():
+                whole = sums.setdefault(made, np.zeros((len(places), *tiles.shape), np.float32))
+                part = np.zeros((len(places), tiles.size, tiles.size), np.float32)
+                part[seen] = values * tile.weight
+                tile.window.add(part, whole)
+        for made, whole in sums.items():
             whole /= np.where(total > 0, total, 1)
-    return Prediction(*sums), total > 0
+            for k, image in zip(places.tolist(), whole, strict=True):
+                keep(made, k, image)
+        bar.update(len(places))
+
+    with (
+        evaluation(model.modules()),
+        tqdm(total=len(shown), desc="Synthesising", unit="slice", disable=not progress) as bar,
+    ):
+        in_chunks(work, len(shown), size=batch)
+    return total > 0
+
+
+@torch.no_grad()
+def predict(
+    model: MMHVAE,
+    x: Mapping[str, Volume],
+    targets: Sequence[str],
+    noise: Sequence[Tensor],
+    temperature: float,
+) -> dict[Made, Volume]:
+    """Synthesises slices: at the mean, samples, and the standard deviation at temperature 1.
+
+    Inputs are encoded once for all of these. Draws go through the model in chunks of `ROWS`.
+
+    Arguments:
+        model: The model, in evaluation mode.
+        x: The slices of the inputs, between -1 and 1, (slices, size, size).
+        targets: What to synthesise.
+        noise: The noise of the samples, see `Noise.at`.
+        temperature: Their temperature.
+
+    Returns:
+        The images, on the scale of the model from -1 to 1, (slices, size, size).
+    """
+    like = next(model.parameters())
+    images = {m: torch.from_numpy(v)[:, None].to(like) for m, v in x.items()}
+    size, samples = len(next(iter(images.values()))), len(noise[0])
+    given = as_mask(list(images), model.modalities, size)
+    encodings = model.encode(images, given)
+    found: dict[Made, Volume] = {}
+    for m, (values, _) in _decode(model, encodings, given, targets, [], 0.0).items():
+        found[Made("mean", m)] = values[0]
+    step = max(1, ROWS[like.device.type] // size)
+    chunks = [slice(k, k + step) for k in range(0, samples, step)]
+
+    def note(chunk: slice, m: str, values: Volume) -> None:
+        for k, image in enumerate(values, start=chunk.start):
+            found[Made("sample", m, k)] = image
+
+    if samples > 1:
+        moments = {m: Moments(found[Made("mean", m)]) for m in targets}
+        for chunk in chunks:
+            part = [n[chunk] for n in noise]
+            made = _decode(model, encodings, given, targets, part, 1.0)
+            for m, (values, spread) in made.items():
+                moments[m].add(values, spread)
+                if temperature == 1:
+                    note(chunk, m, values)
+        for m in targets:
+            found[Made("std", m)] = moments[m].deviation()
+    if temperature > 0 and (temperature != 1 or samples == 1):
+        for chunk in chunks:
+            part = [n[chunk] for n in noise]
+            made = _decode(model, encodings, given, targets, part, temperature)
+            for m, (values, _) in made.items():
+                note(chunk, m, values)
+    return found
+
+
+class Moments:
+    r"""The variance of draws with the noise of the likelihood, from a few draws at a time.
+
+    .. math:: \frac{1}{K - 1} \Big( \sum_k d_k^2 - \tfrac{1}{K} \big(\sum_k d_k\big)^2 \Big)
+        + \frac{1}{K} \sum_k \sigma_k^2, \quad d_k = x_k - c
+
+    Arguments:
+        near: Images :math:`c` that the draws :math:`x_k` are near to.
+    """
+
+    def __init__(self, near: Volume) -> None:
+        self.near, self.number = near, 0
+        self.sum, self.squares, self.noise = (np.zeros(near.shape) for _ in range(3))
+
+    def add(self, values: Volume, spread: Volume) -> None:
+        """Adds draws, and the standard deviations of their likelihoods, (K, slices, H, W)."""
+        far = values.astype(np.float64) - self.near
+        self.number += len(far)
+        self.sum += far.sum(axis=0)
+        self.squares += (far**2).sum(axis=0)
+        self.noise += (spread.astype(np.float64) ** 2).sum(axis=0)
+
+    def deviation(self) -> Volume:
+        """Returns the square root of the variance."""
+        spread = (self.squares - self.sum**2 / self.number).clip(0) / (self.number - 1)
+        return np.sqrt(spread + self.noise / self.number).astype(np.float32)
 
 
 def _decode(
     model: MMHVAE,
-    x: Mapping[str, Tensor],
+    encodings: Encodings,
+    given: Tensor,
     targets: Sequence[str],
     noise: Sequence[Tensor],
     temperature: float,
 ) -> dict[str, tuple[Volume, Volume]]:
     """Means and standard deviations of the likelihoods, (K, B, H, W), for K draws of noise."""
-    size = len(next(iter(x.values())))
-    draws = len(noise[0]) if noise else 1
-    given = as_mask(list(x), model.modalities, size).expand(draws, size, -1)
+    draws, size = len(noise[0]) if noise else 1, len(given)
     q = model.infer(
-        model.encode(x, given[0]),
-        given,
+        encodings,
+        given.expand(draws, size, -1),
         noise=[n[:, None].expand(-1, size, *n.shape[1:]) for n in noise] if noise else None,
         temperature=temperature,
         experts=model.best_experts if noise else "trained",
