@@ -131,13 +131,15 @@ def _data(model: dict[str, Any], data: dict[str, Any]) -> Markdown:
 
 
 def _training(model: dict[str, Any]) -> Markdown:
+    init = model.get("init")
     return fill(
-        "{} steps in {:.1f} minutes, {} of them skipped.{} Settings: {}. The whole configuration "
-        "is in `config.toml`. Software: mmpoe {}, torch {}.",
+        "{} steps in {:.1f} minutes, {} of them skipped.{}{} Settings: {}. The whole "
+        "configuration is in `config.toml`. Software: mmpoe {}, torch {}.",
         model["steps"],
         model["seconds"] / 60,
         model["skipped"],
         " It was stopped before its end." if model["interrupted"] else "",
+        fill(" It started from the weights of {}.", code(init)) if init else "",
         joined(f"{key} {value}" for key, value in model["settings"].items()),
         model["mmpoe"],
         model["torch"],

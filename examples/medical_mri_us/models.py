@@ -7,6 +7,7 @@ __all__ = [
     "ImageModel",
     "Network",
     "PublishedModel",
+    "architecture_of",
     "build_model",
     "describe",
     "load_model",
@@ -102,7 +103,7 @@ def build_model(
         ValueError: If the size cannot be halved as often as the network asks for, or a number of
             the network cannot be used.
     """
-    return BUILDERS[network.name](modalities, size, **_architecture(network))
+    return BUILDERS[network.name](modalities, size, **architecture_of(network))
 
 
 def describe(model: MMHVAE, size: int, network: Network = DEFAULT) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def describe(model: MMHVAE, size: int, network: Network = DEFAULT) -> dict[str, 
     return {
         "model": network.name,
         "modalities": model.modalities,
-        "architecture": {"size": size, **_architecture(network)},
+        "architecture": {"size": size, **architecture_of(network)},
     }
 
 
@@ -189,5 +190,6 @@ def _check_facts(description: Mapping[str, Any]) -> None:
         raise ValueError(f"'axes' should be three letters, as in 'RAS', but is {axes!r}.")
 
 
-def _architecture(network: Network) -> dict[str, Any]:
+def architecture_of(network: Network) -> dict[str, Any]:
+    """Returns the numbers of a network, by name."""
     return {key: value for key, value in asdict(network).items() if key != "name"}

@@ -22,6 +22,7 @@ from mmpoe.training import Cosine, History, Optimizer, Run, fit, save_checkpoint
 
 from .critics import Critics, Judge
 from .data import Subject, TargetSlices, batch_targets
+from .initial import Start
 from .modalities import MODALITIES
 from .models import DEFAULT, Network, build_model, describe, load_model
 from .settings import OPTIMIZERS, Settings
@@ -76,6 +77,7 @@ def train(
     network: Network = DEFAULT,
     size: int | None = None,
     critics: Critics | None = None,
+    start: Start | None = None,
     keep: Path | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -96,6 +98,7 @@ def train(
         size: The height and width of its slices, in pixels: windows of larger ones, each time at
             another place. By default, that of the slices, which have to be alike.
         critics: Discriminators to train against it, if their weight is positive.
+        start: A model to start from; by default, weights are drawn at random.
         keep: Where to keep checkpoints and a log, if anywhere.
         resume: Whether to resume from the last checkpoint, if there is one.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"``, a GPU if there is one.
@@ -114,6 +117,8 @@ def train(
     size = _common_size(subjects, modalities, size)
     torch.manual_seed(settings.seed)
     model = build_model(size, modalities, network)
+    if start is not None:
+        start.copy_to(model)
     judge = None
     if critics is not None and critics.weight > 0:
         critics.check()

@@ -310,7 +310,7 @@ def test_the_same_layouts_are_synthesised_from(kind, tmp_path):
     cases, _ = KINDS[kind](tmp_path / "data")
     trained = make_run(tmp_path / "run", ["t2", "cet1", "flair"], size=32)
     options = {"input_dir": tmp_path / "data", "samples": 1, "device": "cpu", "target": "flair"}
-    assert synthesize(Synthesize(trained, tmp_path / "out", **options)) == 0
+    assert synthesize(Synthesize(trained, out=tmp_path / "out", **options)) == 0
     assert {p.stem for p in (tmp_path / "out").glob("*.json")} == set(cases)
     said = json.loads((tmp_path / "out" / f"{next(iter(cases))}.json").read_text())
     assert set(said["inputs"]) == next(iter(cases.values())) & {"t2", "cet1"}
@@ -323,7 +323,9 @@ def test_syntheses_become_derivatives_of_bids(tmp_path):
     trained = make_run(tmp_path / "run", ["t2", "cet1", "flair"], size=32)
     options = {"input_dir": tmp_path / "data", "samples": 2, "device": "cpu", "bids": True}
     out = tmp_path / "out"
-    assert synthesize(Synthesize(trained, out, given="t2", target="cet1,flair", **options)) == 0
+    assert (
+        synthesize(Synthesize(trained, out=out, given="t2", target="cet1,flair", **options)) == 0
+    )
     made = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     anat = "sub-01/ses-a/anat/sub-01_ses-a"
     assert f"{anat}_ce-gadolinium_desc-mean_T1w.nii.gz" in made
@@ -345,7 +347,9 @@ def test_syntheses_become_series_of_the_patient(tmp_path):
     options = {"samples": 1, "device": "cpu", "dicom": True, "given": "t2", "target": "cet1,us"}
     out = tmp_path / "out"
     for _ in range(2):  # the second run replaces what the first one wrote
-        assert synthesize(Synthesize(trained, out, input_dir=tmp_path / "data", **options)) == 0
+        assert (
+            synthesize(Synthesize(trained, out=out, input_dir=tmp_path / "data", **options)) == 0
+        )
     source = list_series(tmp_path / "data")[0].header
     for target, modality in (("cet1", "MR"), ("us", "OT")):
         (series,) = list_series(out / f"anon_7_{target}_dicom")
@@ -362,4 +366,4 @@ def test_syntheses_become_series_of_the_patient(tmp_path):
         assert "research only" in series.tag("SeriesDescription")
     write(tmp_path / "p.nii.gz", 600)
     with pytest.raises(CaseError, match=r"p\.nii\.gz should be DICOM for results in DICOM"):
-        synthesize(Synthesize(trained, tmp_path / "none", t2=tmp_path / "p.nii.gz", **options))
+        synthesize(Synthesize(trained, out=tmp_path / "none", t2=tmp_path / "p.nii.gz", **options))

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Synthesize", "run"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from torch import distributed
 
 from examples.medical_mri_us.checks import check_integer, check_number
 from examples.medical_mri_us.data import CaseError, ImageError
+from examples.medical_mri_us.demo import demo_run
 from examples.medical_mri_us.models import load_model, model_folder
 from examples.medical_mri_us.names import made_name
 from examples.medical_mri_us.outputs import open_folder
@@ -39,10 +40,13 @@ class Synthesize:
     that cannot be used does not stop the others. Started by torchrun, each process has its share.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Path | None] = None
     """The folder of a run, or of import-official."""
-    out: Path
+    out: Path = field(kw_only=True)
     """The folder to write to."""
+    model: Literal["demo"] | None = None
+    """A model in place of that of a run: demo is trained on phantom patients, once, and kept in
+    ~/.cache/mmpoe or the folder that MMPOE_CACHE names."""
     us: Path | None = None
     """The intra-operative ultrasound of a case; its grid is that of the result."""
     t2: Path | None = None
@@ -97,7 +101,8 @@ def run(options: Synthesize) -> int:
     check_integer("batch", options.batch, 1)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
-    model, description = load_model(model_folder(options.run))
+    folder = model_folder(_run_of(options))
+    model, description = load_model(folder)
     targets = names(options.target, model.modalities, "target")
     given = names(options.given, model.modalities, "given")
     jobs = shard(_jobs(options, model.modalities))
@@ -109,7 +114,7 @@ def run(options: Synthesize) -> int:
 
     asked = Asked(
         out=options.out,
-        weights=model_folder(options.run),
+        weights=folder,
         every=options.all_subsets,
         samples=options.samples,
         temperature=options.temperature,
@@ -137,6 +142,16 @@ def run(options: Synthesize) -> int:
     listed = "\n".join(f"  {failure}" for failure in failures)
     print(f"Synthesised {len(jobs) - len(failures)} of {len(jobs)} cases; failed:\n{listed}")
     return 1
+
+
+def _run_of(options: Synthesize) -> Path:
+    """The run whose model synthesises."""
+    if (options.run is None) == (options.model is None):
+        raise ValueError(
+            "'run', the folder of a run, or 'model' should be given, but "
+            f"{'neither' if options.run is None else 'both'} is."
+        )
+    return demo_run() if options.run is None else options.run
 
 
 def _incomplete(jobs: Sequence[Job], modalities: Sequence[str]) -> list[Job]:
