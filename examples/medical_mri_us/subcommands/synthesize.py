@@ -20,6 +20,7 @@ from examples.medical_mri_us.demo import demo_run
 from examples.medical_mri_us.models import load_model, model_folder
 from examples.medical_mri_us.names import made_name
 from examples.medical_mri_us.outputs import open_folder
+from examples.medical_mri_us.synthesis.brats import in_brats
 from examples.medical_mri_us.synthesis.jobs import (
     Job,
     in_folder,
@@ -79,6 +80,9 @@ class Synthesize:
     """The number of slices at a time; fewer where a GPU runs out of memory."""
     bids: bool = False
     """Whether to write derivatives of BIDS: sub-<label>/anat/sub-<label>_desc-mean_T2w.nii.gz."""
+    layout: Literal["brats"] | None = None
+    """A layout of what is read and written: brats reads --input-dir as BraSyn gives it, and writes
+    CASE-t1n.nii.gz, -t1c, -t2w or -t2f, the image at the mean, of what each case lacks."""
     dicom: bool = False
     """Whether to write the images at the mean as DICOM too, as series of the input's patient and
     study."""
@@ -106,23 +110,26 @@ def run(options: Synthesize) -> int:
     targets = names(options.target, model.modalities, "target")
     given = names(options.given, model.modalities, "given")
     jobs = shard(_jobs(options, model.modalities))
-    if options.input_dir is not None and not (targets or given or options.all_subsets):
+    chosen = targets or given or options.all_subsets or options.layout
+    if options.input_dir is not None and not chosen:
         jobs = _incomplete(jobs, model.modalities)
     open_folder(options.out)
     if options.device != "cpu" and torch.cuda.is_available():
         model.cuda()
 
+    brats = options.layout == "brats"
     asked = Asked(
         out=options.out,
         weights=folder,
         every=options.all_subsets,
-        samples=options.samples,
-        temperature=options.temperature,
+        samples=1 if brats else options.samples,
+        temperature=0.0 if brats else options.temperature,
         seed=options.seed,
         to_first=options.resample_to is not None,
         batch=options.batch,
         bids=options.bids,
         dicom=options.dicom,
+        brats=brats,
     )
     failures = []
     for job in jobs:
@@ -152,6 +159,24 @@ def _run_of(options: Synthesize) -> Path:
             f"{'neither' if options.run is None else 'both'} is."
         )
     return demo_run() if options.run is None else options.run
+
+
+def _check_brats(options: Synthesize) -> None:
+    """Raises a ValueError for an option that has no meaning with BraSyn's files."""
+    others = {
+        "a file": options.input_dir is None,
+        "'fov'": options.fov is not None,
+        "'target'": bool(options.target),
+        "'all-subsets'": options.all_subsets,
+        "'bids'": options.bids,
+        "'dicom'": options.dicom,
+    }
+    wrong = [name for name, given in others.items() if given]
+    if wrong:
+        raise ValueError(
+            "'layout' should be brats with --input-dir alone, for the images at the mean of what "
+            f"cases lack, but {' and '.join(wrong)} is given too."
+        )
 
 
 def _incomplete(jobs: Sequence[Job], modalities: Sequence[str]) -> list[Job]:
@@ -186,6 +211,10 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
             "'input-dir' or files such as --us FILE should say what to synthesise from, one of "
             f"the two, but {'both do' if images else 'neither does'}."
         )
+    if options.layout == "brats":
+        _check_brats(options)
+        assert options.input_dir is not None  # or an error by now
+        return in_brats(options.input_dir, modalities)
     if options.input_dir is not None:
         if options.fov is not None:
             raise ValueError("'fov' should be a file of the cases themselves with --input-dir.")

@@ -26,6 +26,8 @@ class Job:
     name: str
     images: dict[str, Input]
     fov: Input | None = None
+    wanted: tuple[str, ...] = ()
+    """What it lacks, where its layout says so."""
 
 
 def input_of(path: Path) -> Input:

@@ -15,6 +15,7 @@ from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.prepare.sources import Input
 from mmpoe.models import MMHVAE
 
+from .brats import write_brats
 from .case import synthesise_case
 from .dicom import source_header, write_series
 from .files import hash_of, write_synthesis
@@ -45,6 +46,8 @@ class Asked:
     """Whether to write derivatives of BIDS."""
     dicom: bool = False
     """Whether to write the images at the mean as DICOM too."""
+    brats: bool = False
+    """Whether to write the images at the mean alone, as BraSyn asks for them."""
 
 
 def synthesise_job(
@@ -75,6 +78,8 @@ def synthesise_job(
         check_name("case", job.name)
     except ValueError as error:
         raise CaseError(str(error)) from error
+    _check_wanted(job, model.modalities)
+    targets = targets or job.wanted
     pairs = choose(list(job.images), model.modalities, given, targets, every=asked.every)
     used = {m for subset, _ in pairs for m in subset}
     images = {m: found.read() for m, found in job.images.items() if m in used}
@@ -100,6 +105,9 @@ def synthesise_job(
             if note not in said:
                 print(f"Note: case {job.name}: {note}")
         said.update(synthesis.record["notes"])
+        if asked.brats:
+            write_brats(asked.out, job.name, synthesis)
+            continue
         provenance = {
             "model": {
                 "folder": str(asked.weights),
@@ -131,6 +139,17 @@ def synthesise_job(
             for target, volume in synthesis.mean.items():
                 place = folder / f"{job.name}_{target}_dicom"
                 write_series(place, header, volume, synthesis.grid, target, made)
+
+
+def _check_wanted(job: Job, modalities: Sequence[str]) -> None:
+    """Raises a CaseError if the model cannot make what a case lacks, or takes nothing it has."""
+    unknown = [m for m in job.wanted if m not in modalities]
+    if unknown:
+        raise CaseError(
+            f"it lacks {', '.join(unknown)}, but the model makes {', '.join(modalities)}."
+        )
+    if not job.images:
+        raise CaseError(f"it should have one of {', '.join(modalities)}, but has none.")
 
 
 def _provenance(found: Input) -> dict[str, str]:
