@@ -524,6 +524,22 @@ def test_files_of_an_earlier_run_do_not_stay(trained, tmp_path):
     }  # fmt: skip
 
 
+def test_samples_as_one_sequence_on_the_grid_of_the_input(trained, tmp_path):
+    us = write(tmp_path / "p.nii.gz", volume(0))
+    options = {"us": us, "target": "t2", "samples": 3, "device": "cpu"}
+    one, each = tmp_path / "one", tmp_path / "each"
+    assert run(Synthesize(trained, out=one, sequence=True, **options)) == 0
+    assert run(Synthesize(trained, out=each, **options)) == 0
+    sequence = nib.load(one / "p_t2_samples.nii.gz")
+    assert sequence.shape == (16, 16, 3, 3)
+    np.testing.assert_array_equal(sequence.affine, nib.load(us).affine)
+    for k in range(3):
+        sample = nib.load(each / f"p_t2_sample0{k + 1}.nii.gz").get_fdata()
+        np.testing.assert_array_equal(sequence.get_fdata()[..., k], sample)
+    listed = json.loads((one / "p.json").read_text())["files"]
+    assert listed == ["p_t2_mean.nii.gz", "p_t2_std.nii.gz", "p_t2_samples.nii.gz"]
+
+
 def slow_hash(path):
     import hashlib
 

@@ -80,6 +80,9 @@ class Synthesize:
     """The number of slices at a time; fewer where a GPU runs out of memory."""
     bids: bool = False
     """Whether to write derivatives of BIDS: sub-<label>/anat/sub-<label>_desc-mean_T2w.nii.gz."""
+    sequence: bool = False
+    """Whether to write the samples of a target as one NIfTI file with a fourth axis, which Slicer
+    opens as a sequence, in place of a file for each."""
     layout: Literal["brats"] | None = None
     """A layout of what is read and written: brats reads --input-dir as BraSyn gives it, and writes
     CASE-t1n.nii.gz, -t1c, -t2w or -t2f, the image at the mean, of what each case lacks."""
@@ -129,6 +132,7 @@ def run(options: Synthesize) -> int:
         batch=options.batch,
         bids=options.bids,
         dicom=options.dicom,
+        sequence=options.sequence,
         brats=brats,
     )
     failures = []
@@ -170,6 +174,7 @@ def _check_brats(options: Synthesize) -> None:
         "'all-subsets'": options.all_subsets,
         "'bids'": options.bids,
         "'dicom'": options.dicom,
+        "'sequence'": options.sequence,
     }
     wrong = [name for name, given in others.items() if given]
     if wrong:

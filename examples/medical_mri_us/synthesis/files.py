@@ -46,6 +46,7 @@ def write_synthesis(
     *,
     calibrated: bool,
     bids: bool = False,
+    sequence: bool = False,
 ) -> list[Path]:
     """Writes ``<name>_<target>_{mean,std,sample01,...}.nii.gz``, ``<name>.png``, ``<name>.json``.
 
@@ -62,6 +63,8 @@ def write_synthesis(
         provenance: What it was made from and how.
         calibrated: Whether its standard deviations come from matched experts.
         bids: Whether to write them as derivatives of BIDS.
+        sequence: Whether to write the samples of a target as one file, ``samples``, with a fourth
+            axis that counts them, in place of a file for each.
 
     Returns:
         The files.
@@ -78,8 +81,11 @@ def write_synthesis(
             volumes = {"mean": synthesis.mean[target]}
             if target in synthesis.std:
                 volumes["std"] = synthesis.std[target]
-            for k, sample in enumerate(synthesis.samples.get(target, []), start=1):
-                volumes[f"sample{k:02d}"] = sample
+            samples = synthesis.samples.get(target, [])
+            if sequence and samples:
+                volumes["samples"] = np.stack(samples, axis=-1)
+            else:
+                volumes |= {f"sample{k:02d}": v for k, v in enumerate(samples, start=1)}
             for what, volume in volumes.items():
                 files.append(
                     derivative(name, target, what) if bids else f"{name}_{target}_{what}.nii.gz"

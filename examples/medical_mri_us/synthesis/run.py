@@ -46,6 +46,8 @@ class Asked:
     """Whether to write derivatives of BIDS."""
     dicom: bool = False
     """Whether to write the images at the mean as DICOM too."""
+    sequence: bool = False
+    """Whether to write the samples of a target as one file with a fourth axis."""
     brats: bool = False
     """Whether to write the images at the mean alone, as BraSyn asks for them."""
 
@@ -133,6 +135,7 @@ def synthesise_job(
             provenance,
             calibrated=model.is_matched,
             bids=asked.bids,
+            sequence=asked.sequence,
         )
         if header is not None:
             made = description["sha256"], *subset, str(asked.seed)
