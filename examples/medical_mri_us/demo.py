@@ -67,7 +67,7 @@ class Demo:
     """The number of processes that make patients."""
     train: Settings = field(default_factory=Settings)
     """How the model is trained."""
-    calibrate: Matching = field(default_factory=Matching)
+    calibrate: Matching = field(default_factory=lambda: Matching(100, 8, teacher="bootstrap"))
     """How its matched experts are fitted."""
 
     def check(self) -> None:
