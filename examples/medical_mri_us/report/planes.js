@@ -68,6 +68,7 @@ function makePlanes(load, context) {
     canvas.width = width;
     canvas.height = height;
     canvas.style.aspectRatio = `${wide} / ${high}`;
+    box.parentElement.style.flex = `${wide} 1 0`; // so that all planes have one scale
     const pen = canvas.getContext("2d"), image = pen.createImageData(width, height);
     let sum = 0;
     for (let y = 0; y < height; y++) {

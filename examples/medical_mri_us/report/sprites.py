@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from examples.medical_mri_us.display import Turn, sides
+
 
 def make_sprites(view: Mapping[str, np.ndarray], modalities: Sequence[str]) -> dict[str, Any]:
     """Returns what the page needs of a case.
@@ -33,6 +35,7 @@ def make_sprites(view: Mapping[str, np.ndarray], modalities: Sequence[str]) -> d
         of its pixels, mm, and ``planes`` as of `make_planes`: None where an older evaluation did
         not keep what they need.
     """
+    planes = make_planes(view, modalities) if "volume_fov" in view else None
     view = _turned(view)
     crop = _bounding_box(np.max(view["fov"], axis=0))
     view = {n: v[..., crop[0], crop[1]] if v.ndim > 1 else v for n, v in view.items()}
@@ -54,9 +57,9 @@ def make_sprites(view: Mapping[str, np.ndarray], modalities: Sequence[str]) -> d
         "height": fov.shape[1],
         "width": fov.shape[2],
         "targets": targets,
-        "sides": _sides(str(view["axes"])) if "axes" in view else None,
+        "sides": sides(str(view["axes"])) if "axes" in view else None,
         "pixel": [float(view["spacing"][k]) for k in (1, 0)] if "spacing" in view else None,
-        "planes": make_planes(view, modalities) if "volume_fov" in view else None,
+        "planes": planes,
     }
 
 
@@ -100,39 +103,21 @@ def make_planes(view: Mapping[str, np.ndarray], modalities: Sequence[str]) -> di
     }
 
 
-OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
-"""The letters of directions, and those of the other way."""
-
-WANTED = {"S": "PL", "I": "PL", "A": "IL", "P": "IL", "R": "IP", "L": "IP"}
-"""Where rows and columns should point to, by the direction of slices: radiological convention."""
-
-
 def _turned(view: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Turns the slices of a case, unless the probe of an ultrasound says how they lie."""
     found = dict(view)
-    if "axes" not in found or "truth_us" in found:
+    if "axes" not in found:
         return found
-    axes = str(found["axes"])
-    rows, columns = WANTED[axes[2]]
-    swapped = axes[0] not in (rows, OPPOSITE[rows])
-    own = axes[1] + axes[0] if swapped else axes[:2]
-
-    def turn(image: np.ndarray) -> np.ndarray:
-        image = image.swapaxes(-1, -2) if swapped else image
-        image = image if own[0] == rows else image[..., ::-1, :]
-        return np.ascontiguousarray(image if own[1] == columns else image[..., ::-1])
-
+    turn = Turn.of(str(found["axes"]), probe="truth_us" in found)
     for name, value in view.items():
         if name == "fov" or name.startswith(("truth_", "mean_", "std_")):
-            found[name] = turn(value)
-    found["axes"] = np.array(rows + columns + axes[2])
-    found["spacing"] = view["spacing"][[1, 0, 2]] if swapped else view["spacing"]
+            found[name] = turn.apply(value)
+    spacing = view["spacing"]
+    found |= {
+        "axes": np.array(turn.axes),
+        "spacing": spacing[[1, 0, 2]] if turn.swapped else spacing,
+    }
     return found
-
-
-def _sides(axes: str) -> list[str]:
-    """The letters at the left, right, top and bottom."""
-    return [OPPOSITE[axes[1]], axes[1], OPPOSITE[axes[0]], axes[0]]
 
 
 def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:

@@ -135,10 +135,10 @@ def run(options: Synthesize) -> int:
         sequence=options.sequence,
         brats=brats,
     )
-    failures = []
+    failures, shown = [], []
     for job in jobs:
         try:
-            synthesise_job(model, description, job, given, targets, asked)
+            shown += synthesise_job(model, description, job, given, targets, asked)
         except (CaseError, ImageError) as error:
             failures.append(f"{job.name}: {error}")
             if len(jobs) > 1 or distributed.is_torchelastic_launched():  # or the error says it
@@ -146,13 +146,24 @@ def run(options: Synthesize) -> int:
     _wait_for_others()
     if not failures:
         number = "1 case" if len(jobs) == 1 else f"{len(jobs)} cases"
-        print(f"Synthesised {number} in {options.out}.")
+        print(f"Synthesised {number} in {options.out}.{_to_open(shown)}")
         return 0
     if len(failures) == len(jobs):
         raise CaseError("no case could be used: " + "; ".join(failures))
     listed = "\n".join(f"  {failure}" for failure in failures)
     print(f"Synthesised {len(jobs) - len(failures)} of {len(jobs)} cases; failed:\n{listed}")
+    print(_to_open(shown).strip())
     return 1
+
+
+def _to_open(files: Sequence[Path]) -> str:
+    """Says what to look at first: a picture, and a volume to lay over its input."""
+    picture = next((file for file in files if file.suffix == ".png"), None)
+    volume = next((file for file in files if file.name.endswith(".nii.gz")), None)
+    said = "" if picture is None else f"\nOpen {picture}: a slice of what was given and made."
+    if volume is not None:
+        said += f"\nOpen {volume} in a viewer of volumes, over its input: both share a grid."
+    return said
 
 
 def _run_of(options: Synthesize) -> Path:

@@ -59,8 +59,8 @@ def synthesise_job(
     given: Sequence[str],
     targets: Sequence[str],
     asked: Asked,
-) -> None:
-    """Reads a case, synthesises, and writes what comes of it.
+) -> list[Path]:
+    """Reads a case, synthesises, writes what comes of it, and returns the files to look at.
 
     Arguments:
         model: The model.
@@ -90,6 +90,7 @@ def synthesise_job(
     if asked.dicom:
         header = source_header(job.images[next(m for m in model.modalities if m in images)])
     said: set[str] = set()
+    shown: list[Path] = []
     for subset, wanted in pairs:
         synthesis = synthesise_case(
             model,
@@ -108,7 +109,7 @@ def synthesise_job(
                 print(f"Note: case {job.name}: {note}")
         said.update(synthesis.record["notes"])
         if asked.brats:
-            write_brats(asked.out, job.name, synthesis)
+            shown += write_brats(asked.out, job.name, synthesis)
             continue
         provenance = {
             "model": {
@@ -128,7 +129,7 @@ def synthesise_job(
         if asked.every:
             folder = asked.out / f"from-{'-'.join(subset)}"
             open_folder(folder)
-        write_synthesis(
+        files = write_synthesis(
             folder,
             job.name,
             synthesis,
@@ -137,11 +138,13 @@ def synthesise_job(
             bids=asked.bids,
             sequence=asked.sequence,
         )
+        shown += [f for f in files if f.suffix == ".png" or "mean" in f.name]
         if header is not None:
             made = description["sha256"], *subset, str(asked.seed)
             for target, volume in synthesis.mean.items():
                 place = folder / f"{job.name}_{target}_dicom"
                 write_series(place, header, volume, synthesis.grid, target, made)
+    return shown
 
 
 def _check_wanted(job: Job, modalities: Sequence[str]) -> None:
