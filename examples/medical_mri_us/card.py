@@ -97,12 +97,18 @@ def _command(run: Path, modality: str) -> str:
 def _inputs(model: dict[str, Any]) -> Markdown:
     return fill(
         "Slices of {size} x {size} pixels, {spacing[0]:g} x {spacing[1]:g} mm, {spacing[2]:g} mm "
-        "apart; axes: {axes}. {normalisation} Outputs are on a scale from 0 to {scale:g}.",
+        "apart; axes: {axes}. {normalisation} Outputs are on a scale from 0 to {scale:g}."
+        "{covariates}",
         size=model["architecture"]["size"],
         spacing=model["spacing"],
         axes=model["axes"] or "those of the files",
         normalisation=model["normalisation"],
         scale=model["intensity_scale"],
+        covariates=fill(
+            " It has to know {} of each case.", joined(c["name"] for c in model["covariates"])
+        )
+        if model.get("covariates")
+        else "",
     )
 
 

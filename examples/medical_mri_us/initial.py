@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mmpoe.models import MMHVAE
 
+from .covariates import Covariates, condition
 from .models import Network, architecture_of, load_model, model_folder
 
 
@@ -30,17 +29,20 @@ class Start:
     """The modalities that both models have."""
     fresh: tuple[str, ...]
     """The modalities that it lacks."""
-    weights: Mapping[str, Tensor]
-    """Its weights by name."""
+    model: MMHVAE
+    """The model itself."""
 
     def copy_to(self, model: MMHVAE) -> None:
         """Copies the weights that a model has under the same name and with the same shape.
 
         These are what all modalities share, and what belongs to a modality that both models have.
-        The others stay as they are. Matched experts are not copied.
+        The others stay as they are. Matched experts are not copied. Where the model has covariates
+        and this one has none, it starts as one that does not look at them.
         """
-        own = model.state_dict()
-        same = {n: w for n, w in self.weights.items() if n in own and own[n].shape == w.shape}
+        if not getattr(self.model, "covariates", ()):
+            condition(self.model, getattr(model, "covariates", Covariates()))
+        own, given = model.state_dict(), self.model.state_dict()
+        same = {n: w for n, w in given.items() if n in own and own[n].shape == w.shape}
         model.load_state_dict({**own, **same})
 
     def describe(self, size: int) -> str:
@@ -53,20 +55,30 @@ class Start:
         return f"{said}."
 
 
-def read_start(run: Path, modalities: Sequence[str], network: Network) -> Start:
+def read_start(
+    run: Path, modalities: Sequence[str], network: Network, covariates: Sequence[str] = ()
+) -> Start:
     """Reads a model to start from.
 
     Arguments:
         run: Its run, or its folder.
         modalities: The modalities of the model to train.
         network: What the model to train is built from.
+        covariates: The covariates of the model to train.
 
     Raises:
-        ValueError: If it has another network, or none of the modalities.
+        ValueError: If it has another network, other covariates, or none of the modalities.
         CheckpointError: If it cannot be read.
     """
     model, description = load_model(model_folder(run))
     _check_network(run, description, network)
+    theirs: Covariates = getattr(model, "covariates", Covariates())
+    if theirs and [c.name for c in theirs] != list(covariates):
+        wanted, found = ", ".join(covariates) or "none", ", ".join(c.name for c in theirs)
+        raise ValueError(
+            "'init' should be a run without covariates or with those of the configuration, "
+            f"{wanted}, but {run} has {found}."
+        )
     shared = tuple(m for m in modalities if m in model.modalities)
     if not shared:
         raise ValueError(
@@ -79,7 +91,7 @@ def read_start(run: Path, modalities: Sequence[str], network: Network) -> Start:
         size=int(description["architecture"]["size"]),
         shared=shared,
         fresh=tuple(m for m in modalities if m not in shared),
-        weights=model.state_dict(),
+        model=model,
     )
 
 

@@ -25,6 +25,7 @@ from mmpoe.models import MMHVAE, image_mmhvae, is_out_of_memory, published_mmhva
 from mmpoe.training import CheckpointError, load_checkpoint, load_weights
 
 from .checks import check_integer, check_number
+from .covariates import Covariates, condition
 from .data.geometry import SPACINGS
 from .modalities import MODALITIES
 from .names import check_modalities
@@ -95,20 +96,29 @@ DEFAULT = ImageModel()
 
 
 def build_model(
-    size: int, modalities: Sequence[str] = MODALITIES, network: Network = DEFAULT
+    size: int,
+    modalities: Sequence[str] = MODALITIES,
+    network: Network = DEFAULT,
+    covariates: Covariates | None = None,
 ) -> MMHVAE:
     """Builds a model, untrained, for slices of `size` times `size` pixels.
+
+    Covariates, if there are any, are seen by its encoders and decoders, see `condition`.
 
     Raises:
         ValueError: If the size cannot be halved as often as the network asks for, or a number of
             the network cannot be used.
     """
-    return BUILDERS[network.name](modalities, size, **architecture_of(network))
+    model = BUILDERS[network.name](modalities, size, **architecture_of(network))
+    condition(model, covariates or Covariates())
+    return model
 
 
 def describe(model: MMHVAE, size: int, network: Network = DEFAULT) -> dict[str, Any]:
     """Returns what is needed to build a model again."""
+    covariates: Covariates = getattr(model, "covariates", Covariates())
     return {
+        **({"covariates": covariates.describe()} if covariates else {}),
         "model": network.name,
         "modalities": model.modalities,
         "architecture": {"size": size, **architecture_of(network)},
@@ -149,6 +159,7 @@ def load_model(
         _check_architecture(description.get("architecture"))
         _check_facts(description)
         model = BUILDERS[builder](found, **description["architecture"])
+        condition(model, Covariates.read(description.get("covariates", [])))
         if description.get("calibrated"):
             add_matched_experts(model)
         load_weights(model, state, folder)

@@ -20,6 +20,7 @@ from mmpoe.missing import random_subsets
 from mmpoe.models import MMHVAE, Output
 from mmpoe.training import Cosine, History, Optimizer, Run, fit, save_checkpoint
 
+from .covariates import NAME, fit_covariates
 from .critics import Critics, Judge
 from .data import Subject, TargetSlices, batch_targets
 from .initial import Start
@@ -27,7 +28,7 @@ from .modalities import MODALITIES
 from .models import DEFAULT, Network, build_model, describe, load_model
 from .settings import OPTIMIZERS, Settings
 
-Batch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]
+Batch = tuple[Mapping[str, Tensor], Mapping[str, Tensor], Tensor, Tensor]
 """Images, what to make of them, what was observed, and fields of view."""
 
 
@@ -75,6 +76,7 @@ def train(
     *,
     modalities: Sequence[str] = MODALITIES,
     network: Network = DEFAULT,
+    covariates: Sequence[str] = (),
     size: int | None = None,
     critics: Critics | None = None,
     start: Start | None = None,
@@ -95,6 +97,7 @@ def train(
         settings: How to train.
         modalities: The names of the modalities.
         network: The model to build.
+        covariates: Further columns of the index that it depends on.
         size: The height and width of its slices, in pixels: windows of larger ones, each time at
             another place. By default, that of the slices, which have to be alike.
         critics: Discriminators to train against it, if their weight is positive.
@@ -109,14 +112,15 @@ def train(
 
     Raises:
         ValueError: If a setting cannot be used, there is no subject, images are not square and of
-            one size, no subject has some modality, or the folder holds checkpoints and is not to
-            be resumed.
+            one size, no subject has some modality, a covariate is not known of all, or the folder
+            holds checkpoints and is not to be resumed.
         CheckpointError: If the last checkpoint is damaged, or of another model or other settings.
     """
     settings.check()
     size = _common_size(subjects, modalities, size)
     torch.manual_seed(settings.seed)
-    model = build_model(size, modalities, network)
+    known = fit_covariates(covariates, {s.name: s.further for s in subjects})
+    model = build_model(size, modalities, network, known)
     if start is not None:
         start.copy_to(model)
     judge = None
@@ -124,7 +128,10 @@ def train(
         critics.check()
         judge = Judge(critics, modalities, size)
 
-    slices = TargetSlices(subjects, flip=True, size=size)
+    context = None
+    if known:
+        context = [{NAME: torch.tensor(known.numbers(s.further))} for s in subjects]
+    slices = TargetSlices(subjects, flip=True, size=size, context=context)
     weights = slices.weights(settings.rare)
     number = settings.steps * settings.batch * settings.accumulate
     loader = DataLoader(

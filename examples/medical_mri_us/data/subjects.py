@@ -41,6 +41,8 @@ class Subject:
     """Voxel indices of the files, whose last axis counts slices, to mm, RAS."""
     targets: dict[str, Volume] = field(default_factory=dict)
     """Images to synthesise instead, where the index has them; normalised alike."""
+    further: dict[str, str] = field(default_factory=dict)
+    """The text of further columns of the index."""
 
 
 def load_subjects(
@@ -121,6 +123,7 @@ def load_subject(case: Case) -> Subject:
         spacing=(between, depth, lateral),
         affine=reference.affine,
         targets=targets,
+        further=case.further,
     )
 
 

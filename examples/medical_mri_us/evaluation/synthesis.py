@@ -5,13 +5,14 @@ from __future__ import annotations
 __all__ = ["draw", "predict", "synthesise", "to_unit", "truths"]
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from examples.medical_mri_us.data import Subject, Volume
+from examples.medical_mri_us.covariates import carrying
+from examples.medical_mri_us.data import CaseError, Subject, Volume
 from mmpoe.distributions import Draws
 from mmpoe.models import MMHVAE, UncalibratedWarning
 
@@ -86,11 +87,13 @@ def to_unit(image: Volume, subject: Subject) -> Volume:
 
 def _batches(
     model: MMHVAE, subject: Subject, given: Sequence[str]
-) -> Iterator[tuple[dict[str, Tensor], slice]]:
+) -> Iterator[tuple[Mapping[str, Tensor], slice]]:
     device = next(model.parameters()).device
     for start in range(0, len(subject.fov), BATCH):
         place = slice(start, start + BATCH)
-        yield (
-            {m: torch.from_numpy(subject.images[m][place])[:, None].to(device) for m in given},
-            place,
-        )
+        x = {m: torch.from_numpy(subject.images[m][place])[:, None].to(device) for m in given}
+        try:
+            x = carrying(model, x, subject.further)
+        except ValueError as error:
+            raise CaseError(f"case {subject.name}: {error}") from error
+        yield x, place

@@ -128,7 +128,7 @@ def _reduce(subject: Subject, places: np.ndarray) -> Subject:
     images = {m: np.ascontiguousarray(v[places]) for m, v in subject.images.items()}
     targets = {m: np.ascontiguousarray(v[places]) for m, v in subject.targets.items()}
     fov = np.ascontiguousarray(subject.fov[places])
-    return Subject(subject.name, images, fov, None, targets=targets)
+    return Subject(subject.name, images, fov, None, targets=targets, further=subject.further)
 
 
 def _bytes(image: np.ndarray, limit: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
+from examples.medical_mri_us.covariates import NAME, Covariates
 from examples.medical_mri_us.data import (
     CaseError,
     Slices,
@@ -56,16 +57,22 @@ class Samples(Sequence[dict[str, Tensor]]):
 
     Arguments:
         subjects: The subjects.
+        covariates: The covariates of the model.
     """
 
-    def __init__(self, subjects: Sequence[Subject]) -> None:
-        self.slices = Slices(subjects)
+    def __init__(self, subjects: Sequence[Subject], covariates: Covariates) -> None:
+        self.slices, self.covariates = Slices(subjects), covariates
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:  # pyright: ignore
-        return self.slices[index][0]
+        images, _ = self.slices[index]
+        if not self.covariates:
+            return dict(images)
+        further = self.slices.subjects[self.slices.places[index][0]].further
+        context = {NAME: torch.tensor(self.covariates.numbers(further))}
+        return {**images, "context": context}  # pyright: ignore[reportReturnType]
 
 
 def run(options: Calibrate) -> int:
@@ -97,7 +104,8 @@ def _calibrate(folder: Path, options: Calibrate) -> int:
     if not subjects:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
     whole = [s for s in subjects if len(s.images) == len(model.modalities)]
-    samples, complete = Samples(subjects), len(Samples(whole))
+    covariates: Covariates = getattr(model, "covariates", Covariates())
+    samples, complete = Samples(subjects, covariates), len(Samples(whole, covariates))
     print(
         f"Fitting matched experts to {len(samples)} slices, {complete} of them complete, of "
         f"{len(whole)} cases."

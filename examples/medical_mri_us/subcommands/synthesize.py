@@ -58,6 +58,9 @@ class Synthesize:
     """Its FLAIR."""
     input: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Its image of any modality of the model, as NAME=FILE; may be given again."""
+    covariate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What a model with covariates has to know of it, as NAME=VALUE; may be given again. Those of
+    many cases stand in the columns of an index, or in participants.tsv of BIDS."""
     fov: Path | None = None
     """Its field of view, an image; by default, where ultrasound, or else any image, is above 0."""
     input_dir: Path | None = None
@@ -216,11 +219,7 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
     named = {m: getattr(options, m) for m in ("us", "t2", "cet1", "flair")}
     images = {m: path for m, path in named.items() if path is not None}
     for entry in options.input:
-        name, equals, file = entry.partition("=")
-        if not equals or not file:
-            raise ValueError(
-                f"'input' should be a modality and its file, NAME=FILE, but is {entry!r}."
-            )
+        name, file = _pair("input", entry)
         images[name] = Path(file)
     if bool(images) == (options.input_dir is not None):
         raise ValueError(
@@ -243,4 +242,14 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
     name = stem(file)
     name = made_name(file.parent.name if name in modalities else name)
     fov = None if options.fov is None else input_of(options.fov)
-    return [Job(name, {m: input_of(path) for m, path in ordered.items()}, fov)]
+    further = dict(_pair("covariate", entry) for entry in options.covariate)
+    return [Job(name, {m: input_of(path) for m, path in ordered.items()}, fov, further)]
+
+
+def _pair(option: str, entry: str) -> tuple[str, str]:
+    """Splits NAME=VALUE."""
+    name, equals, value = entry.partition("=")
+    if not equals or not value:
+        what = "a modality and its file, NAME=FILE" if option == "input" else "NAME=VALUE"
+        raise ValueError(f"'{option}' should be {what}, but is {entry!r}.")
+    return name.strip(), value

@@ -45,7 +45,7 @@ def in_brats(folder: Path, modalities: Sequence[str]) -> list[Job]:
         lacking = tuple(m for m in SUFFIXES if m not in source.images)
         images = {m: source.images[m] for m in modalities if m in source.images}
         if lacking:
-            jobs.append(Job(source.name, images, wanted=lacking))
+            jobs.append(Job(source.name, images, further=source.further, wanted=lacking))
         else:
             print(f"Nothing is missing of {source.name}.")
     return jobs

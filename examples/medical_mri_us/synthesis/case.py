@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
+from examples.medical_mri_us.covariates import carrying
 from examples.medical_mri_us.data import (
     CaseError,
     Grid,
@@ -61,6 +63,7 @@ def synthesise_case(
     fov: Image | None = None,
     to_first: bool = False,
     batch: int = 8,
+    further: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Synthesis:
     """Synthesises the targets from all of some images.
@@ -81,12 +84,17 @@ def synthesise_case(
             0, or else where any image is not background; holes in a slice belong to it.
         to_first: Whether to resample images that lie on another grid, rather than refuse them.
         batch: The number of slices at a time.
+        further: What else is known of the case, for the covariates of the model.
         progress: Whether to show a progress bar.
 
     Raises:
         CaseError: If an image lies on another grid, nothing is in view, or intensities cannot be
-            normalised; the message names the modality.
+            normalised; the message names the modality. If a covariate of the model is not known.
     """
+    try:
+        carrying(model, {"": torch.zeros(1)}, further or {})
+    except ValueError as error:
+        raise CaseError(str(error)) from error
     inputs = {m: images[m] for m in model.modalities if m in images}
     first = next(iter(inputs))
     grid = Grid.of(inputs[first])
@@ -128,6 +136,7 @@ def synthesise_case(
         temperature=temperature,
         seed=seed,
         batch=batch,
+        further=further,
         progress=progress,
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examples.medical_mri_us.covariates import Covariates
 from examples.medical_mri_us.data import CaseError
 from examples.medical_mri_us.names import check_name
 from examples.medical_mri_us.outputs import open_folder
@@ -89,6 +90,7 @@ def synthesise_job(
     header = None
     if asked.dicom:
         header = source_header(job.images[next(m for m in model.modalities if m in images)])
+    covariates: Covariates = getattr(model, "covariates", Covariates())
     said: set[str] = set()
     shown: list[Path] = []
     for subset, wanted in pairs:
@@ -103,6 +105,7 @@ def synthesise_job(
             fov=fov,
             to_first=asked.to_first,
             batch=asked.batch,
+            further=job.further,
         )
         for note in synthesis.record["notes"]:
             if note not in said:
@@ -120,6 +123,7 @@ def synthesise_job(
             },
             "inputs": {m: _provenance(job.images[m]) for m in subset},
             "fov": None if job.fov is None else _provenance(job.fov),
+            "covariates": {c.name: job.further[c.name] for c in covariates},
             "targets": list(wanted),
             "samples": asked.samples,
             "temperature": asked.temperature,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.medical_mri_us.covariates import carrying
 from examples.medical_mri_us.data import Mask, Volume
 from examples.medical_mri_us.windows import Tiles
 from mmpoe.missing import as_mask
@@ -103,6 +104,7 @@ def predict(
     noise: Sequence[Tensor],
     temperature: float,
     batch: int = 8,
+    further: Mapping[str, str] | None = None,
     done: Callable[[int], object] | None = None,
 ) -> Prediction:
     """Synthesises slices, those that show something.
@@ -118,6 +120,7 @@ def predict(
             standard deviations.
         temperature: The temperature of the samples; at 0, there are none but the mean.
         batch: The number of slices to begin with; halved whenever the GPU runs out of memory.
+        further: What else is known of the case, for the covariates of the model.
         done: Is called with the number of slices of each batch.
 
     Raises:
@@ -134,6 +137,7 @@ def predict(
     def work(rows: slice) -> None:
         places = shown[rows]
         images = {m: torch.from_numpy(v[places])[:, None].to(like) for m, v in x.items()}
+        images = carrying(model, images, further or {})
         for m, (value, _) in _decode(model, images, targets, [], 0.0).items():
             mean[m][places] = value[0]
         if std:
@@ -164,6 +168,7 @@ def predict_tiles(
     temperature: float,
     seed: int,
     batch: int = 8,
+    further: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> tuple[Prediction, Mask]:
     """Synthesises slices of any size, tile by tile, and blends.
@@ -178,6 +183,7 @@ def predict_tiles(
         temperature: See `predict`.
         seed: What the noise is drawn from.
         batch: See `predict`.
+        further: See `predict`.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -201,6 +207,7 @@ def predict_tiles(
                 noise=noise.at(tile.place),
                 temperature=temperature,
                 batch=batch,
+                further=further,
                 done=bar.update,
             )
             tile.window.add(tile.weight, total)
