@@ -105,7 +105,7 @@ def _inputs(model: dict[str, Any]) -> Markdown:
         normalisation=model["normalisation"],
         scale=model["intensity_scale"],
         covariates=fill(
-            " It has to know {} of each case.", joined(c["name"] for c in model["covariates"])
+            " For each case, it has to know: {}.", joined(c["name"] for c in model["covariates"])
         )
         if model.get("covariates")
         else "",

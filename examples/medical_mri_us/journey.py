@@ -46,13 +46,13 @@ class Journey:
 
     out: Path = Path("runs/journey")
     """The folder to write to; what it held before is removed."""
-    patients: int = 24
+    patients: int = 16
     """The number of training patients."""
-    held_out: int = 3
+    held_out: int = 2
     """The number of patients to score, and to synthesise for."""
-    slices: int = 32
+    slices: int = 20
     """The number of slices of a patient, 2 mm apart."""
-    minutes: float = 0.7
+    minutes: float = 0.5
     """The longest time of each of three trainings."""
     steps: int = 400
     """The number of steps of each of them."""

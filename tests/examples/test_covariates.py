@@ -143,7 +143,7 @@ def test_from_an_index_with_an_age_and_a_site_to_syntheses_and_scores(index, tmp
     folder, out = tmp_path / "run", tmp_path / "out"
     assert run(Train(folder, data=index, set=SET, device="cpu")) == 0
     card = (folder / "model" / "README.md").read_text()
-    assert "It has to know age and site of each case." in card
+    assert "For each case, it has to know: age, site." in card
     assert calibrate.run(calibrate.Calibrate(folder)) == 0
     model, description = load_model(folder / "model")
     assert [c["name"] for c in description["covariates"]] == ["age", "site"]
