@@ -93,7 +93,7 @@ class Trained:
     """The training patients."""
     held_out: list[Subject]
     problems: list[CaseError]
-    """What was wrong with patients who were left out."""
+    """The faults of patients who were left out."""
     code: int
     """The exit code: 0, or that of the signal that stopped training or calibration."""
 

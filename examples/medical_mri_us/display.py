@@ -16,7 +16,7 @@ OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 """The letters of directions, and those of the other way."""
 
 WANTED = {"S": "PL", "I": "PL", "A": "IL", "P": "IL", "R": "IP", "L": "IP"}
-"""Where rows and columns should point to, by the direction of slices."""
+"""The directions that rows and columns should have, by that of slices."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Turn:
     flipped: tuple[bool, bool]
     """Whether rows and columns are mirrored after that."""
     axes: str
-    """Where rows, columns and slices point to in the end, as of `data.axis_codes`."""
+    """The directions of rows, columns and slices in the end, as of `data.axis_codes`."""
 
     @classmethod
     def of(cls, axes: str, *, probe: bool) -> Turn:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 
 from mmpoe.extras import needs
 
@@ -198,8 +199,9 @@ def _check_volumes(folder: Path, wanted: Mapping[str, Path]) -> None:
     for name, like in wanted.items():
         if not (folder / name).exists():
             raise JourneyError(f"{folder} should hold {name}, but does not.")
-        made, given = nib.load(folder / name), nib.load(like)
-        if made.shape[:3] != given.shape or abs(made.affine - given.affine).max() > 1e-3:
+        made, given = (nib.Nifti1Image.from_filename(p) for p in (folder / name, like))
+        apart = np.abs(np.subtract(made.affine, given.affine)).max()
+        if made.shape[:3] != given.shape or apart > 1e-3:
             raise JourneyError(f"{folder / name} should lie on the grid of {like}, but does not.")
         if not made.get_fdata().any():
             raise JourneyError(f"{folder / name} should show something, but is 0.")

@@ -29,7 +29,7 @@ def affine_of(axes, spacing=(1.0, 2.0, 3.0)):
 
 
 def places(affine, shape=(3, 4, 5)):
-    """Where voxels are, mm, RAS: (3, rows, columns, slices)."""
+    """The places of voxels, mm, RAS: (3, rows, columns, slices)."""
     index = np.stack([*np.indices(shape), np.ones(shape)])
     return np.einsum("ab,bijk->aijk", affine, index)[:3]
 

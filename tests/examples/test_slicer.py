@@ -40,7 +40,7 @@ class Matrix:
 
 
 class BaseModel:
-    """What the extension's own base class has, without its downloads."""
+    """A stand-in for the base class of the extension, without its downloads."""
 
     def __init__(self, modelKey, device="cpu"):
         self.modelKey, self.device, self.progress = modelKey, device, []

@@ -37,7 +37,7 @@ class Facts:
     calibrated: bool
     """Whether standard deviations come from matched experts."""
     stopped: str
-    """What to say of a training that stopped early, if it did."""
+    """The notice that training stopped early, if it did."""
 
 
 def write_report(

@@ -193,8 +193,9 @@ def _notice(facts: dict[str, Any]) -> Content:
 def _stopped(description: dict[str, Any]) -> Tag | None:
     """The notice that training ended before its last step, if it did."""
     steps, wanted = description.get("steps"), description.get("settings", {}).get("steps")
-    known = isinstance(steps, int) and isinstance(wanted, int)
-    said = stopped_early(steps, wanted) if known else ""
+    if not isinstance(steps, int) or not isinstance(wanted, int):
+        return None
+    said = stopped_early(steps, wanted)
     return tag("p", tag("b", said), class_="notice") if said else None
 
 

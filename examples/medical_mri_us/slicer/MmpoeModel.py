@@ -3,6 +3,8 @@
 ``docs/slicer.md`` says where to.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+# since Slicer has its own Python
 from __future__ import annotations
 
 __all__ = ["MmpoeModel"]
@@ -13,11 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import slicer  # pyright: ignore[reportMissingImports]
-from ModalityConverterLib.ModelBase import (  # pyright: ignore[reportMissingImports]
-    BaseModel,
-    register_model,
-)
+import slicer
+from ModalityConverterLib.ModelBase import BaseModel, register_model
 
 from examples.medical_mri_us.data import Image
 from examples.medical_mri_us.models import load_model
@@ -128,8 +127,8 @@ def _affine(node: Node) -> np.ndarray | None:
     """Voxel indices to mm, RAS; None in the extension's background process, which has no grid."""
     if not hasattr(node, "GetIJKToRASMatrix"):
         return None
-    import vtk  # pyright: ignore[reportMissingImports]
+    import vtk
 
     matrix = vtk.vtkMatrix4x4()
-    node.GetIJKToRASMatrix(matrix)  # pyright: ignore[reportAttributeAccessIssue]
+    node.GetIJKToRASMatrix(matrix)
     return np.array([[matrix.GetElement(i, j) for j in range(4)] for i in range(4)])

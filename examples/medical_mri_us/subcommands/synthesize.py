@@ -59,7 +59,7 @@ class Synthesize:
     input: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Its image of any modality of the model, as NAME=FILE; may be given again."""
     covariate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What a model with covariates has to know of it, as NAME=VALUE; may be given again. Those of
+    """A covariate of it that the model has to know, as NAME=VALUE; may be given again. Those of
     many cases stand in the columns of an index, or in participants.tsv of BIDS."""
     fov: Path | None = None
     """Its field of view, an image; by default, where ultrasound, or else any image, is above 0."""

@@ -27,9 +27,9 @@ class Job:
     images: dict[str, Input]
     fov: Input | None = None
     further: Mapping[str, str] = field(default_factory=dict)
-    """What else is known of it, such as an age, by the column of an index."""
+    """The text of further columns of an index, such as an age."""
     wanted: tuple[str, ...] = ()
-    """What it lacks, where its layout says so."""
+    """The modalities that it lacks, where its layout says so."""
 
 
 def input_of(path: Path) -> Input:

@@ -112,7 +112,7 @@ def draw_preview(synthesis: Synthesis, name: str, calibrated: bool) -> bytes:
 
 
 def _axes(synthesis: Synthesis, turn: np.ndarray) -> str:
-    """Where the rows, columns and slices of the model point to, nearly."""
+    """The directions of the rows, columns and slices of the model, nearly."""
     own = axis_codes(synthesis.grid.affine)
     order = np.argsort(turn[:, 0])
     return "".join(own[int(a)] if turn[int(a), 1] > 0 else OPPOSITE[own[int(a)]] for a in order)
