@@ -22,7 +22,8 @@ import numpy as np
 from mmpoe.extras import needs
 
 from .__main__ import parse
-from .data import Case, read_index
+from .data import Case, read_index, write_image
+from .phantom.tissues import tissue_values
 
 with needs("medical"):
     import tyro
@@ -31,7 +32,10 @@ BIDS = {"t2": "T2w", "cet1": "ce-gadolinium_T1w", "flair": "FLAIR"}
 """The ends of files of BIDS, by modality."""
 
 BRATS = {"t2": "t2w", "cet1": "t1c", "flair": "t2f"}
-"""The ends of files of BraTS, by modality."""
+"""The ends of files of BraTS, by modality; ``t1n`` comes to these."""
+
+TR = 600.0
+"""The repetition time of the T1 of BraTS, ms, which the phantom itself does not have."""
 
 
 class JourneyError(RuntimeError):
@@ -148,9 +152,23 @@ def _write_brats(folder: Path, number: int, case: Case, without: str = "") -> st
     for m, ending in BRATS.items():
         if m in case.images and m != without:
             shutil.copy(case.images[m], folder / name / f"{name}-{ending}.nii.gz")
+    _write_t1(folder / name / f"{name}-t1n.nii.gz", case)
     if case.label is not None and not without:
         shutil.copy(case.label, folder / name / f"{name}-seg.nii.gz")
     return name
+
+
+def _write_t1(path: Path, case: Case) -> None:
+    r"""Writes a plain T1 of a case: :math:`\rho (1 - e^{-TR/T_1})` of its tissues, in its view."""
+    tissue = nib.Nifti1Image.from_filename(
+        next(iter(case.images.values())).parent / "tissue.nii.gz"
+    )
+    density, t1 = tissue_values("proton_density"), tissue_values("t1")
+    signal = np.concatenate([[0.0], 500 * density * (1 - np.exp(-TR / t1))])
+    image = signal[np.asarray(tissue.dataobj)]
+    if case.fov is not None:
+        image *= nib.Nifti1Image.from_filename(case.fov).get_fdata() > 0
+    write_image(path, image.astype(np.float32), np.asarray(tissue.affine))
 
 
 def _train(journey: Journey, out: Path, index: Path) -> Path:

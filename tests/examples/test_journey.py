@@ -23,6 +23,8 @@ def test_bids_brats_and_ultrasound_come_to_reports(brain, tmp_path, capsys):
     made = [p.name for p in (small.out / "brats" / "synthetic").iterdir()]
     assert len(made) == 1
     assert made[0].startswith("BraTS-GLI-")
+    index = (small.out / "brats" / "data" / "index.csv").read_text()
+    assert index.startswith("case,split,patient,t2,cet1,flair,t1,fov,label")
 
 
 def test_a_command_that_fails_ends_the_journey(monkeypatch):

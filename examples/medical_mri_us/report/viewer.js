@@ -18,6 +18,7 @@
   };
   const map = table(INFERNO); // of errors and deviations, which share a scale
 
+  const TALLEST = 560; // pixels of the screen
   // how images are shown; it stands in the address where it is not as here
   const DISPLAY = { window: 100, level: 50, zoom: 1, smooth: 0, compare: "none", swipe: 50, layer: "synthesis", at: "" };
   const state = { case: Object.keys(data.cases)[0], given: [modalities[0]], target: modalities[1], slice: 0, overlay: "none", opacity: 60, ...DISPLAY, at: null };
@@ -109,6 +110,8 @@
     const view = data.cases[state.case];
     document.querySelectorAll("#viewer .frame").forEach((frame) => {
       frame.querySelector("canvas").style.transform = state.zoom > 1 ? `scale(${state.zoom})` : "";
+      const [wide, high] = view.pixel || [1, 1];
+      frame.style.maxWidth = `${(TALLEST * view.width * wide) / (view.height * high)}px`;
       mark(frame, view.sides, view.pixel && view.width * view.pixel[0], state.zoom);
     });
     const frame = $("synthesis").parentElement;
