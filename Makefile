@@ -46,22 +46,8 @@ setup-browser:  ## Install Chromium, which a test of the report needs (Debian, a
 demo: $(READY)  ## Train on phantom patients, synthesise what is missing, write runs/demo/report.html
 	$(BIN)/python -m examples.medical_mri_us demo
 
-JOURNEY := runs/journey
-MRI_US := $(BIN)/python -m examples.medical_mri_us
-
-journey: $(READY)  ## Every subcommand on phantom patients, from data to a report in runs/journey, under 15 minutes
-	rm -rf $(JOURNEY)
-	$(MRI_US) phantom --train 60 --test 6 --missingness paper-87 --out $(JOURNEY)/data
-	$(MRI_US) check $(JOURNEY)/data/index.csv
-	@echo "Training for 90 seconds; then it is stopped, and resumed."
-	timeout --preserve-status -s TERM 90 $(MRI_US) train --config tiny --data $(JOURNEY)/data/index.csv \
-		--out $(JOURNEY)/run || test $$? -eq 143
-	$(MRI_US) train --config tiny --data $(JOURNEY)/data/index.csv --out $(JOURNEY)/run --resume
-	$(MRI_US) calibrate $(JOURNEY)/run
-	$(MRI_US) synthesize $(JOURNEY)/run --us $(JOURNEY)/data/test-0000/us.nii.gz \
-		--fov $(JOURNEY)/data/test-0000/fov.nii.gz --out $(JOURNEY)/synthetic
-	$(MRI_US) evaluate $(JOURNEY)/run --data $(JOURNEY)/data/index.csv --out $(JOURNEY)/evaluation
-	$(MRI_US) report $(JOURNEY)/evaluation --out $(JOURNEY)/report.html
+journey: $(READY)  ## From generated folders of BIDS, BraTS and ultrasound to reports in runs/journey, under 15 minutes
+	$(BIN)/python -m examples.medical_mri_us.journey
 
 # the last three run two at a time, and on one thread each: more would get in each other's way
 test: check tests  ## Everything the project checks before a change lands

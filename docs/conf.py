@@ -21,6 +21,7 @@ def code_digest():
             digest.update(f"{file.relative_to(DOCS.parent)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
+
 project = "mmpoe"
 author = "The mmpoe developers"
 copyright = author

@@ -98,12 +98,18 @@ def _command(run: Path, modality: str) -> str:
 def _inputs(model: dict[str, Any]) -> Markdown:
     return fill(
         "Slices of {size} x {size} pixels, {spacing[0]:g} x {spacing[1]:g} mm, {spacing[2]:g} mm "
-        "apart; axes: {axes}. {normalisation} Outputs are on a scale from 0 to {scale:g}.",
+        "apart; axes: {axes}. {normalisation} Outputs are on a scale from 0 to {scale:g}."
+        "{covariates}",
         size=model["architecture"]["size"],
         spacing=model["spacing"],
         axes=model["axes"] or "those of the files",
         normalisation=model["normalisation"],
         scale=model["intensity_scale"],
+        covariates=fill(
+            " For each case, it has to know: {}.", joined(c["name"] for c in model["covariates"])
+        )
+        if model.get("covariates")
+        else "",
     )
 
 
@@ -131,13 +137,15 @@ def _data(model: dict[str, Any], data: dict[str, Any]) -> Markdown:
 
 
 def _training(model: dict[str, Any]) -> Markdown:
+    init = model.get("init")
     return fill(
-        "{} in {:.1f} minutes, {} of them skipped.{} Settings: {}. The whole configuration "
+        "{} in {:.1f} minutes, {} of them skipped.{}{} Settings: {}. The whole configuration "
         "is in `config.toml`. Software: mmpoe {}, torch {}.",
         counted(model["steps"], "step"),
         model["seconds"] / 60,
         model["skipped"],
         " It was stopped before its end." if model["interrupted"] else "",
+        fill(" It started from the weights of {}.", code(init)) if init else "",
         joined(f"{key} {value}" for key, value in model["settings"].items()),
         model["mmpoe"],
         model["torch"],

@@ -66,6 +66,8 @@ class Config:
     """The names of the modalities: columns of the index."""
     size: int = 64
     """The height and width of the model's slices; larger images are cut, smaller ones padded."""
+    covariates: tuple[str, ...] = ()
+    """Further columns of the index that the model depends on, such as age and site."""
     model: Network = DEFAULT
     training: Settings = field(default_factory=Settings)
     adversary: Critics = field(default_factory=Critics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["data_of", "facts_of", "is_phantom", "read_data"]
+__all__ = ["data_of", "facts_of", "is_phantom", "read_data", "stopped_early"]
 
 import json
 from collections.abc import Sequence
@@ -87,3 +87,15 @@ def is_phantom(index: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(recipe, dict) and "missingness" in recipe
+
+
+def stopped_early(steps: int, wanted: int) -> str:
+    """Says in words that a training run took fewer steps than it was to; empty if it did not.
+
+    Example:
+        >>> stopped_early(852, 2800)
+        'Training stopped at 852 of 2800 steps: a longer one may well do better.'
+    """
+    if steps >= wanted:
+        return ""
+    return f"Training stopped at {steps} of {wanted} steps: a longer one may well do better."

@@ -7,6 +7,7 @@ __all__ = [
     "ImageModel",
     "Network",
     "PublishedModel",
+    "architecture_of",
     "build_model",
     "describe",
     "load_model",
@@ -24,6 +25,7 @@ from mmpoe.models import MMHVAE, image_mmhvae, is_out_of_memory, published_mmhva
 from mmpoe.training import CheckpointError, load_checkpoint, load_weights
 
 from .checks import check_integer, check_number
+from .covariates import Covariates, condition
 from .data.geometry import SPACINGS
 from .modalities import MODALITIES
 from .names import check_modalities
@@ -94,23 +96,32 @@ DEFAULT = ImageModel()
 
 
 def build_model(
-    size: int, modalities: Sequence[str] = MODALITIES, network: Network = DEFAULT
+    size: int,
+    modalities: Sequence[str] = MODALITIES,
+    network: Network = DEFAULT,
+    covariates: Covariates | None = None,
 ) -> MMHVAE:
     """Builds a model, untrained, for slices of `size` times `size` pixels.
+
+    Covariates, if there are any, are seen by its encoders and decoders, see `condition`.
 
     Raises:
         ValueError: If the size cannot be halved as often as the network asks for, or a number of
             the network cannot be used.
     """
-    return BUILDERS[network.name](modalities, size, **_architecture(network))
+    model = BUILDERS[network.name](modalities, size, **architecture_of(network))
+    condition(model, covariates or Covariates())
+    return model
 
 
 def describe(model: MMHVAE, size: int, network: Network = DEFAULT) -> dict[str, Any]:
     """Returns what is needed to build a model again."""
+    covariates: Covariates = getattr(model, "covariates", Covariates())
     return {
+        **({"covariates": covariates.describe()} if covariates else {}),
         "model": network.name,
         "modalities": model.modalities,
-        "architecture": {"size": size, **_architecture(network)},
+        "architecture": {"size": size, **architecture_of(network)},
     }
 
 
@@ -148,6 +159,7 @@ def load_model(
         _check_architecture(description.get("architecture"))
         _check_facts(description)
         model = BUILDERS[builder](found, **description["architecture"])
+        condition(model, Covariates.read(description.get("covariates", [])))
         if description.get("calibrated"):
             add_matched_experts(model)
         load_weights(model, state, folder)
@@ -189,5 +201,6 @@ def _check_facts(description: Mapping[str, Any]) -> None:
         raise ValueError(f"'axes' should be three letters, as in 'RAS', but is {axes!r}.")
 
 
-def _architecture(network: Network) -> dict[str, Any]:
+def architecture_of(network: Network) -> dict[str, Any]:
+    """Returns the numbers of a network, by name."""
     return {key: value for key, value in asdict(network).items() if key != "name"}

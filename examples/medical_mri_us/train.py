@@ -20,13 +20,15 @@ from mmpoe.missing import random_subsets
 from mmpoe.models import MMHVAE, Output
 from mmpoe.training import Cosine, History, Optimizer, Run, fit, save_checkpoint
 
+from .covariates import NAME, fit_covariates
 from .critics import Critics, Judge
 from .data import StoredSubject, Subject, TargetSlices, WeightedBatches, batch_targets
+from .initial import Start
 from .modalities import MODALITIES
 from .models import DEFAULT, Network, build_model, describe, load_model
 from .settings import OPTIMIZERS, Settings
 
-Batch = tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]
+Batch = tuple[Mapping[str, Tensor], Mapping[str, Tensor], Tensor, Tensor]
 """Images, what to make of them, what was observed, and fields of view."""
 
 
@@ -74,8 +76,10 @@ def train(
     *,
     modalities: Sequence[str] = MODALITIES,
     network: Network = DEFAULT,
+    covariates: Sequence[str] = (),
     size: int | None = None,
     critics: Critics | None = None,
+    start: Start | None = None,
     keep: Path | None = None,
     resume: bool = False,
     workers: int = 0,
@@ -94,9 +98,11 @@ def train(
         settings: How to train.
         modalities: The names of the modalities.
         network: The model to build.
+        covariates: Further columns of the index that it depends on.
         size: The height and width of its slices, in pixels: windows of larger ones, each time at
             another place. By default, that of the slices, which have to be alike.
         critics: Discriminators to train against it, if their weight is positive.
+        start: A model to start from; by default, weights are drawn at random.
         keep: Where to keep checkpoints and a log, if anywhere.
         resume: Whether to resume from the last checkpoint, if there is one.
         workers: The number of processes that load batches ahead of training, which sees the same
@@ -109,20 +115,26 @@ def train(
 
     Raises:
         ValueError: If a setting cannot be used, there is no subject, images are not square and of
-            one size, no subject has some modality, or the folder holds checkpoints and is not to
-            be resumed.
+            one size, no subject has some modality, a covariate is not known of all, or the folder
+            holds checkpoints and is not to be resumed.
         CheckpointError: If the last checkpoint is damaged, or of another model or other settings.
     """
     settings.check()
     size = _common_size(subjects, modalities, size)
     torch.manual_seed(settings.seed)
-    model = build_model(size, modalities, network)
+    known = fit_covariates(covariates, {s.name: s.further for s in subjects})
+    model = build_model(size, modalities, network, known)
+    if start is not None:
+        start.copy_to(model)
     judge = None
     if critics is not None and critics.weight > 0:
         critics.check()
         judge = Judge(critics, modalities, size)
 
-    slices = TargetSlices(subjects, flip=True, size=size)
+    context = None
+    if known:
+        context = [{NAME: torch.tensor(known.numbers(s.further))} for s in subjects]
+    slices = TargetSlices(subjects, flip=True, size=size, context=context)
     number = settings.steps * settings.accumulate
     loader = DataLoader(
         slices,

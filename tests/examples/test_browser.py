@@ -156,6 +156,56 @@ def test_overlays_colour_the_synthesis_as_much_as_asked(page, tmp_path):
     assert opaque["synthesis"] == pytest.approx(opaque["error"], rel=1e-6)
 
 
+def planes_of(evaluated, case):
+    """The volumes that the page shows of a case, from the files of the evaluation."""
+    view = read_evaluation(evaluated / "eval").views[case]
+    return {name: v for name, v in view.items() if name.startswith("volume_")}
+
+
+def test_three_planes_cross_where_the_address_says(evaluated, page, tmp_path):
+    """Axial from above the feet with the front on top, the others upright; R is on the left."""
+    volumes = planes_of(evaluated, "b")
+    k, j, i = 1, 5, 9
+    text = dom(tmp_path, page, f"case=b&given=us&target=t2&layer=truth&at={k}+{j}+{i}")
+    assert f"&layer=truth&at={k}+{j}+{i}" in state(text)
+    truth = volumes["volume_truth_t2"].astype(int)
+    painted = sums(text)
+    assert painted["plane-axial"] == 3 * truth[k].sum()
+    assert painted["plane-coronal"] == 3 * truth[:, j].sum()
+    assert painted["plane-sagittal"] == 3 * truth[:, :, i].sum()
+    viewer = text.split('<section id="viewer"')[1].split("</section>")[0]
+    marked = re.findall(r'<span class="side (\w+)">(\w)</span>', viewer.split('id="planes"')[1])
+    letters = ["".join(letter for _, letter in marked[n : n + 4]) for n in range(0, 12, 4)]
+    assert letters == ["RLAP", "RLSI", "APSI"]
+    value = volumes["volume_mean_t2"][k, j, i] / 255
+    assert f"synthesis {value:.3f}" in text
+    assert len(re.findall(r">(?:\d+) mm<", viewer)) == 7
+    assert "T2 from iUS + ceT1 + FLAIR" in viewer.split('id="planes-what"')[1]
+    layers = {
+        layer: sums(dom(tmp_path, page, f"case=b&target=t2&layer={layer}"))["plane-axial"]
+        for layer in ("synthesis", "error", "uncertainty")
+    }
+    assert layers["synthesis"] == 3 * volumes["volume_mean_t2"].astype(int)[len(truth) // 2].sum()
+    assert len(set(layers.values())) == 3
+
+
+def test_window_level_and_swipe_change_what_is_painted(evaluated, page, tmp_path):
+    base = "case=b&given=us+flair&target=t2&slice=1"
+    sprites, tile = tiles(evaluated, "b")
+    row, column = sprites["slices"].index(1), 2 + sprites["subsets"].index("us+flair")
+    truth, mean = tile("t2", 0, row), tile("t2", column, row)
+    half = sprites["width"] // 2
+    swiped = sums(dom(tmp_path, page, f"{base}&compare=swipe&swipe=50"))
+    assert swiped["synthesis"] == 3 * (truth[:, :half].sum() + mean[:, half:].sum())
+    narrow = sums(dom(tmp_path, page, f"{base}&window=20&level=40"))
+    shades = np.clip(((truth / 2.55 - 40) / 20 + 0.5) * 255, 0, 255)
+    assert narrow["truth"] == pytest.approx(3 * shades.sum(), rel=1e-3)
+    text = dom(tmp_path, page, f"{base}&zoom=4&smooth=1")
+    assert 'style="transform: scale(4)' in text or "transform: scale(4)" in text
+    assert "&zoom=4&smooth=1" in state(text)
+    assert "zoom" not in state(dom(tmp_path, page, base))
+
+
 def test_an_address_that_makes_no_sense_is_put_right(page, tmp_path):
     text = dom(tmp_path, page, "case=nobody&given=&target=xray&slice=77&overlay=blue&opacity=900")
     assert state(text) == "case=a&given=us&target=t2&slice=1&overlay=none&opacity=60"

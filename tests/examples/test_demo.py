@@ -15,9 +15,9 @@ import torch
 
 from examples.medical_mri_us import demo as demo_module
 from examples.medical_mri_us.__main__ import main
-from examples.medical_mri_us.config import read_config
+from examples.medical_mri_us.config import Matching, read_config
 from examples.medical_mri_us.data import Subject, load_subjects, read_index
-from examples.medical_mri_us.demo import Demo, run
+from examples.medical_mri_us.demo import Demo, demo_or_run, demo_run, run
 from examples.medical_mri_us.evaluation import (
     SUBSETS,
     cross_modal_gain,
@@ -27,6 +27,7 @@ from examples.medical_mri_us.evaluation import (
 )
 from examples.medical_mri_us.modalities import MODALITIES
 from examples.medical_mri_us.phantom import MISSINGNESS, cached_dataset, make_dataset
+from examples.medical_mri_us.subcommands import synthesize
 from examples.medical_mri_us.train import Settings, load_model, train
 from mmpoe.metrics import psnr
 from mmpoe.training import Checkpoints
@@ -37,13 +38,15 @@ ROOT = Path(__file__).parents[2]
 SIZE = 32
 PATIENTS = {"train": 8, "test": 2, "size": SIZE, "workers": 1}
 SETTINGS = Settings(steps=30, minutes=None)
+MATCHING = Matching(steps=4, batch=4, teacher="bootstrap")
+SMALL = {"patients": 8, "held_out": 2, "size": SIZE, "workers": 1}
 
 
 @pytest.fixture(scope="module")
 def demo(brain, tmp_path_factory):
     """A demo that has run."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    demo = Demo(out=out, patients=8, held_out=2, size=SIZE, workers=1, train=SETTINGS)
+    demo = Demo(out=out, **SMALL, train=SETTINGS, calibrate=MATCHING)
     assert run(demo) == 0
     return demo
 
@@ -54,7 +57,7 @@ def subjects(split):
 
 
 def test_outputs(demo):
-    assert {p.name for p in demo.out.iterdir()} == {
+    assert {p.name for p in demo.out.iterdir()} - {".lock"} == {
         "metrics.json",
         "panel.png",
         "report.html",
@@ -79,6 +82,61 @@ def test_the_model_has_a_card_and_is_one_of_a_run(demo):
     assert description["spacing"] == [3.0, 3.0, 2.0]
 
 
+def test_the_model_of_a_demo_is_kept_for_others(demo, cache, tmp_path, monkeypatch, capsys):
+    """A run of the demo, and asking for its model, fill the same place once."""
+    monkeypatch.setattr(demo_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    kept = demo_run(demo)
+    assert kept.is_relative_to(cache)
+    capsys.readouterr()
+    names = {p.name for p in kept.iterdir()}
+    assert names == {"model", "data.json", "config.toml"}
+    (here, _), (there, _) = load_model(demo.out / "model"), load_model(kept / "model")
+    for name, value in here.state_dict().items():
+        assert torch.equal(value, there.state_dict()[name])
+    monkeypatch.setattr(demo_module, "Demo", lambda: demo)
+    case = cached_dataset(**PATIENTS).parent / "test-0000"
+    options = {"us": case / "us.nii.gz", "samples": 1, "device": "cpu", "out": tmp_path / "out"}
+    assert synthesize.run(synthesize.Synthesize(model="demo", **options)) == 0
+    assert f"The model of the demo is that in {kept}" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert demo_or_run(Path("demo")) == kept
+    (tmp_path / "demo").mkdir()
+    assert demo_or_run(Path("demo")) == Path("demo")  # a run of that name
+    for wrong in ({}, {"run": kept, "model": "demo"}):
+        with pytest.raises(ValueError, match="'run', the folder of a run, or 'model' should be"):
+            synthesize.run(synthesize.Synthesize(**wrong, **options))
+
+
+def test_a_model_that_is_absent_is_trained_once(brain, cache, monkeypatch, capsys):
+    settings = Settings(steps=3, minutes=None)
+    small = Demo(**SMALL, train=settings, calibrate=MATCHING)
+    assert demo_run(small) == demo_run(small)
+    printed = capsys.readouterr().out
+    assert printed.count("training it once") == 1
+    assert printed.count("The model of the demo is that in") == 1
+    assert not list((cache / "models").glob(".*"))  # nothing half made
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_module, "save_model", interrupt)
+    other = Demo(**SMALL, train=Settings(steps=2, minutes=None))
+    before = set((cache / "models").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        demo_run(other)
+    assert set((cache / "models").iterdir()) == before
+
+
+def test_a_training_that_stopped_early_says_so_on_top(brain, tmp_path):
+    brief = Settings(steps=10**6, minutes=0.02)
+    demo = Demo(out=tmp_path / "out", **SMALL, train=brief, calibrate=MATCHING)
+    assert run(demo) == 0
+    _, description = load_model(tmp_path / "out" / "model")
+    text = (tmp_path / "out" / "report.html").read_text()
+    said = f"Training stopped at {description['steps']} of 1000000 steps"
+    assert text.index(said) < text.index("One model learnt from")
+
+
 def test_metrics_are_60_cells(demo):
     cells = json.loads((demo.out / "metrics.json").read_text())
     assert len(cells) == 15 * 4
@@ -99,7 +157,7 @@ def test_report_is_self_contained_and_leads_with_cross_modal(demo):
     assert text.count("data:image/png;base64,") == 2
     assert text.index("Cross-modal synthesis") < text.index("Self-reconstruction")
     assert "phantom" in text
-    assert "not calibrated" in text
+    assert "Training stopped" not in text  # it was not
     assert "ICBM" in text  # the credit of the template
 
 
@@ -260,7 +318,7 @@ def test_interrupt_leaves_a_usable_model(demo, tmp_path):
     assert process.returncode == 130, errors
     assert "the model can be used as it is" in printed
     assert "Traceback" not in errors
-    assert {p.name for p in out.iterdir()} == {"model", "data.json", "config.toml"}
+    assert {p.name for p in out.iterdir()} - {".lock"} == {"model", "data.json", "config.toml"}
     assert "stopped before its end" in (out / "model" / "README.md").read_text()
     model, description = load_model(out / "model")
     assert description["interrupted"]

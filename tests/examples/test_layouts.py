@@ -2,6 +2,11 @@
 
 import csv
 import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import layouts
 import nibabel as nib
@@ -312,11 +317,91 @@ def test_the_same_layouts_are_synthesised_from(kind, tmp_path):
     cases, _ = KINDS[kind](tmp_path / "data")
     trained = make_run(tmp_path / "run", ["t2", "cet1", "flair"], size=32)
     options = {"input_dir": tmp_path / "data", "samples": 1, "device": "cpu", "target": "flair"}
-    assert synthesize(Synthesize(trained, tmp_path / "out", **options)) == 0
+    assert synthesize(Synthesize(trained, out=tmp_path / "out", **options)) == 0
     assert {p.stem for p in (tmp_path / "out").glob("*.json")} == set(cases)
     said = json.loads((tmp_path / "out" / f"{next(iter(cases))}.json").read_text())
     assert set(said["inputs"]) == next(iter(cases.values())) & {"t2", "cet1"}
     assert all(len(i["sha256"]) == 64 for i in said["inputs"].values())
+
+
+def write_brasyn(root):
+    """Cases that lack one modality each, and a complete one."""
+    names = {"t1n": "t1", "t1c": "cet1", "t2w": "t2", "t2f": "flair"}
+    for k, lacking in enumerate((*names, None)):
+        case = f"BraTS-GLI-0000{k}-000"
+        for name, modality in names.items():
+            if name != lacking:
+                write(root / case / f"{case}-{name}.nii.gz", LEVELS[modality] + k)
+    return root
+
+
+@pytest.mark.slow
+def test_brasyn_in_and_brasyn_out(tmp_path, capsys):
+    """The one image that a case lacks, on its grid, named as in the challenge; nothing else."""
+    data = write_brasyn(tmp_path / "data")
+    trained = make_run(tmp_path / "run", ["us", "t2", "cet1", "flair", "t1"], size=32)
+    options = {"layout": "brats", "device": "cpu"}
+    out = tmp_path / "out"
+    assert synthesize(Synthesize(trained, out=out, input_dir=data, **options)) == 0
+    assert "Nothing is missing of BraTS-GLI-00004-000" in capsys.readouterr().out
+    made = [
+        f"BraTS-GLI-0000{k}-000-{m}.nii.gz" for k, m in enumerate(("t1n", "t1c", "t2w", "t2f"))
+    ]
+    assert sorted(p.name for p in out.iterdir()) == sorted(made)
+    one = nib.load(out / made[2])
+    like = nib.load(data / "BraTS-GLI-00002-000" / "BraTS-GLI-00002-000-t1n.nii.gz")
+    assert one.shape == like.shape
+    np.testing.assert_array_equal(one.affine, like.affine)
+    assert one.get_fdata().max() > 10
+
+    alone = (data / "BraTS-GLI-00002-000").rename(tmp_path / "any")  # a folder of one case
+    there = tmp_path / "there"
+    assert synthesize(Synthesize(trained, out=there, input_dir=alone, **options)) == 0
+    assert [p.name for p in there.iterdir()] == [made[2]]
+    np.testing.assert_array_equal(nib.load(there / made[2]).get_fdata(), one.get_fdata())
+
+
+@pytest.mark.slow
+def test_brasyn_cases_that_cannot_be_filled_are_failures(tmp_path, capsys):
+    data = write_brasyn(tmp_path / "data")
+    trained = make_run(tmp_path / "run", ["t2", "cet1", "flair"], size=32)
+    options = {"layout": "brats", "device": "cpu", "out": tmp_path / "out"}
+    assert synthesize(Synthesize(trained, input_dir=data, **options)) == 1
+    printed = capsys.readouterr().out
+    assert "BraTS-GLI-00000-000: it lacks t1, but the model makes t2, cet1, flair." in printed
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    write_bids(tmp_path / "bids")
+    for wrong, message in (
+        ({"input_dir": tmp_path / "bids"}, r"should be in the layout of BraTS, .* is BIDS"),
+        ({"input_dir": tmp_path / "none"}, r"'input-dir' should be a folder, but is"),
+        ({"input_dir": data, "bids": True}, r"'layout' should be brats .* but 'bids' is given"),
+        ({"t2": tmp_path / "a.nii.gz"}, r"'layout' should be brats .* but a file is given too"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            synthesize(Synthesize(trained, **wrong, **options))
+
+
+@pytest.mark.slow
+def test_the_command_of_the_image_fills_a_folder_of_brasyn(tmp_path):
+    """The entry point of the Dockerfile, with folders of this machine where those are mounted."""
+    root = Path(__file__).parents[2]
+    text = (root / "examples" / "medical_mri_us" / "Dockerfile").read_text()
+    entry = json.loads(text.split("ENTRYPOINT")[1].replace("\\\n", ""))
+    mounted = re.findall(r"-v [A-Z]+:(/\w+)", text)
+    assert mounted == ["/model", "/input", "/output"]
+    data = write_brasyn(tmp_path / "input")
+    make_run(tmp_path / "model", ["t2", "cet1", "flair", "t1"], size=32)
+    assert set(mounted) <= set(entry)
+    command = [f"{tmp_path}{part}" if part in mounted else part for part in entry]
+    command[0] = sys.executable
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
+    assert len(list((tmp_path / "output").iterdir())) == 4
+    shutil.rmtree(data)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    for copied in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
+        assert all((root / name).exists() for name in copied.split())
 
 
 @pytest.mark.slow
@@ -325,7 +410,9 @@ def test_syntheses_become_derivatives_of_bids(tmp_path):
     trained = make_run(tmp_path / "run", ["t2", "cet1", "flair"], size=32)
     options = {"input_dir": tmp_path / "data", "samples": 2, "device": "cpu", "bids": True}
     out = tmp_path / "out"
-    assert synthesize(Synthesize(trained, out, given="t2", target="cet1,flair", **options)) == 0
+    assert (
+        synthesize(Synthesize(trained, out=out, given="t2", target="cet1,flair", **options)) == 0
+    )
     made = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     anat = "sub-01/ses-a/anat/sub-01_ses-a"
     assert f"{anat}_ce-gadolinium_desc-mean_T1w.nii.gz" in made
@@ -347,7 +434,9 @@ def test_syntheses_become_series_of_the_patient(tmp_path):
     options = {"samples": 1, "device": "cpu", "dicom": True, "given": "t2", "target": "cet1,us"}
     out = tmp_path / "out"
     for _ in range(2):  # the second run replaces what the first one wrote
-        assert synthesize(Synthesize(trained, out, input_dir=tmp_path / "data", **options)) == 0
+        assert (
+            synthesize(Synthesize(trained, out=out, input_dir=tmp_path / "data", **options)) == 0
+        )
     source = list_series(tmp_path / "data")[0].header
     for target, modality in (("cet1", "MR"), ("us", "OT")):
         (series,) = list_series(out / f"anon_7_{target}_dicom")
@@ -367,4 +456,4 @@ def test_syntheses_become_series_of_the_patient(tmp_path):
     assert not list(out.glob("*_dicom"))  # those of the earlier run beside a new JSON
     write(tmp_path / "p.nii.gz", 600)
     with pytest.raises(CaseError, match=r"p\.nii\.gz should be DICOM for results in DICOM"):
-        synthesize(Synthesize(trained, tmp_path / "none", t2=tmp_path / "p.nii.gz", **options))
+        synthesize(Synthesize(trained, out=tmp_path / "none", t2=tmp_path / "p.nii.gz", **options))

@@ -101,7 +101,7 @@ def test_a_model_knows_its_plane(tmp_path):
         file = write(tmp_path / axes / "p.nii.gz", image.data, image.affine)
         out = tmp_path / f"out-{axes}"
         options = {"t2": file, "samples": 1, "device": "cpu"}
-        assert synthesize(Synthesize(tmp_path / "run", out, **options)) == 0
+        assert synthesize(Synthesize(tmp_path / "run", out=out, **options)) == 0
         made = nib.load(out / "p_flair_mean.nii.gz")
         values = Image(made.get_fdata(dtype=np.float32), made.affine)
         found.append(reorient(values, "RAS").data)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -240,6 +241,31 @@ def test_markup_in_pictures_is_text(small_evaluation, capsys):
     arrays["subsets"] = np.array([PLANTED] * len(arrays["subsets"]))
     np.savez(file, **arrays)
     assert harvest(small_evaluation, capsys)
+
+
+def test_a_page_names_no_folder_of_this_machine(page, evaluated):
+    assert "/".join(evaluated.parts[1:3]) not in page
+    assert "data/index.csv" in page  # only the end of the path
+
+
+def test_a_training_that_stopped_early_is_said_on_top(evaluated):
+    evaluation = read_evaluation(evaluated / "eval")
+    described = {**evaluation.facts["description"], "steps": 852, "settings": {"steps": 2800}}
+    facts = {**evaluation.facts, "description": described}
+    text = make_page(replace(evaluation, facts=facts))
+    said = "Training stopped at 852 of 2800 steps"
+    assert text.index(said) < text.index("Contents")
+    facts["description"] = {**described, "steps": 2800}
+    assert "Training stopped" not in make_page(replace(evaluation, facts=facts))
+
+
+def test_an_evaluation_without_volumes_has_a_page(evaluated):
+    evaluation = read_evaluation(evaluated / "eval")
+    kept = {
+        case: {n: v for n, v in view.items() if n[:6] != "volume" and n not in ("axes", "spacing")}
+        for case, view in evaluation.views.items()
+    }
+    assert '"planes":null' in make_page(replace(evaluation, views=kept)).replace(" ", "")
 
 
 def test_sprites_hold_the_tiles_of_a_view(evaluated):

@@ -103,7 +103,7 @@ def test_outputs_have_the_grid_of_the_input(codes, oblique, axes, trained, tmp_p
     data = volume(0, (16, 13, 11))
     file = write(tmp_path / "p.nii.gz", data, affine)
     out = tmp_path / "out"
-    assert run(Synthesize(trained, out, us=file, target="t2", samples=2, device="cpu")) == 0
+    assert run(Synthesize(trained, out=out, us=file, target="t2", samples=2, device="cpu")) == 0
     for what in ("mean", "std", "sample01", "sample02"):
         made = nib.load(out / f"p_t2_{what}.nii.gz")
         assert made.shape == data.shape
@@ -571,7 +571,7 @@ def test_files_of_a_case(trained, tmp_path):
     out = tmp_path / "out"
     fov = write(tmp_path / "in" / "fov.nii.gz", np.ones((16, 16, 3)))
     options = {"target": "t2,flair", "samples": 3, "temperature": 1.0, "seed": 5, "device": "cpu"}
-    assert run(Synthesize(trained, out, us=us, fov=fov, **options)) == 0
+    assert run(Synthesize(trained, out=out, us=us, fov=fov, **options)) == 0
     volumes = [
         f"p_{m}_{w}.nii.gz"
         for m in ("t2", "flair")
@@ -599,14 +599,30 @@ def test_files_of_an_earlier_run_do_not_stay(trained, tmp_path):
     """Those that its JSON lists; others are left alone."""
     us, out = write(tmp_path / "p.nii.gz", volume(0)), tmp_path / "out"
     options = {"us": us, "device": "cpu"}
-    assert run(Synthesize(trained, out, target="t2,flair", samples=3, **options)) == 0
+    assert run(Synthesize(trained, out=out, target="t2,flair", samples=3, **options)) == 0
     (out / "p_notes.txt").write_text("mine")
     (out / "other_t2_mean.nii.gz").write_bytes(b"")
-    assert run(Synthesize(trained, out, target="t2", samples=1, **options)) == 0
+    assert run(Synthesize(trained, out=out, target="t2", samples=1, **options)) == 0
     listed = json.loads((out / "p.json").read_text())["files"]
     assert {p.name for p in out.iterdir()} == {
         *listed, "p.json", "p.png", "p_notes.txt", "other_t2_mean.nii.gz"
     }  # fmt: skip
+
+
+def test_samples_as_one_sequence_on_the_grid_of_the_input(trained, tmp_path):
+    us = write(tmp_path / "p.nii.gz", volume(0))
+    options = {"us": us, "target": "t2", "samples": 3, "device": "cpu"}
+    one, each = tmp_path / "one", tmp_path / "each"
+    assert run(Synthesize(trained, out=one, sequence=True, **options)) == 0
+    assert run(Synthesize(trained, out=each, **options)) == 0
+    sequence = nib.load(one / "p_t2_samples.nii.gz")
+    assert sequence.shape == (16, 16, 3, 3)
+    np.testing.assert_array_equal(sequence.affine, nib.load(us).affine)
+    for k in range(3):
+        sample = nib.load(each / f"p_t2_sample0{k + 1}.nii.gz").get_fdata()
+        np.testing.assert_array_equal(sequence.get_fdata()[..., k], sample)
+    listed = json.loads((one / "p.json").read_text())["files"]
+    assert listed == ["p_t2_mean.nii.gz", "p_t2_std.nii.gz", "p_t2_samples.nii.gz"]
 
 
 def slow_hash(path):
@@ -626,7 +642,7 @@ def test_a_folder_in_and_a_folder_out(trained, tmp_path, capsys):
     broken.write_bytes(gzip.compress(b"no image"))
     out = tmp_path / "out"
     options = {"samples": 1, "device": "cpu"}
-    assert run(Synthesize(trained, out, input_dir=data, **options)) == 1
+    assert run(Synthesize(trained, out=out, input_dir=data, **options)) == 1
     printed = capsys.readouterr().out
     assert "Synthesised 3 of 4 cases; failed:\n  d: " in printed
     assert str(broken) in printed
@@ -637,7 +653,7 @@ def test_a_folder_in_and_a_folder_out(trained, tmp_path, capsys):
         for file in (data / case).iterdir():
             file.unlink()
     with pytest.raises(CaseError, match=r"no case could be used: d: "):
-        run(Synthesize(trained, out, input_dir=data, **options))
+        run(Synthesize(trained, out=out, input_dir=data, **options))
 
 
 def make(folder):
@@ -649,7 +665,7 @@ def test_an_index_in_and_every_subset_out(trained, tmp_path):
     index = write_index(tmp_path / "data", {"a": ("us", "t2"), "b": MODALITIES[:3]})
     options = {"input_dir": index, "all_subsets": True, "samples": 1, "temperature": 0.0}
     out = tmp_path / "out"
-    assert run(Synthesize(trained, out, device="cpu", **options)) == 0
+    assert run(Synthesize(trained, out=out, device="cpu", **options)) == 0
     assert len(list(out.iterdir())) == 7
     assert sorted(p.name for p in (out / "from-us-t2").iterdir()) == sorted(
         [f"{c}_{m}_mean.nii.gz" for c in "ab" for m in ("cet1", "flair")]
@@ -657,14 +673,14 @@ def test_an_index_in_and_every_subset_out(trained, tmp_path):
     )
     assert not (out / "from-cet1" / "a.json").exists()
     whole = {"input_dir": index.parent, "target": "flair", "samples": 1, "device": "cpu"}
-    assert run(Synthesize(trained, tmp_path / "all", **whole)) == 0
+    assert run(Synthesize(trained, out=tmp_path / "all", **whole)) == 0
     assert {p.name for p in (tmp_path / "all").glob("*.json")} == {"a.json", "b.json"}
 
 
 def test_complete_cases_are_nothing_to_do(trained, tmp_path, capsys):
     index = write_index(tmp_path / "data", {"a": MODALITIES, "b": ("us",), "c": MODALITIES})
     options = {"input_dir": index, "samples": 1, "device": "cpu"}
-    assert run(Synthesize(trained, tmp_path / "out", **options)) == 0
+    assert run(Synthesize(trained, out=tmp_path / "out", **options)) == 0
     assert "Nothing is missing of a, c; --target " in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "out").glob("*.json")} == {"b.json"}
     index = write_index(tmp_path / "whole", {"a": MODALITIES, "c": MODALITIES})
@@ -696,7 +712,7 @@ def test_files_are_all_there_or_none(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(files_module, "draw_preview", full)
     with pytest.raises(OSError, match="No space left"):
-        run(Synthesize(trained, out, us=us, samples=1, device="cpu"))
+        run(Synthesize(trained, out=out, us=us, samples=1, device="cpu"))
     assert not list(out.iterdir())
 
 
@@ -704,7 +720,7 @@ def test_files_get_their_names_with_the_json_last(trained, tmp_path, monkeypatch
     """A run that is stopped in between leaves no JSON, nor that of an earlier run."""
     us, out = write(tmp_path / "p.nii.gz", volume(0)), tmp_path / "out"
     options = {"us": us, "samples": 1, "device": "cpu"}
-    assert run(Synthesize(trained, out, **options)) == 0
+    assert run(Synthesize(trained, out=out, **options)) == 0
     replace, named = Path.replace, []
 
     def counted(path, target):
@@ -717,11 +733,11 @@ def test_files_get_their_names_with_the_json_last(trained, tmp_path, monkeypatch
 
     monkeypatch.setattr(Path, "replace", counted)
     with pytest.raises(KeyboardInterrupt):
-        run(Synthesize(trained, out, **options))
+        run(Synthesize(trained, out=out, **options))
     assert not (out / "p.json").exists()
     assert not list(out.glob(".*"))
     named[:] = ["", "", ""]
-    assert run(Synthesize(trained, out, **options)) == 0
+    assert run(Synthesize(trained, out=out, **options)) == 0
     assert named[-1] == "p.json"
 
 
@@ -730,7 +746,7 @@ def test_each_process_has_its_share(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     options = {"samples": 1, "device": "cpu", "input_dir": index, "target": "t2"}
-    assert run(Synthesize(trained, tmp_path / "out", **options)) == 0
+    assert run(Synthesize(trained, out=tmp_path / "out", **options)) == 0
     assert [p.name for p in (tmp_path / "out").glob("*mean*")] == ["b_t2_mean.nii.gz"]
 
 
@@ -772,7 +788,7 @@ def test_options_that_cannot_be_used(options, message, trained, tmp_path):
     (tmp_path / "empty").mkdir()
     paths = {k: tmp_path / v for k, v in options.items() if k in ("us", "input_dir", "fov")}
     with pytest.raises(ValueError, match=message):
-        run(Synthesize(trained, tmp_path / "out", **{**options, **paths}))
+        run(Synthesize(trained, out=tmp_path / "out", **{**options, **paths}))
     assert not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from mmpoe.training import CheckpointError, load_checkpoint, save_checkpoint
 pytestmark = pytest.mark.slow
 
 HELD = {"a": MODALITIES, "b": ("us", "t2"), "c": ("us", "cet1"), "d": MODALITIES}
+OWN = ("t2", "flair", "pet")
 SET = (
     "size=16",
     "model.patch=4",
@@ -54,6 +56,86 @@ def fit(tmp_path, index, *changes, **options):
 
 def weights(tmp_path, name="run"):
     return load_model(tmp_path / name / "model")[0].state_dict()
+
+
+def stopping_bound(after):
+    """The bound of training, which ends the process as SIGTERM does in one of its calls."""
+    original, calls = train_module.bound, []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    return stop
+
+
+def test_a_run_starts_from_the_weights_of_another(index, tmp_path, capsys):
+    """Modalities that both share by name, and what all share, are copied; the rest is fresh."""
+    assert fit(tmp_path, index) == 0
+    pretrained = tmp_path / "run"
+    own = write_index(tmp_path / "own", {"a": OWN, "b": ("pet", "t2")}, OWN)
+    changes = (f"modalities={json.dumps(OWN)}", "training.steps=1", "training.lr=1e-30")
+    changes += ("training.weight_decay=0.0", "training.average=0.0")
+    options = {"config": Path("tiny"), "out": tmp_path / "more", "init": pretrained}
+    capsys.readouterr()
+    assert fit(tmp_path, own, *changes, **options) == 0  # of next to no steps
+    said = f"Starting from {pretrained}: it knows t2, flair; pet start fresh."
+    assert said in capsys.readouterr().out
+    before, after = weights(tmp_path), weights(tmp_path, "more")
+    fit(tmp_path, own, *changes, **{**options, "init": None, "out": tmp_path / "none"})
+    fresh = weights(tmp_path, "none")
+    for name, value in after.items():
+        source = fresh if ".pet." in name else before
+        torch.testing.assert_close(value, source[name], rtol=0, atol=1e-30, msg=name)
+    differ = [n for n in fresh if n in before and (fresh[n] - before[n]).abs().max() > 1e-3]
+    assert differ  # so that the comparison tells the two apart
+    card = (tmp_path / "more" / "model" / "README.md").read_text()
+    assert f"It started from the weights of `{pretrained}`" in card
+
+
+def test_a_start_takes_the_configuration_of_its_run(index, tmp_path):
+    assert fit(tmp_path, index) == 0
+    again = Train(tmp_path / "more", data=index, init=tmp_path / "run", device="cpu")
+    assert run(again) == 0
+    configs = [read_config(tmp_path / name / "config.toml") for name in ("run", "more")]
+    assert configs[0] == configs[1]
+
+
+def test_a_start_that_does_not_fit_is_refused(index, tmp_path):
+    assert fit(tmp_path, index) == 0
+    init = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"but .* has widths = \[16, 8\] in place of \[24, 8\]"):
+        fit(tmp_path, index, "model.widths=[24, 8]", out=tmp_path / "a", init=init)
+    own = write_index(tmp_path / "own", {"a": ("ct", "pet")}, ("ct", "pet"))
+    with pytest.raises(ValueError, match=r"'init' should be a run with one of ct, pet, but .* us"):
+        fit(tmp_path, own, 'modalities=["ct", "pet"]', out=tmp_path / "b", init=init)
+    with pytest.raises(CheckpointError):
+        fit(tmp_path, index, out=tmp_path / "c", init=tmp_path / "data", config=Path("tiny"))
+    larger = fit(tmp_path, index, "size=32", out=tmp_path / "d", init=init)
+    assert larger == 0  # what depends on the size of slices is fresh
+
+
+def test_a_run_that_was_started_from_another_resumes_without_it(
+    index, tmp_path, monkeypatch, capsys
+):
+    assert fit(tmp_path, index, "training.seed=1", out=tmp_path / "first") == 0
+    init = {"init": tmp_path / "first"}
+    assert fit(tmp_path, index, out=tmp_path / "whole", **init) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "bound", stopping_bound(after=3))
+        assert fit(tmp_path, index, **init) == 143
+    with pytest.raises(ValueError, match=r"'init' should be that of the run to resume, .*first"):
+        fit(tmp_path, index, resume=True, init=tmp_path / "whole")
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert fit(tmp_path, index, resume=True) == 0
+    assert "Starting from" not in capsys.readouterr().out
+    for name, value in weights(tmp_path).items():
+        assert torch.equal(value, weights(tmp_path, "whole")[name]), name
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"It started from the weights of `{tmp_path / 'first'}`" in card
 
 
 def test_what_a_run_holds(index, tmp_path):
@@ -129,16 +211,8 @@ def test_cases_that_hold_one_modality_each_are_noted(index, tmp_path, capsys):
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(index, tmp_path, monkeypatch, capsys):
     """Faults 35 and 36, by the command's own options alone."""
     assert fit(tmp_path, index, out=tmp_path / "whole") == 0
-    original, calls = train_module.bound, []
-
-    def stop(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "bound", stop)
+        patch.setattr(train_module, "bound", stopping_bound(after=3))
         assert fit(tmp_path, index) == 143
     assert f"To resume: train --out {tmp_path / 'run'} --resume" in capsys.readouterr().out
     assert load_model(tmp_path / "run" / "model")[1]["interrupted"]
@@ -238,7 +312,7 @@ def test_own_modalities_targets_and_sizes(tmp_path, capsys):
     assert "harmonised images for ct" in (tmp_path / "run" / "model" / "README.md").read_text()
     file = write(tmp_path / "p.nii.gz", volume(5, (24, 12, 3)))
     options = {"input": (f"ct={file}",), "samples": 1, "device": "cpu"}
-    assert synthesize(Synthesize(tmp_path / "run", tmp_path / "out", **options)) == 0
+    assert synthesize(Synthesize(tmp_path / "run", out=tmp_path / "out", **options)) == 0
 
 
 def test_cases_that_cannot_be_used(index, tmp_path, capsys):
@@ -281,7 +355,7 @@ def test_calibration_adds_matched_experts_and_changes_nothing_else(index, tmp_pa
 
     us = write(tmp_path / "p.nii.gz", volume(9))
     options = {"us": us, "target": "t2", "samples": 2, "device": "cpu"}
-    assert synthesize(Synthesize(tmp_path / "run", tmp_path / "out", **options)) == 0
+    assert synthesize(Synthesize(tmp_path / "run", out=tmp_path / "out", **options)) == 0
     assert json.loads((tmp_path / "out" / "p.json").read_text())["std"].startswith("calibrated")
 
 

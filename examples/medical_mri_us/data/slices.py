@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Slices", "TargetSlices", "batch_slices", "batch_targets"]
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from .images import Volume
 from .stored import StoredSubject
 from .subjects import Subject
 
-Images = dict[str, Tensor]
+Images = MutableMapping[str, Tensor]
 
 Place = int | tuple[int, int]
 """A sample by its index, or by its index and the seed of how it is augmented."""
@@ -84,6 +84,7 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
         flip: See `Slices`.
         size: The side of the window that is taken of larger slices, each time at random among
             those that show something; None for whole slices.
+        context: The covariates of each subject, by name, if there are any.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
         *,
         flip: bool = False,
         size: int | None = None,
+        context: Sequence[Images] | None = None,
     ) -> None:
         self.slices, self.flip, self.size = Slices(subjects), flip, size
+        self.context = context
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -109,6 +112,8 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
             fov = fov[:, rows, columns]
         if self.flip and torch.rand((), generator=generator) < 0.5:
             images, targets, fov = _mirror(images), _mirror(targets), fov.flip(-1)
+        if self.context is not None:
+            images = {**images, "context": self.context[s]}  # pyright: ignore
         return images, targets, fov
 
     def weights(self, share: float) -> npt.NDArray[np.float64]:
@@ -130,7 +135,7 @@ def batch_targets(
     """Makes a batch of `TargetSlices`: inputs, targets, what was observed, fields of view."""
     x, observed = collate([images for images, _, _ in slices], modalities)
     targets, _ = collate([targets for _, targets, _ in slices], modalities)
-    return dict(x), dict(targets), observed, torch.stack([fov for _, _, fov in slices])
+    return x, dict(targets), observed, torch.stack([fov for _, _, fov in slices])
 
 
 def _generator(index: Place) -> torch.Generator | None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class StoredSubject:
     """Whether a slice shows something, in the order of the files."""
     checksums: Mapping[str, npt.NDArray[np.uint32]]
     """The CRC-32 of each slice, by array."""
+    further: Mapping[str, str] = field(default_factory=dict)
+    """The text of further columns of the index."""
     axes: str | None = None
     """The directions that the axes are turned to, if they are, see `turned`."""
     least: int = 0
@@ -269,6 +271,7 @@ def _subject(case: Case, place: Path, about: Mapping[str, Any]) -> StoredSubject
         Grid((height, width, slices), np.array(about["affine"], np.float64)),
         visible,
         {column: np.array(about["checksums"][column], np.uint32) for column in columns},
+        case.further,
     )
 
 

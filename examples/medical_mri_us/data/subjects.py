@@ -48,6 +48,8 @@ class Subject:
     """Voxel indices of the files, whose last axis counts slices, to mm, RAS."""
     targets: dict[str, Volume] = field(default_factory=dict)
     """Images to synthesise instead, where the index has them; normalised alike."""
+    further: dict[str, str] = field(default_factory=dict)
+    """The text of further columns of the index."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -128,6 +130,7 @@ def load_subject(case: Case) -> Subject:
         spacing=(between, depth, lateral),
         affine=found.grid.affine,
         targets=normalised(found.targets, found.target_levels),
+        further=case.further,
     )
 
 

@@ -58,5 +58,6 @@ from .statistics import ALPHA, compare, signed_rank
 from .subsets import SUBSETS, all_subsets, is_published
 from .synthesis import predict, synthesise
 from .tables import best_cells, note, summary, write_tables
-from .views import SPREAD_LIMIT, choose, make_view
+from .views import choose, make_view
+from .volumes import SPREAD_LIMIT
 from .whole import load_one_by_one, score_all

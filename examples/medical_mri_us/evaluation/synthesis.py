@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.medical_mri_us.data import Subject, Volume
+from examples.medical_mri_us.covariates import carrying
+from examples.medical_mri_us.data import CaseError, Subject, Volume
 from examples.medical_mri_us.windows import Tiles
 from mmpoe.distributions import Draws
 from mmpoe.models import MMHVAE, UncalibratedWarning
@@ -47,12 +48,15 @@ def predict(
     for x, _ in _batches(subject, given, tiles):
         if tiles is None:
             out = model.predict(
-                _on_device(model, x), list(given), temperature=temperature, experts="trained"
+                _on_device(model, x, subject),
+                list(given),
+                temperature=temperature,
+                experts="trained",
             )
             parts.append({m: p.mean[:, 0].cpu() for m, p in out.items()})
             continue
         found = predict_tiles(
-            model, x, tiles, temperature=temperature, samples=1, experts="trained"
+            model, x, tiles, subject.further, temperature=temperature, samples=1, experts="trained"
         )
         parts.append({m: torch.from_numpy(mean[0]) for m, (mean, _) in found.items()})
     return {m: torch.cat([part[m] for part in parts]).numpy() for m in model.modalities}
@@ -96,13 +100,19 @@ def draw(
     for x, place in _batches(subject, given, tiles):
         if tiles is not None:
             found = predict_tiles(
-                model, x, tiles, temperature=1.0, samples=samples, experts=model.best_experts
+                model,
+                x,
+                tiles,
+                subject.further,
+                temperature=1.0,
+                samples=samples,
+                experts=model.best_experts,
             )
             yield place, {m: _clamped(*map(torch.from_numpy, v)) for m, v in found.items()}
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UncalibratedWarning)  # results say it themselves
-            out = model.predict(_on_device(model, x), list(given), samples=samples)
+            out = model.predict(_on_device(model, x, subject), list(given), samples=samples)
         drawn = {}
         for m, draws in out.items():
             assert isinstance(draws, Draws)
@@ -137,6 +147,11 @@ def _batches(
         yield {m: subject.images[m][place] for m in given}, place
 
 
-def _on_device(model: MMHVAE, x: Mapping[str, Volume]) -> dict[str, Tensor]:
+def _on_device(model: MMHVAE, x: Mapping[str, Volume], subject: Subject) -> Mapping[str, Tensor]:
+    """The images, with the covariates of their subject, if the model has any."""
     device = next(model.parameters()).device
-    return {m: torch.from_numpy(v)[:, None].to(device) for m, v in x.items()}
+    images = {m: torch.from_numpy(v)[:, None].to(device) for m, v in x.items()}
+    try:
+        return carrying(model, images, subject.further)
+    except ValueError as error:
+        raise CaseError(f"case {subject.name}: {error}") from error

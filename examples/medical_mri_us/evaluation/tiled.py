@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from examples.medical_mri_us.covariates import carrying
 from examples.medical_mri_us.data import Subject, Volume
 from examples.medical_mri_us.synthesis.slices import Noise, tile_stride
 from examples.medical_mri_us.windows import Tiles
@@ -37,6 +38,7 @@ def predict_tiles(
     model: MMHVAE,
     x: Mapping[str, Volume],
     tiles: Tiles,
+    further: Mapping[str, str],
     *,
     temperature: float,
     samples: int,
@@ -51,6 +53,7 @@ def predict_tiles(
         model: The model.
         x: The slices of what is given, in [-1, 1], (slices, height, width).
         tiles: The tiles.
+        further: What else is known of the case, for the covariates of the model.
         temperature: The temperature of the latent samples; 0 is the mean.
         samples: The number of latent samples K.
         experts: The experts to infer with.
@@ -76,7 +79,7 @@ def predict_tiles(
         if fields is not None:
             noise = [n.unflatten(0, (samples, rows)) for n in fields.at(tile.place)]
         with evaluation(model.modules()):
-            encodings = model.encode(cut, given[0])
+            encodings = model.encode(carrying(model, cut, further), given[0])
             q = model.infer(
                 encodings, given, noise=noise, temperature=temperature, experts=experts
             )

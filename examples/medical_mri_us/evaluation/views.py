@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["SPREAD_LIMIT", "choose", "make_view"]
+__all__ = ["choose", "make_view"]
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from examples.medical_mri_us.counts import counted
-from examples.medical_mri_us.data import Subject
+from examples.medical_mri_us.data import Subject, axis_codes
 from mmpoe.models import MMHVAE
 
 from .scores import Scores
 from .subsets import all_subsets
-from .synthesis import draw, synthesise, to_unit, truths
-
-SPREAD_LIMIT = 0.15
-"""The standard deviation that is stored as 255; images run from 0 to 1."""
+from .synthesis import synthesise, to_unit, truths
+from .volumes import MOST, SPREAD_LIMIT, make_volumes, spread
 
 SLICES = 5
-"""The number of slices of a case that are kept."""
+"""The number of slices of a case that are kept at least, if it has as many."""
 
 SIDE = 96
 """The largest height and width of what is kept, in pixels; larger images are halved."""
@@ -82,15 +79,24 @@ def make_view(
         Arrays: ``slices`` (S), ``fov`` (S, H, W), ``truth_<modality>`` (S, H, W), and
         ``mean_<modality>`` and ``std_<modality>`` (subsets, S, H, W), with the ``subsets`` as
         names with plus signs between them. 255 stands for 1, and for `SPREAD_LIMIT` in standard
-        deviations, which are those of the decoder's mean over latent samples.
+        deviations, which are those of the decoder's mean over latent samples. ``axes`` says where
+        rows, columns and slices point to, and ``spacing`` how far apart they are, mm. All slices
+        of each modality, made of all others, are there too, see `make_volumes`.
     """
-    places = _slices(subject)
+    subsets = all_subsets([m for m in model.modalities if m in subject.images])
+    tiles = len(model.modalities) * (2 + 2 * len(subsets))
+    places = _slices(subject, tiles)
     small = _reduce(subject, places)
-    subsets = all_subsets([m for m in model.modalities if m in small.images])
+    fov = _halved(small.fov.astype(np.float32))
+    smaller = subject.fov.shape[1] // fov.shape[1]  # than the images, by this factor
+    between, rows, columns = subject.spacing
     view: dict[str, Any] = {
         "slices": places,
         "subsets": np.array(["+".join(given) for given in subsets]),
-        "fov": _halved(small.fov.astype(np.float32)) > 0.5,
+        "fov": fov > 0.5,
+        "axes": np.array(axis_codes(subject.affine)),
+        "spacing": np.array([rows * smaller, columns * smaller, between]),
+        **make_volumes(model, subject, samples, seed, size=size),
     }
     for m, image in truths(small).items():
         view[f"truth_{m}"] = _bytes(to_unit(image, small), 1.0)
@@ -101,11 +107,8 @@ def make_view(
             means[m].append(_bytes(image, 1.0))
         if samples < 2:
             continue
-        torch.manual_seed(seed)
-        parts = [drawn for _, drawn in draw(model, small, given, samples, size=size)]
-        for m in model.modalities:
-            spread = torch.cat([part[m][0].std(dim=0) for part in parts]).numpy() / 2
-            spreads[m].append(_bytes(np.where(small.fov, spread, 0), SPREAD_LIMIT))
+        for m, values in spread(model, small, given, samples, seed, size=size).items():
+            spreads[m].append(_bytes(values, SPREAD_LIMIT))
     for m in model.modalities:
         view[f"mean_{m}"] = np.stack(means[m])
         if spreads[m]:
@@ -113,13 +116,13 @@ def make_view(
     return view
 
 
-def _slices(subject: Subject) -> np.ndarray:
-    """Slices evenly apart among those that show much, and the one with most tumour."""
+def _slices(subject: Subject, tiles: int) -> np.ndarray:
+    """All slices that show much, or as many of them as can be kept, and that with most tumour."""
     area = subject.fov.sum(axis=(1, 2))
     large = np.flatnonzero(area >= 0.5 * area.max())
-    places = set(
-        large[np.linspace(0, len(large) - 1, min(SLICES, len(large))).round().astype(int)]
-    )
+    pixels = _halved(subject.fov[:1].astype(np.float32)).size * tiles
+    number = min(max(SLICES, MOST // pixels), len(large))
+    places = set(large[np.linspace(0, len(large) - 1, number).round().astype(int)])
     if subject.label is not None and (subject.label[large] > 0).any():
         tumour = large[(subject.label[large] > 0).sum(axis=(1, 2)).argmax()]
         places.discard(min(places, key=lambda k: abs(k - tumour)))
@@ -131,7 +134,7 @@ def _reduce(subject: Subject, places: np.ndarray) -> Subject:
     images = {m: np.ascontiguousarray(v[places]) for m, v in subject.images.items()}
     targets = {m: np.ascontiguousarray(v[places]) for m, v in subject.targets.items()}
     fov = np.ascontiguousarray(subject.fov[places])
-    return Subject(subject.name, images, fov, None, targets=targets)
+    return Subject(subject.name, images, fov, None, targets=targets, further=subject.further)
 
 
 def _bytes(image: np.ndarray, limit: float) -> np.ndarray:

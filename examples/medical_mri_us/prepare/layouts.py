@@ -178,24 +178,33 @@ def _participants(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _brats(folder: Path, read: Reader) -> Findings:
-    """Finds the cases of BraTS: folders whose files begin with their name."""
+    """Finds the cases of BraTS: folders whose files begin with their name.
+
+    The folder itself may be that of one case, whatever it is called.
+    """
     findings = Findings()
+    alone = {n["case"] for f in folder.iterdir() if (n := _brats_name(f)) is not None}
     for place in _folders(folder):
+        case = next(iter(alone)) if place == folder and len(alone) == 1 else place.name
         images: dict[str, Input] = {}
         label = None
         for file in sorted(place.iterdir()):
-            name = BRATS.match(_stem(file)) if FILE.match(file.name) else None
-            if name is None or name["case"] != place.name:
+            name = _brats_name(file)
+            if name is None or name["case"] != case:
                 continue
             if name["name"].lower() == "seg":
                 label = _input(file, read)
             else:
                 images[NAMES[name["name"].lower()]] = _input(file, read)
         if images:
-            visit = TIMEPOINT.match(place.name)
-            patient = visit["patient"] if visit else place.name
-            findings.sources.append(source_of(place.name, images, patient=patient, label=label))
+            visit = TIMEPOINT.match(case)
+            patient = visit["patient"] if visit else case
+            findings.sources.append(source_of(case, images, patient=patient, label=label))
     return findings
+
+
+def _brats_name(file: Path) -> re.Match[str] | None:
+    return BRATS.match(_stem(file)) if FILE.match(file.name) else None
 
 
 def _named(folder: Path, read: Reader, modalities: Sequence[str] | None) -> Findings:

@@ -34,6 +34,10 @@ class Facts:
     """How the model was trained, and on which machine."""
     credit: str
     """Whom the anatomy is owed to."""
+    calibrated: bool
+    """Whether standard deviations come from matched experts."""
+    stopped: str
+    """The notice that training stopped early, if it did."""
 
 
 def write_report(
@@ -58,6 +62,7 @@ def write_report(
             "patients; for research only, not for clinical use.",
             class_="notice",
         ),
+        tag("p", tag("b", facts.stopped), class_="notice") if facts.stopped else None,
         _summary(cells, facts),
         tag("h2", "Panel"),
         tag(
@@ -65,8 +70,8 @@ def write_report(
             "A held-out subject. Framed images were given to the model; all others were "
             "synthesised. The standard deviation is that of the predicted mean over latent "
             "samples; it is ",
-            tag("b", "not calibrated"),
-            ": compare its scale with that of the error.",
+            "calibrated" if facts.calibrated else tag("b", "not calibrated"),
+            ", and on the scale of the error.",
         ),
         _image(panel, "Truth, synthesis from several subsets, error and standard deviation"),
         tag("h2", "Cross-modal synthesis"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from examples.medical_mri_us.evaluation import BASELINE, PROTOCOLS, note
+from examples.medical_mri_us.facts import stopped_early
 from examples.medical_mri_us.writing import Content, Tag, page, script_data, tag
 
 from .results import Evaluation
@@ -18,8 +19,8 @@ from .sprites import make_sprites
 from .tables import facts_table, metric_tables, tests_table
 from .viewer import viewer
 
-ERROR_LIMIT = 0.4
-"""The end of the colour scale of errors; images run from 0 to 1."""
+LIMIT = 0.4
+"""The largest end of the colour scale of errors and deviations; images run from 0 to 1."""
 
 
 def make_page(evaluation: Evaluation) -> str:
@@ -36,9 +37,8 @@ def make_page(evaluation: Evaluation) -> str:
             name: {**view, "why": facts["views"]["cases"][name]} for name, view in views.items()
         },
         "labels": labels,
-        "error_limit": ERROR_LIMIT,
+        "limit": _limit(evaluation),
         "spread_limit": facts["views"]["spread_limit"],
-        "spread_shown": _spread_shown(evaluation),
         "protocol": protocols[0].name,
         "scores": _case_scores(evaluation, protocols[0].name),
     }
@@ -59,6 +59,7 @@ def make_page(evaluation: Evaluation) -> str:
             tag("h1", title),
             tag("p", _lead(facts), class_="lead"),
             tag("p", _notice(facts), class_="notice"),
+            _stopped(facts["description"]),
             _contents(),
         ),
         cards(evaluation),
@@ -102,7 +103,9 @@ def make_page(evaluation: Evaluation) -> str:
     ]
     here = Path(__file__).parent
     style = (here / "style.css").read_text(encoding="utf-8")
-    script = (here / "viewer.js").read_text(encoding="utf-8")
+    script = "\n".join(
+        (here / name).read_text(encoding="utf-8") for name in ("planes.js", "viewer.js")
+    )
     name = f"mmpoe: {title}{' (phantom)' if facts['phantom'] else ''}"
     return page(
         [tag("title", name), tag("style", style)],
@@ -129,6 +132,11 @@ def _split_pictures(
         for m, about in view["targets"].items():
             source = f"data:image/png;base64,{about.pop('picture')}"
             images.append(tag("img", hidden=True, alt="", data_picture=f"{case}/{m}", src=source))
+        planes = view["planes"] or {"targets": {}}
+        for m, about in planes["targets"].items():
+            source = f"data:image/png;base64,{about.pop('picture')}"
+            name = f"{case}/{m}/planes"
+            images.append(tag("img", hidden=True, alt="", data_picture=name, src=source))
     return images, sprites
 
 
@@ -148,12 +156,15 @@ def _contents() -> Tag:
     return tag("nav", links, aria_label="Contents")
 
 
-def _spread_shown(evaluation: Evaluation) -> float:
-    """The end of the colour scale of standard deviations, above nearly all that is shown."""
-    stored = [v for view in evaluation.views.values() for n, v in view.items() if n[:4] == "std_"]
-    limit = evaluation.facts["views"]["spread_limit"]
-    top = max((float(np.quantile(v, 0.999)) for v in stored), default=255.0) / 255 * limit
-    return next((step for step in (0.02, 0.05, 0.1) if top <= step), limit)
+def _limit(evaluation: Evaluation) -> float:
+    """The end of the colour scale of errors and deviations, above nearly all that is shown."""
+    stored = [0.0]
+    for view in evaluation.views.values():
+        for m in evaluation.labels:
+            if f"truth_{m}" in view:
+                error = view[f"mean_{m}"].astype(float) - view[f"truth_{m}"]
+                stored.append(float(np.quantile(np.abs(error)[:, view["fov"]], 0.98)) / 255)
+    return next((step for step in (0.05, 0.1, 0.2) if max(stored) <= step), LIMIT)
 
 
 def _lead(facts: dict[str, Any]) -> str:
@@ -177,6 +188,15 @@ def _lead(facts: dict[str, Any]) -> str:
 def _notice(facts: dict[str, Any]) -> Content:
     said = note(facts["phantom"], bool(facts["description"].get("phantom")))
     return [tag("b", "Phantom study. ") if facts["phantom"] else None, said]
+
+
+def _stopped(description: dict[str, Any]) -> Tag | None:
+    """The notice that training ended before its last step, if it did."""
+    steps, wanted = description.get("steps"), description.get("settings", {}).get("steps")
+    if not isinstance(steps, int) or not isinstance(wanted, int):
+        return None
+    said = stopped_early(steps, wanted)
+    return tag("p", tag("b", said), class_="notice") if said else None
 
 
 def _case_scores(evaluation: Evaluation, protocol: str) -> dict[str, dict[str, str]]:

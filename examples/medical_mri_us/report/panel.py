@@ -14,7 +14,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from examples.medical_mri_us.data import Subject
+from examples.medical_mri_us.data import Subject, axis_codes
+from examples.medical_mri_us.display import mark_sides
 from examples.medical_mri_us.evaluation import synthesise
 from examples.medical_mri_us.modalities import LABELS, MODALITIES
 from mmpoe.distributions import Draws
@@ -23,15 +24,16 @@ from mmpoe.models import MMHVAE, UncalibratedWarning
 DRAWS = 16
 """The number of latent samples behind a map of standard deviations."""
 
-ERROR_LIMIT, SPREAD_LIMIT = 0.4, 0.05
-"""The ends of the colour scales of errors and standard deviations; images run from 0 to 1."""
+LIMITS = (0.05, 0.1, 0.2, 0.4)
+"""The ends that the colour scale of errors and deviations may have; images run from 0 to 1."""
 
 
 def draw_panel(model: MMHVAE, subject: Subject, subsets: Sequence[Sequence[str]]) -> bytes:
     """Draws one slice of a subject, the one with the largest tumour.
 
     The first row is the truth. Then come, for each subset, what the model makes of it at the mean,
-    the absolute error, and the standard deviation over latent samples.
+    the absolute error, and the standard deviation over latent samples on the same scale. Letters
+    say where the sides of the slice point to, nearly.
 
     Arguments:
         model: The trained model.
@@ -46,6 +48,7 @@ def draw_panel(model: MMHVAE, subject: Subject, subsets: Sequence[Sequence[str]]
     crop = _bounding_box(fov)
     truth = {m: np.where(fov, (subject.images[m][k] + 1) / 2, 0) for m in MODALITIES}
 
+    kind = "" if model.is_matched else "\n(uncalibrated)"
     rows, columns = 1 + 3 * len(subsets), len(MODALITIES)
     height, width = (s.stop - s.start for s in crop)
     side = 1.55  # inches
@@ -67,20 +70,25 @@ def draw_panel(model: MMHVAE, subject: Subject, subsets: Sequence[Sequence[str]]
         ax.set_title(LABELS[m], color="white", fontsize=12)
     _label(axes[0, 0], "truth")
 
-    for number, given in enumerate(subsets):
-        images = {m: v[k] for m, v in synthesise(model, subject, given).items()}
+    mark_sides(axes[0, 0], axis_codes(subject.affine))
+
+    made = [{m: v[k] for m, v in synthesise(model, subject, g).items()} for g in subsets]
+    errors = [{m: np.abs(images[m] - truth[m]) for m in MODALITIES} for images in made]
+    largest = max(np.quantile(e[fov], 0.98) for error in errors for e in error.values())
+    limit = next((end for end in LIMITS if largest <= end), LIMITS[-1])
+    for number, (given, images, error) in enumerate(zip(subsets, made, errors, strict=True)):
         spread = _spread(model, subject, given, k)
         top = 1 + 3 * number
         for ax, m in zip(axes[top], MODALITIES, strict=True):
             _show(ax, images[m][crop], "gray", 1.0, given=m in given)
         for ax, m in zip(axes[top + 1], MODALITIES, strict=True):
-            _show(ax, np.abs(images[m] - truth[m])[crop], "inferno", ERROR_LIMIT)
+            _show(ax, np.where(fov, error[m], np.nan)[crop], "inferno", limit)
         for ax, m in zip(axes[top + 2], MODALITIES, strict=True):
-            _show(ax, np.where(fov, spread[m], np.nan)[crop], "viridis", SPREAD_LIMIT)
+            _show(ax, np.where(fov, spread[m], np.nan)[crop], "inferno", limit)
         names = " + ".join(LABELS[m] for m in given)
         _label(axes[top, 0], f"from\n{names}")
         _label(axes[top + 1, 0], "|error|")
-        _label(axes[top + 2, 0], "standard\ndeviation\n(uncalibrated)")
+        _label(axes[top + 2, 0], f"standard\ndeviation{kind}")
         _scale(figure, axes[top + 1, -1])
         _scale(figure, axes[top + 2, -1])
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["cards", "coverage", "data", "environment", "training"]
+__all__ = ["cards", "coverage", "data", "ending", "environment", "training"]
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,16 @@ from .tables import facts_table
 
 SAID = ("model", "modalities", "steps", "seconds", "interrupted", "skipped", "format")
 """The entries of a model's description that stand elsewhere."""
+
+
+def ending(path: str) -> str:
+    """Returns the end of a path: a page that is passed on says nothing of the machine.
+
+    Example:
+        >>> ending("/home/me/study/index.csv")
+        'study/index.csv'
+    """
+    return "/".join(Path(path).parts[-2:])
 
 
 def cards(evaluation: Evaluation) -> Content:
@@ -102,6 +113,7 @@ def coverage(evaluation: Evaluation) -> Content:
 def data(facts: dict[str, Any], labels: dict[str, str]) -> Content:
     """Returns which modalities cases have, of training and scored, and which were left out."""
     trained = facts.get("trained_on")
+    folder = f"{Path(facts['data']).parent}/"
     own = [p for p in facts["patterns"] if p["split"] == facts["split"]]
     scored = _patterns("Scored on", facts["data"], facts["split"], own, labels)
     if trained is None:
@@ -121,7 +133,7 @@ def data(facts: dict[str, Any], labels: dict[str, str]) -> Content:
         lost = counted(trained["left_out"], "training case was", "training cases were")
         parts.append(tag("p", f"{lost} left out: data.json says why."))
     if facts["problems"]:
-        items = [tag("li", problem) for problem in facts["problems"]]
+        items = [tag("li", str(problem).replace(folder, "")) for problem in facts["problems"]]
         parts += [tag("p", "Left out of the scores:"), tag("ul", items)]
     return parts
 
@@ -130,6 +142,8 @@ def training(facts: dict[str, Any]) -> Content:
     """Returns how the model was trained."""
     log, description = facts["log"], facts["description"]
     rest = {k: v for k, v in description.items() if not isinstance(v, dict) and k not in SAID}
+    if rest.get("init"):
+        rest["init"] = ending(rest["init"])
     tables = {
         "Network": {"model": description.get("model"), **description.get("architecture", {})},
         "Settings of training": description.get("settings", {}),
@@ -196,7 +210,7 @@ def _patterns(
     plot = missingness_plot(
         patterns, labels, f"Which modalities {counted(total, 'case has', 'cases have')}"
     )
-    source = ["Split ", tag("code", split), " of ", tag("code", index), "."]
+    source = ["Split ", tag("code", split), " of ", tag("code", ending(index)), "."]
     return tag(
         "div",
         tag("h3", f"{what} {counted(total, 'case')}"),
@@ -208,7 +222,7 @@ def _patterns(
 def environment(facts: dict[str, Any]) -> dict[str, Any]:
     """Returns what the numbers were made with."""
     weights = {
-        f"weights of {name}": f"{about['folder']}, SHA-256 {about['sha256']}"
+        f"weights of {name}": f"{ending(about['folder'])}, SHA-256 {about['sha256']}"
         for name, about in facts["models"].items()
     }
     return {

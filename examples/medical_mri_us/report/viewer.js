@@ -9,7 +9,6 @@
   const pixels = new Map(); // the decoded pictures, by case and target
 
   const INFERNO = ["#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60", "#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"];
-  const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
   const table = (stops) => {
     const rgb = stops.map((s) => [1, 3, 5].map((i) => parseInt(s.slice(i, i + 2), 16)));
     return Array.from({ length: 256 }, (_, i) => {
@@ -17,9 +16,12 @@
       return rgb[k].map((low, c) => low + (rgb[k + 1][c] - low) * (at - k));
     });
   };
-  const maps = { error: table(INFERNO), uncertainty: table(VIRIDIS) };
+  const map = table(INFERNO); // of errors and deviations, which share a scale
 
-  const state = { case: Object.keys(data.cases)[0], given: [modalities[0]], target: modalities[1], slice: 0, overlay: "none", opacity: 60 };
+  const TALLEST = 560; // pixels of the screen
+  // how images are shown; it stands in the address where it is not as here
+  const DISPLAY = { window: 100, level: 50, zoom: 1, smooth: 0, compare: "none", swipe: 50, layer: "synthesis", at: "" };
+  const state = { case: Object.keys(data.cases)[0], given: [modalities[0]], target: modalities[1], slice: 0, overlay: "none", opacity: 60, ...DISPLAY, at: null };
 
   function read() {
     const asked = new URLSearchParams(location.hash.slice(1));
@@ -34,6 +36,14 @@
     if (["none", "error", "uncertainty"].includes(asked.get("overlay"))) state.overlay = asked.get("overlay");
     const opacity = Number(asked.get("opacity"));
     if (asked.has("opacity") && opacity >= 0 && opacity <= 100) state.opacity = opacity;
+    for (const [name, low, high] of [["window", 2, 100], ["level", 0, 100], ["zoom", 1, 8], ["swipe", 0, 100], ["smooth", 0, 1]]) {
+      const value = Number(asked.get(name));
+      if (asked.has(name) && value >= low && value <= high) state[name] = value;
+    }
+    if (["none", "swipe", "blink"].includes(asked.get("compare"))) state.compare = asked.get("compare");
+    if (["truth", "synthesis", "error", "uncertainty"].includes(asked.get("layer"))) state.layer = asked.get("layer");
+    const cross = (asked.get("at") || "").split(/[ +]/).map(Number);
+    if (cross.length === 3 && cross.every((n) => Number.isInteger(n) && n >= 0)) state.at = cross;
   }
 
   function settle() { // what a case lacks cannot be given, and something has to be
@@ -44,11 +54,11 @@
     state.slice = Math.max(0, Math.min(state.slice, view.slices.length - 1));
     if (!view.targets[state.target].truth && state.overlay === "error") state.overlay = "none";
     if (!view.targets[state.target].spread && state.overlay === "uncertainty") state.overlay = "none";
+    if (!view.targets[state.target].truth) state.compare = "none";
     return held;
   }
 
-  function load(name, target) { // pictures are in the page, and there once it is loaded
-    const key = `${name}/${target}`;
+  function load(key) { // pictures are in the page, and there once it is loaded
     if (!pixels.has(key)) {
       const image = [...document.querySelectorAll("img[data-picture]")].find((i) => i.dataset.picture === key);
       const canvas = document.createElement("canvas");
@@ -63,7 +73,7 @@
 
   function tile(target, column) {
     const view = data.cases[state.case];
-    const rgba = load(state.case, target).getImageData(column * view.width, state.slice * view.height, view.width, view.height).data;
+    const rgba = load(`${state.case}/${target}`).getImageData(column * view.width, state.slice * view.height, view.width, view.height).data;
     return Uint8Array.from({ length: view.width * view.height }, (_, i) => rgba[4 * i]);
   }
 
@@ -71,6 +81,7 @@
     const view = data.cases[state.case];
     canvas.width = view.width;
     canvas.height = view.height;
+    if (view.pixel) canvas.style.aspectRatio = `${view.width * view.pixel[0]} / ${view.height * view.pixel[1]}`;
     const context = canvas.getContext("2d");
     const image = context.createImageData(view.width, view.height);
     let sum = 0;
@@ -83,9 +94,49 @@
     canvas.dataset.sum = Math.round(sum);
   }
 
-  const grey = (v) => [v, v, v];
+  const grey = (v) => { // through window and level
+    const whole = state.window === 100 && state.level === 50;
+    const shade = whole ? v : Math.max(0, Math.min(255, ((v / 2.55 - state.level) / state.window + 0.5) * 255));
+    return [shade, shade, shade];
+  };
   const words = (given) => given.map((m) => data.labels[m]).join(" + ");
   let shown = null;
+  let blinked = false; // whether the truth stands in place of the synthesis
+
+  const drawPlanes = makePlanes(load, { moved: (at) => { state.at = at; remember(); } });
+
+  function zoomed() { // pixels, marks, and where the truth ends in the synthesis
+    root.classList.toggle("smooth", state.smooth === 1);
+    const view = data.cases[state.case];
+    document.querySelectorAll("#viewer .frame").forEach((frame) => {
+      frame.querySelector("canvas").style.transform = state.zoom > 1 ? `scale(${state.zoom})` : "";
+      const [wide, high] = view.pixel || [1, 1];
+      frame.style.maxWidth = `${(TALLEST * view.width * wide) / (view.height * high)}px`;
+      mark(frame, view.sides, view.pixel && view.width * view.pixel[0], state.zoom);
+    });
+    const frame = $("synthesis").parentElement;
+    frame.classList.toggle("swipe", state.compare === "swipe");
+    frame.style.setProperty("--swipe", `${state.swipe}%`);
+    for (const name of ["window", "level", "zoom", "swipe"]) $(name).value = state[name];
+    $("swipe").disabled = state.compare !== "swipe";
+    $("smooth").checked = state.smooth === 1;
+    document.querySelectorAll("input[name=compare]").forEach((r) => {
+      r.checked = r.value === state.compare;
+      r.disabled = !view.targets[state.target].truth;
+    });
+  }
+
+  function remember() { // the state, in the address
+    const view = data.cases[state.case];
+    const names = new URLSearchParams({ case: state.case, given: state.given.join("+"), target: state.target, slice: view.slices[state.slice], overlay: state.overlay, opacity: state.opacity });
+    for (const [name, usual] of Object.entries(DISPLAY)) {
+      const value = name === "at" ? (state.at || []).join("+") : state[name];
+      if (value !== usual) names.set(name, value);
+    }
+    const hash = "#" + names.toString().replaceAll("%2B", "+");
+    if (location.hash !== hash) history.replaceState(null, "", hash);
+    root.dataset.state = hash.slice(1);
+  }
 
   function draw() {
     const held = settle();
@@ -97,20 +148,22 @@
     const spread = about.spread ? tile(state.target, 2 + view.subsets.length + subset) : null;
     const inputs = modalities.map((m) => (view.targets[m].truth ? tile(m, 0) : null));
 
-    const error = truth && mean.map((v, i) => Math.min(255, Math.abs(v - truth[i]) / data.error_limit));
-    const scaled = spread && spread.map((v) => Math.min(255, (v * data.spread_limit) / data.spread_shown));
-    const inside = (map) => (v, i) => (fov[i] ? map[v] : [0, 0, 0]);
+    const error = truth && mean.map((v, i) => Math.min(255, Math.abs(v - truth[i]) / data.limit));
+    const scaled = spread && spread.map((v) => Math.min(255, (v * data.spread_limit) / data.limit));
+    const inside = (v, i) => (fov[i] ? map[v] : [0, 0, 0]);
     const overlay = { error, uncertainty: scaled }[state.overlay];
     const weight = state.opacity / 100;
+    const aside = (i) => (state.compare === "swipe" ? (i % view.width) + 0.5 < (state.swipe / 100) * view.width : state.compare === "blink" && blinked);
     paint($("synthesis"), mean, (v, i) => {
+      if (aside(i)) return grey(truth[i]);
       if (!overlay || !fov[i]) return grey(v);
-      const hue = maps[state.overlay][overlay[i]];
-      return hue.map((c) => weight * c + (1 - weight) * v);
+      const [shade] = grey(v);
+      return map[overlay[i]].map((c) => weight * c + (1 - weight) * shade);
     });
     const blank = new Uint8Array(mean.length);
     paint($("truth"), truth || blank, grey);
-    paint($("error"), error || blank, inside(maps.error));
-    paint($("spread"), scaled || blank, inside(maps.uncertainty));
+    paint($("error"), error || blank, inside);
+    paint($("spread"), scaled || blank, inside);
     modalities.forEach((m, k) => {
       paint($(`input-${m}`), inputs[k] || blank, grey);
       const box = $(`given-${m}`);
@@ -140,10 +193,9 @@
     $("why").textContent = view.why;
     shown = { fov, truth, mean, error, spread };
 
-    const names = new URLSearchParams({ case: state.case, given: state.given.join("+"), target: state.target, slice: view.slices[state.slice], overlay: state.overlay, opacity: state.opacity });
-    const hash = "#" + names.toString().replaceAll("%2B", "+");
-    if (location.hash !== hash) history.replaceState(null, "", hash);
-    root.dataset.state = hash.slice(1);
+    zoomed();
+    drawPlanes(state, data, map, grey);
+    remember();
     root.dataset.ready = "yes";
   }
 
@@ -190,8 +242,9 @@
   function hover(event) { // the values under the pointer, and a cross at the same place everywhere
     if (!shown) return;
     const box = event.currentTarget.getBoundingClientRect(), view = data.cases[state.case];
-    const x = Math.floor(((event.clientX - box.left) / box.width) * view.width);
-    const y = Math.floor(((event.clientY - box.top) / box.height) * view.height);
+    const unzoomed = (place) => 0.5 + (place - 0.5) / state.zoom; // around the middle
+    const x = Math.floor(unzoomed((event.clientX - box.left) / box.width) * view.width);
+    const y = Math.floor(unzoomed((event.clientY - box.top) / box.height) * view.height);
     const i = y * view.width + x;
     if (x < 0 || y < 0 || x >= view.width || y >= view.height) return;
     const say = (name, values, scale) => (values ? `${name} ${(values[i] / 255 * scale).toFixed(3)}` : "");
@@ -200,15 +253,25 @@
       shown.truth ? `error ${(Math.abs(shown.mean[i] - shown.truth[i]) / 255).toFixed(3)}` : "", say("sd", shown.spread, data.spread_limit),
     ].filter(Boolean).join(", ");
     document.querySelectorAll("#viewer .cross").forEach((cross) => {
-      cross.style.left = `${((x + 0.5) / view.width) * 100}%`;
-      cross.style.top = `${((y + 0.5) / view.height) * 100}%`;
+      const place = (k, n) => `${(0.5 + ((k + 0.5) / n - 0.5) * state.zoom) * 100}%`;
+      cross.style.left = place(x, view.width);
+      cross.style.top = place(y, view.height);
     });
     root.classList.add("pointing");
   }
 
-  $("case").addEventListener("change", (e) => { state.case = e.target.value; draw(); });
+  $("case").addEventListener("change", (e) => { state.case = e.target.value; state.at = null; draw(); });
   $("slice").addEventListener("input", (e) => { state.slice = Number(e.target.value); draw(); });
   $("opacity").addEventListener("input", (e) => { state.opacity = Number(e.target.value); draw(); });
+  for (const name of ["window", "level", "zoom", "swipe"]) $(name).addEventListener("input", (e) => { state[name] = Number(e.target.value); sheetOf = ""; draw(); });
+  $("smooth").addEventListener("change", (e) => { state.smooth = e.target.checked ? 1 : 0; draw(); });
+  document.querySelectorAll("input[name=compare]").forEach((r) => r.addEventListener("change", () => { state.compare = r.value; draw(); }));
+  document.querySelectorAll("input[name=layer]").forEach((r) => r.addEventListener("change", () => { state.layer = r.value; draw(); }));
+  setInterval(() => {
+    if (state.compare !== "blink" || !root.dataset.ready) return;
+    blinked = !blinked;
+    draw();
+  }, 700);
   for (const m of modalities) {
     $(`given-${m}`).addEventListener("change", (e) => {
       const given = modalities.filter((n) => (n === m ? e.target.checked : state.given.includes(n)));

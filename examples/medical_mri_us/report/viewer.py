@@ -29,16 +29,18 @@ def viewer(data: dict[str, Any], facts: dict[str, Any]) -> Content:
     views = [
         _frame("truth", "Truth", ""),
         _frame("synthesis", "Synthesis", "at the mean"),
-        _frame("error", "Absolute error", "", _scale("inferno", data["error_limit"])),
-        _frame("spread", "Standard deviation", spread, _scale("viridis", data["spread_shown"])),
+        _frame("error", "Absolute error", "", _scale(data["limit"])),
+        _frame("spread", "Standard deviation", spread, _scale(data["limit"])),
     ]
     given = tag("fieldset", tag("legend", "Given"), tag("div", inputs, class_="inputs"))
     viewer = [
         _bar(list(data["cases"]), targets, overlays),
+        _display(),
         tag("div", given, tag("div", tag("div", views, class_="views")), class_="stage"),
         _status(),
         tag("div", "The same slice from every subset: framed images were given", class_="head"),
         tag("div", tag("div", id="sheet"), class_="scroll"),
+        _planes(),
     ]
     without = tag("p", "The viewer needs JavaScript; the tables do not.", class_="notice")
     about = "Viewer of synthesised images"
@@ -47,7 +49,10 @@ def viewer(data: dict[str, Any], facts: dict[str, Any]) -> Content:
             "p",
             "Tick what is given, choose what is wanted. Point at an image for its values; the "
             "wheel or the slider goes through slices. The standard deviation is that of the "
-            "decoder's mean over latent samples.",
+            "decoder's mean over latent samples, in the colours of the error. MR is shown as "
+            "radiologists look at it, the patient's right (R) on the left; slices of cases with "
+            "ultrasound lie as the probe saw them. Letters say where the sides point to, nearly; "
+            "the bar is in mm.",
         ),
         tag("noscript", without),
         tag("section", viewer, id="viewer", hidden=True, aria_label=about),
@@ -72,6 +77,66 @@ def _bar(cases: list[str], targets: list[Tag], overlays: list[Tag]) -> Tag:
         tag("label", _head("Opacity"), opacity),
         class_="bar",
     )
+
+
+def _display() -> Tag:
+    """The controls of how images are shown."""
+    compare = [_radio("compare", name, name) for name in ("none", "swipe", "blink")]
+    smooth = tag("input", type="checkbox", id="smooth")
+    truth = tag("legend", "Truth in the synthesis")
+    return tag(
+        "div",
+        _slider("window", "Window", 2, 100),
+        _slider("level", "Level", 0, 100),
+        _slider("zoom", "Zoom", 1, 8),
+        tag("label", _head("Pixels"), tag("span", smooth, " smooth"), class_="check"),
+        tag("fieldset", truth, tag("div", compare, class_="pills")),
+        _slider("swipe", "Swipe", 0, 100),
+        class_="bar",
+    )
+
+
+def _slider(name: str, label: str, low: int, high: int) -> Tag:
+    return tag("label", _head(label), tag("input", type="range", id=name, min=low, max=high))
+
+
+def _planes() -> Tag:
+    """Three planes through a volume, with a cross that all share."""
+    layers = [_radio("layer", n, n) for n in ("truth", "synthesis", "error", "uncertainty")]
+    planes = [_plane(name) for name in ("axial", "coronal", "sagittal")]
+    return tag(
+        "div",
+        tag(
+            "div",
+            "Three planes of the whole volume, ",
+            tag("span", id="planes-what"),
+            class_="head",
+        ),
+        tag(
+            "div",
+            tag("fieldset", tag("legend", "Shown"), tag("div", layers, class_="pills")),
+            tag("p", id="planes-value", class_="soft"),
+            class_="bar",
+        ),
+        tag("div", planes, class_="planes"),
+        id="planes",
+        hidden=True,
+    )
+
+
+def _plane(name: str) -> Tag:
+    canvas = tag("canvas", id=f"plane-{name}", role="img", aria_label=f"{name} plane")
+    lines = [tag("div", class_="across"), tag("div", class_="down")]
+    box = tag("div", canvas, lines, _marks(), class_="plane", data_plane=name)
+    slices = tag("input", type="range", id=f"at-{name}", min=0)
+    about = tag("span", name, " ", tag("span", id=f"where-{name}"))
+    return tag("figure", box, tag("label", about, slices))
+
+
+def _marks() -> list[Tag]:
+    """The letters at the four sides of an image, and a bar of some mm."""
+    sides = [tag("span", class_=f"side {s}") for s in ("left", "right", "top", "bottom")]
+    return [*sides, tag("span", class_="mm")]
 
 
 def _status() -> Tag:
@@ -104,9 +169,11 @@ def _input(modality: str, label: str) -> Tag:
 
 def _frame(name: str, title: str, about: str, scale: Content = None) -> Tag:
     canvas = tag("canvas", id=name, role="img", aria_label=title)
-    frame = tag("div", canvas, tag("div", class_="cross"), class_="frame")
+    frame = tag(
+        "div", canvas, tag("div", class_="cross"), _marks(), class_="frame", data_view=name
+    )
     return tag("figure", tag("figcaption", tag("span", title), tag("i", about)), frame, scale)
 
 
-def _scale(colours: str, limit: float) -> Tag:
-    return tag("div", 0, tag("div", class_=colours), f"{limit:g}", class_="scale")
+def _scale(limit: float) -> Tag:
+    return tag("div", 0, tag("div", class_="inferno"), f"{limit:g}", class_="scale")

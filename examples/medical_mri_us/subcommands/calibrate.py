@@ -16,6 +16,7 @@ from tqdm import tqdm
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
 from examples.medical_mri_us.counts import counted
+from examples.medical_mri_us.covariates import NAME, Covariates
 from examples.medical_mri_us.data import (
     CaseError,
     Slices,
@@ -58,16 +59,22 @@ class Samples(Sequence[dict[str, Tensor]]):
 
     Arguments:
         subjects: The subjects.
+        covariates: The covariates of the model.
     """
 
-    def __init__(self, subjects: Sequence[Subject]) -> None:
-        self.slices = Slices(subjects)
+    def __init__(self, subjects: Sequence[Subject], covariates: Covariates) -> None:
+        self.slices, self.covariates = Slices(subjects), covariates
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:  # pyright: ignore
-        return self.slices[index][0]
+        images, _ = self.slices[index]
+        if not self.covariates:
+            return dict(images)
+        further = self.slices.subjects[self.slices.places[index][0]].further
+        context = {NAME: torch.tensor(self.covariates.numbers(further))}
+        return {**images, "context": context}  # pyright: ignore[reportReturnType]
 
 
 def run(options: Calibrate) -> int:
@@ -100,8 +107,10 @@ def _calibrate(folder: Path, options: Calibrate) -> int:
     stride = tile_stride(model, config.size)
     subjects = [tile for s in loaded for tile in tile_subject(s, config.size, stride)]
     whole = [s for s in loaded if len(s.images) == len(model.modalities)]
-    samples = Samples(subjects)
-    complete = len(Samples([s for s in subjects if len(s.images) == len(model.modalities)]))
+    covariates: Covariates = getattr(model, "covariates", Covariates())
+    samples = Samples(subjects, covariates)
+    complete = [s for s in subjects if len(s.images) == len(model.modalities)]
+    complete = len(Samples(complete, covariates))
     parts = ("slice",) if len(subjects) == len(loaded) else ("tile of slices", "tiles of slices")
     print(
         f"Fitting matched experts to {counted(len(samples), *parts)}, {complete} of them "

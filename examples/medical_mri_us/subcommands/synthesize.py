@@ -6,7 +6,7 @@ __all__ = ["Synthesize", "run"]
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,11 @@ from torch import distributed
 from examples.medical_mri_us.checks import check_integer, check_number
 from examples.medical_mri_us.counts import counted
 from examples.medical_mri_us.data import CaseError, ImageError
+from examples.medical_mri_us.demo import demo_run
 from examples.medical_mri_us.models import load_model, model_folder
 from examples.medical_mri_us.names import made_name
 from examples.medical_mri_us.outputs import open_folder
+from examples.medical_mri_us.synthesis.brats import in_brats
 from examples.medical_mri_us.synthesis.jobs import (
     Job,
     in_folder,
@@ -41,10 +43,13 @@ class Synthesize:
     that cannot be used does not stop the others. Started by torchrun, each process has its share.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Path | None] = None
     """The folder of a run, or of import-official."""
-    out: Path
+    out: Path = field(kw_only=True)
     """The folder to write to."""
+    model: Literal["demo"] | None = None
+    """A model in place of that of a run: demo is trained on phantom patients, once, and kept in
+    ~/.cache/mmpoe or the folder that MMPOE_CACHE names."""
     us: Path | None = None
     """The intra-operative ultrasound of a case; its grid is that of the result."""
     t2: Path | None = None
@@ -55,6 +60,9 @@ class Synthesize:
     """Its FLAIR."""
     input: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Its image of any modality of the model, as NAME=FILE; may be given again."""
+    covariate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A covariate of it that the model has to know, as NAME=VALUE; may be given again. Those of
+    many cases stand in the columns of an index, or in participants.tsv of BIDS."""
     fov: Path | None = None
     """Its field of view, an image; by default, where ultrasound, or else any image, is above 0."""
     input_dir: Path | None = None
@@ -78,6 +86,12 @@ class Synthesize:
     on a GPU."""
     bids: bool = False
     """Whether to write derivatives of BIDS: sub-<label>/anat/sub-<label>_desc-mean_T2w.nii.gz."""
+    sequence: bool = False
+    """Whether to write the samples of a target as one NIfTI file with a fourth axis, which Slicer
+    opens as a sequence, in place of a file for each."""
+    layout: Literal["brats"] | None = None
+    """A layout of what is read and written: brats reads --input-dir as BraSyn gives it, and writes
+    CASE-t1n.nii.gz, -t1c, -t2w or -t2f, the image at the mean, of what each case lacks."""
     dicom: bool = False
     """Whether to write the images at the mean as DICOM too, as series of the input's patient and
     study."""
@@ -101,11 +115,13 @@ def run(options: Synthesize) -> int:
         check_integer("batch", options.batch, 1)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
-    model, description = load_model(model_folder(options.run))
+    folder = model_folder(_run_of(options))
+    model, description = load_model(folder)
     targets = names(options.target, model.modalities, "target")
     given = names(options.given, model.modalities, "given")
     jobs = _jobs(options, model.modalities)
-    if options.input_dir is not None and not (targets or given or options.all_subsets):
+    chosen = targets or given or options.all_subsets or options.layout
+    if options.input_dir is not None and not chosen:
         jobs = _incomplete(jobs, model.modalities)
         if not jobs:
             return 0
@@ -115,35 +131,78 @@ def run(options: Synthesize) -> int:
     if on_gpu:
         model.cuda()
 
+    brats = options.layout == "brats"
     asked = Asked(
         out=options.out,
-        weights=model_folder(options.run),
+        weights=folder,
         every=options.all_subsets,
-        samples=options.samples,
-        temperature=options.temperature,
+        samples=1 if brats else options.samples,
+        temperature=0.0 if brats else options.temperature,
         seed=options.seed,
         to_first=options.resample_to is not None,
         batch=options.batch or (8 if on_gpu else 2),
         bids=options.bids,
         dicom=options.dicom,
+        sequence=options.sequence,
+        brats=brats,
     )
-    failures = []
+    failures, shown = [], []
     for job in jobs:
         try:
-            synthesise_job(model, description, job, given, targets, asked)
+            shown += synthesise_job(model, description, job, given, targets, asked)
         except (CaseError, ImageError) as error:
             failures.append(f"{job.name}: {error}")
             if len(jobs) > 1 or distributed.is_torchelastic_launched():  # or the error says it
                 print(f"Failed: {failures[-1]}")
     _wait_for_others()
     if not failures:
-        print(f"Synthesised {counted(len(jobs), 'case')} in {options.out}.")
+        print(f"Synthesised {counted(len(jobs), 'case')} in {options.out}.{_to_open(shown)}")
         return 0
     if len(failures) == len(jobs):
         raise CaseError("no case could be used: " + "; ".join(failures))
     listed = "\n".join(f"  {failure}" for failure in failures)
     print(f"Synthesised {len(jobs) - len(failures)} of {len(jobs)} cases; failed:\n{listed}")
+    print(_to_open(shown).strip())
     return 1
+
+
+def _to_open(files: Sequence[Path]) -> str:
+    """Says what to look at first: a picture, and a volume to lay over its input."""
+    picture = next((file for file in files if file.suffix == ".png"), None)
+    volume = next((file for file in files if file.name.endswith(".nii.gz")), None)
+    said = "" if picture is None else f"\nOpen {picture}: a slice of what was given and made."
+    if volume is not None:
+        said += f"\nOpen {volume} in a viewer of volumes, over its input: both share a grid."
+    return said
+
+
+def _run_of(options: Synthesize) -> Path:
+    """The run whose model synthesises."""
+    if (options.run is None) == (options.model is None):
+        raise ValueError(
+            "'run', the folder of a run, or 'model' should be given, but "
+            f"{'neither' if options.run is None else 'both'} is."
+        )
+    return demo_run() if options.run is None else options.run
+
+
+def _check_brats(options: Synthesize) -> None:
+    """Raises a ValueError for an option that has no meaning with BraSyn's files."""
+    others = {
+        "a file": options.input_dir is None,
+        "'fov'": options.fov is not None,
+        "'target'": bool(options.target),
+        "'all-subsets'": options.all_subsets,
+        "'bids'": options.bids,
+        "'dicom'": options.dicom,
+        "'sequence'": options.sequence,
+    }
+    wrong = [name for name, given in others.items() if given]
+    if wrong:
+        raise ValueError(
+            "'layout' should be brats with --input-dir alone, for the images at the mean of what "
+            f"cases lack, but {' and '.join(wrong)} is given too."
+        )
 
 
 def _incomplete(jobs: Sequence[Job], modalities: Sequence[str]) -> list[Job]:
@@ -171,17 +230,17 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
     named = {m: getattr(options, m) for m in ("us", "t2", "cet1", "flair")}
     images = {m: path for m, path in named.items() if path is not None}
     for entry in options.input:
-        name, equals, file = entry.partition("=")
-        if not equals or not file:
-            raise ValueError(
-                f"'input' should be a modality and its file, NAME=FILE, but is {entry!r}."
-            )
+        name, file = _pair("input", entry)
         images[name] = Path(file)
     if bool(images) == (options.input_dir is not None):
         raise ValueError(
             "'input-dir' or files such as --us FILE should say what to synthesise from, one of "
             f"the two, but {'both do' if images else 'neither does'}."
         )
+    if options.layout == "brats":
+        _check_brats(options)
+        assert options.input_dir is not None  # or an error by now
+        return in_brats(options.input_dir, modalities)
     if options.input_dir is not None:
         if options.fov is not None:
             raise ValueError("'fov' should be a file of the cases themselves with --input-dir.")
@@ -195,4 +254,15 @@ def _jobs(options: Synthesize, modalities: Sequence[str]) -> list[Job]:
     name = made_name(file.parent.name if name in modalities else name)
     fov = None if options.fov is None else input_of(options.fov)
     alone = len(ordered) == 1
-    return [Job(name, {m: input_of(f, alone=alone) for m, f in ordered.items()}, fov)]
+    images = {m: input_of(path, alone=alone) for m, path in ordered.items()}
+    further = dict(_pair("covariate", entry) for entry in options.covariate)
+    return [Job(name, images, fov, further)]
+
+
+def _pair(option: str, entry: str) -> tuple[str, str]:
+    """Splits NAME=VALUE."""
+    name, equals, value = entry.partition("=")
+    if not equals or not value:
+        what = "a modality and its file, NAME=FILE" if option == "input" else "NAME=VALUE"
+        raise ValueError(f"'{option}' should be {what}, but is {entry!r}.")
+    return name.strip(), value

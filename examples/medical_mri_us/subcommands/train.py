@@ -27,8 +27,10 @@ from examples.medical_mri_us.data import (
 )
 from examples.medical_mri_us.data.columns import image_columns
 from examples.medical_mri_us.data.stored import FOLDER
+from examples.medical_mri_us.demo import demo_or_run
 from examples.medical_mri_us.facts import data_of, facts_of, read_data
 from examples.medical_mri_us.finished import has_card, is_finished
+from examples.medical_mri_us.initial import read_start
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.train import save_model, train
 from examples.medical_mri_us.windows import pad_subjects
@@ -47,12 +49,14 @@ class Train:
     out: Path
     """The folder of the run: its model and card, configuration, log and checkpoints."""
     config: Path | None = None
-    """A TOML file, or tiny, small or paper; by default, that of the run to resume, or else tiny
-    with the modalities of the index."""
+    """A TOML file, or tiny, small or paper; by default, that of the run to resume, or else that of
+    the run to start from, or tiny, with the modalities of the index."""
     data: Path | None = None
     """The index of the cases, index.csv; by default, that of the run to resume."""
     split: str = "train"
     """The split to train on."""
+    init: Path | None = None
+    """A run whose weights to start from, or demo; modalities that it lacks start fresh."""
     resume: bool = False
     """Whether to resume from the last checkpoint of the run."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -73,13 +77,15 @@ def run(options: Train) -> int:
         ValueError: If an option, the configuration or the index cannot be used, the folder is in
             use, or it holds checkpoints and is not to be resumed.
         CaseError: If there is no case that can be used, or slices lie in different planes.
-        CheckpointError: If the last checkpoint cannot be resumed from.
+        CheckpointError: If the last checkpoint cannot be resumed from, or the run to start from
+            has no model that can be read.
         OSError: If the folder cannot be written to.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("'device' should be 'cpu' or 'auto' without a GPU, but is 'cuda'.")
     check_integer("workers", options.workers, 0)
-    config = read_config(_config_of(options), [*_modalities_of(options), *options.set])
+    init = None if options.init is None else demo_or_run(options.init)
+    config = read_config(_config_of(options, init), [*_modalities_of(options), *options.set])
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun
     if options.resume and is_finished(options.out, config):
         if first:
@@ -103,6 +109,10 @@ def run(options: Train) -> int:
             f"'out' should be a new folder, or --resume be given, but {folder} holds "
             f"checkpoints up to step {steps[-1]}."
         )
+    init = _kept_init(options, init)
+    start = None
+    if init is not None and not steps:  # else the checkpoint has the weights
+        start = read_start(init, config.modalities, config.model, config.covariates)
     if first:
         with lock(folder):
             pass  # before data are read, which takes a while
@@ -112,6 +122,8 @@ def run(options: Train) -> int:
         raise CaseError(f"{index}: none of {counted(len(cases), 'training case')} can be used.")
     subjects = pad_subjects(turn_alike(subjects), config.size)
     data = data_of(index, options.split, config.modalities, cases, subjects, problems)
+    if init is not None:
+        data["init"] = str(init.resolve())
     if first:
         with lock(folder):
             if not (steps and (folder / "config.toml").exists()):  # of what is resumed
@@ -121,6 +133,8 @@ def run(options: Train) -> int:
         counts = ", ".join(f"{m} {n}" for m, n in observed.items())
         device = "a GPU" if options.device != "cpu" and torch.cuda.is_available() else "the CPU"
         print(f"{counted(len(subjects), 'training case')} with {counts}; training on {device}.")
+        if start is not None:
+            print(start.describe(config.size))
         if sum(observed.values()) <= len(subjects):
             print("Note: no case has two modalities: nothing shows how to make one from another.")
 
@@ -129,15 +143,17 @@ def run(options: Train) -> int:
         config.training,
         modalities=config.modalities,
         network=config.model,
+        covariates=config.covariates,
         size=config.size,
         critics=config.adversary,
+        start=start,
         keep=folder,
         resume=options.resume,
         workers=options.workers,
         device=options.device,
     )
     if first:
-        facts = {**facts_of(subjects), "phantom": data["phantom"]}
+        facts = {**facts_of(subjects), "phantom": data["phantom"], "init": data.get("init")}
         with lock(folder):
             save_model(
                 folder / "model",
@@ -156,11 +172,29 @@ def run(options: Train) -> int:
     return history.exit_code
 
 
-def _config_of(options: Train) -> Path:
+def _config_of(options: Train, init: Path | None) -> Path:
     if options.config is not None:
         return options.config
-    kept = options.out / "config.toml"
-    return kept if options.resume and kept.exists() else Path("tiny")
+    kept = [options.out / "config.toml"] if options.resume else []
+    kept += [] if init is None else [init / "config.toml"]
+    return next((path for path in kept if path.exists()), Path("tiny"))
+
+
+def _kept_init(options: Train, init: Path | None) -> Path | None:
+    """Returns the run to start from: the one asked for, or that of the run to resume.
+
+    Raises:
+        ValueError: If these are two.
+    """
+    if not options.resume or not (options.out / "data.json").exists():
+        return init
+    kept = read_data(options.out).get("init")
+    kept = None if kept is None else Path(kept)
+    if init is not None and kept != init.resolve():
+        raise ValueError(
+            f"'init' should be that of the run to resume, {kept or 'none'}, but is {init}."
+        )
+    return kept
 
 
 def _modalities_of(options: Train) -> list[str]:

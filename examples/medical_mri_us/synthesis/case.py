@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from examples.medical_mri_us.covariates import carrying
 from examples.medical_mri_us.data import (
     CaseError,
     Grid,
@@ -67,6 +69,7 @@ def synthesise_case(
     to_first: bool = False,
     batch: int = 8,
     folder: Path | None = None,
+    further: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Synthesis:
     """Synthesises the targets from all of some images.
@@ -89,12 +92,17 @@ def synthesise_case(
         to_first: Whether to resample images that lie on another grid, rather than refuse them.
         batch: The number of slices at a time.
         folder: Where there is room for the file; by default, where temporary files are.
+        further: What else is known of the case, for the covariates of the model.
         progress: Whether to show a progress bar.
 
     Raises:
         CaseError: If an image lies on another grid, nothing is in view, or intensities cannot be
-            normalised; the message names the modality.
+            normalised; the message names the modality. If a covariate of the model is not known.
     """
+    try:
+        carrying(model, {"": torch.zeros(1)}, further or {})
+    except ValueError as error:
+        raise CaseError(str(error)) from error
     names = [m for m in model.modalities if m in images]
     described = dict(description)
     grid, given, seen, notes = _set_aside(images, names, to_first, folder)
@@ -132,6 +140,7 @@ def synthesise_case(
         temperature=temperature,
         seed=seed,
         batch=batch,
+        further=further,
         progress=progress,
     )
 

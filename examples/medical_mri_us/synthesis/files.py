@@ -46,6 +46,7 @@ def write_synthesis(
     *,
     calibrated: bool,
     bids: bool = False,
+    sequence: bool = False,
 ) -> list[Path]:
     """Writes ``<name>_<target>_{mean,std,sample01,...}.nii.gz``, ``<name>.png``, ``<name>.json``.
 
@@ -62,6 +63,8 @@ def write_synthesis(
         provenance: What it was made from and how.
         calibrated: Whether its standard deviations come from matched experts.
         bids: Whether to write them as derivatives of BIDS.
+        sequence: Whether to write the samples of a target as one file, ``samples``, with a fourth
+            axis that counts them, in place of a file for each.
 
     Returns:
         The files.
@@ -75,7 +78,7 @@ def write_synthesis(
         files = []
         kind = "calibrated" if calibrated else "uncalibrated"
         for target in synthesis.mean:
-            for what, volume in _volumes(synthesis, target):
+            for what, volume in _volumes(synthesis, target, sequence):
                 files.append(
                     derivative(name, target, what) if bids else f"{name}_{target}_{what}.nii.gz"
                 )
@@ -112,12 +115,18 @@ def write_synthesis(
     return [folder / file for file in made]
 
 
-def _volumes(synthesis: Synthesis, target: str) -> Iterator[tuple[str, Volume]]:
+def _volumes(
+    synthesis: Synthesis, target: str, sequence: bool
+) -> Iterator[tuple[str, np.ndarray]]:
     """The volumes of a target, one at a time, by what they are called."""
     yield "mean", synthesis.mean[target]
     if target in synthesis.std:
         yield "std", synthesis.std[target]
-    for k, sample in enumerate(synthesis.samples.get(target, []), start=1):
+    samples = synthesis.samples.get(target, [])
+    if sequence and len(samples):
+        yield "samples", np.stack(list(samples), axis=-1)
+        return
+    for k, sample in enumerate(samples, start=1):
         yield f"sample{k:02d}", sample
 
 

@@ -6,8 +6,8 @@ __all__ = ["Job", "choose", "in_folder", "in_index", "input_of", "names", "stem"
 
 import difflib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,10 @@ class Job:
     name: str
     images: dict[str, Input]
     fov: Input | None = None
+    further: Mapping[str, str] = field(default_factory=dict)
+    """The text of further columns of an index, such as an age."""
+    wanted: tuple[str, ...] = ()
+    """The modalities that it lacks, where its layout says so."""
 
 
 def input_of(path: Path, *, alone: bool = False) -> Input:
@@ -57,6 +61,7 @@ def in_index(path: Path, modalities: Sequence[str]) -> list[Job]:
             case.name,
             {m: input_of(f, alone=len(case.images) == 1) for m, f in case.images.items()},
             None if case.fov is None else input_of(case.fov),
+            case.further,
         )
         for case in read_index(path, modalities, anywhere=True)
     ]
@@ -87,7 +92,7 @@ def in_folder(folder: Path, modalities: Sequence[str]) -> list[Job]:
             f"'input-dir' should hold images that lie on each other, but those of {folder} need "
             "transforms: prepare it first."
         )
-    return [Job(source.name, source.images, source.fov) for source in findings.sources]
+    return [Job(s.name, s.images, s.fov, s.further) for s in findings.sources]
 
 
 def choose(

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from nibabel import orientations
 
-from examples.medical_mri_us.data import Volume
+from examples.medical_mri_us.data import Volume, axis_codes
+from examples.medical_mri_us.display import OPPOSITE, Turn, mark_sides
 from examples.medical_mri_us.modalities import LABELS
 
 from .case import Synthesis
@@ -40,18 +41,20 @@ def draw_preview(synthesis: Synthesis, name: str, calibrated: bool) -> bytes:
         The picture, a PNG.
     """
     turn = np.array(synthesis.record["axes"], float)
+    shown_as = Turn.of(_axes(synthesis, turn), probe="us" in synthesis.images)
     inside = orientations.apply_orientation(synthesis.fov, turn)
     counts = inside.sum(axis=(0, 1))
     full = np.flatnonzero(counts >= MOST * counts.max())
     k = int(full[len(full) // 2])
-    seen = inside[..., k]
+    seen = shown_as.apply(inside[..., k])
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     spacing = [synthesis.grid.spacing[int(a)] for a in np.argsort(turn[:, 0])]
-    aspect = spacing[0] / spacing[1]
+    aspect = spacing[1] / spacing[0] if shown_as.swapped else spacing[0] / spacing[1]
 
     def cut(volume: Volume) -> np.ndarray:
-        return orientations.apply_orientation(volume, turn)[..., k][box].copy()  # lets go of it
+        shown = shown_as.apply(orientations.apply_orientation(volume, turn)[..., k])
+        return shown[box].copy()  # lets go of the volume
 
     shown = ["mean"] + ["sample"] * bool(synthesis.samples) + ["std"] * bool(synthesis.std)
     inputs, targets = list(synthesis.images), list(synthesis.mean)
@@ -67,6 +70,7 @@ def draw_preview(synthesis: Synthesis, name: str, calibrated: bool) -> bytes:
     for column, m in enumerate(inputs):
         _show(axes[0, column], cut(synthesis.images[m]), "gray", 1.0, aspect)
         axes[0, column].set_title(f"{LABELS.get(m, m)}, given", color="#6cc0ff", fontsize=10)
+    mark_sides(axes[0, 0], shown_as.axes)
     spreads = {m: cut(volume) for m, volume in synthesis.std.items()}
     shades = [v[seen[box] & (v > 0)] for v in spreads.values()]
     low, limit = np.quantile(np.concatenate(shades), (0.02, 0.98)) if shades else (0.0, 1.0)
@@ -107,6 +111,13 @@ def draw_preview(synthesis: Synthesis, name: str, calibrated: bool) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
+
+
+def _axes(synthesis: Synthesis, turn: np.ndarray) -> str:
+    """The directions of the rows, columns and slices of the model, nearly."""
+    own = axis_codes(synthesis.grid.affine)
+    order = np.argsort(turn[:, 0])
+    return "".join(own[int(a)] if turn[int(a), 1] > 0 else OPPOSITE[own[int(a)]] for a in order)
 
 
 def _show(

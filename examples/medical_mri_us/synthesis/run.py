@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examples.medical_mri_us.covariates import Covariates
 from examples.medical_mri_us.data import CaseError
 from examples.medical_mri_us.names import check_name
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.prepare.sources import Input
 from mmpoe.models import MMHVAE
 
+from .brats import write_brats
 from .case import synthesise_case
 from .dicom import source_header, write_series
 from .files import hash_of, write_synthesis
@@ -47,6 +49,10 @@ class Asked:
     """Whether to write derivatives of BIDS."""
     dicom: bool = False
     """Whether to write the images at the mean as DICOM too."""
+    sequence: bool = False
+    """Whether to write the samples of a target as one file with a fourth axis."""
+    brats: bool = False
+    """Whether to write the images at the mean alone, as BraSyn asks for them."""
 
 
 def synthesise_job(
@@ -56,8 +62,8 @@ def synthesise_job(
     given: Sequence[str],
     targets: Sequence[str],
     asked: Asked,
-) -> None:
-    """Reads a case, synthesises, and writes what comes of it.
+) -> list[Path]:
+    """Reads a case, synthesises, writes what comes of it, and returns the files to look at.
 
     Arguments:
         model: The model.
@@ -77,13 +83,17 @@ def synthesise_job(
         check_name("case", job.name)
     except ValueError as error:
         raise CaseError(str(error)) from error
+    _check_wanted(job, model.modalities)
+    targets = targets or job.wanted
     pairs = choose(list(job.images), model.modalities, given, targets, every=asked.every)
     used = [m for m in job.images if any(m in subset for subset, _ in pairs)]
     fov = None if job.fov is None else job.fov.read()
     header = None
     if asked.dicom:
         header = source_header(job.images[next(m for m in model.modalities if m in used)])
+    covariates: Covariates = getattr(model, "covariates", Covariates())
     said: set[str] = set()
+    shown: list[Path] = []
     for subset, wanted in pairs:
         synthesis = synthesise_case(
             model,
@@ -97,11 +107,15 @@ def synthesise_job(
             to_first=asked.to_first,
             batch=asked.batch,
             folder=asked.out,
+            further=job.further,
         )
         for note in synthesis.record["notes"]:
             if note not in said:
                 print(f"Note: case {job.name}: {note}")
         said.update(synthesis.record["notes"])
+        if asked.brats:
+            shown += write_brats(asked.out, job.name, synthesis)
+            continue
         provenance = {
             "model": {
                 "folder": str(asked.weights),
@@ -111,6 +125,7 @@ def synthesise_job(
             },
             "inputs": {m: _provenance(job.images[m]) for m in subset},
             "fov": None if job.fov is None else _provenance(job.fov),
+            "covariates": {c.name: job.further[c.name] for c in covariates},
             "targets": list(wanted),
             "samples": asked.samples,
             "temperature": asked.temperature,
@@ -121,19 +136,33 @@ def synthesise_job(
             folder = asked.out / f"from-{'-'.join(subset)}"
             open_folder(folder)
         _remove_series(folder, job.name, model.modalities)
-        write_synthesis(
+        files = write_synthesis(
             folder,
             job.name,
             synthesis,
             provenance,
             calibrated=model.is_matched,
             bids=asked.bids,
+            sequence=asked.sequence,
         )
+        shown += [f for f in files if f.suffix == ".png" or "mean" in f.name]
         if header is not None:
             made = description["sha256"], *subset, str(asked.seed)
             for target, volume in synthesis.mean.items():
                 place = folder / f"{job.name}_{target}_dicom"
                 write_series(place, header, volume, synthesis.grid, target, made)
+    return shown
+
+
+def _check_wanted(job: Job, modalities: Sequence[str]) -> None:
+    """Raises a CaseError if the model cannot make what a case lacks, or takes nothing it has."""
+    unknown = [m for m in job.wanted if m not in modalities]
+    if unknown:
+        raise CaseError(
+            f"it lacks {', '.join(unknown)}, but the model makes {', '.join(modalities)}."
+        )
+    if not job.images:
+        raise CaseError(f"it should have one of {', '.join(modalities)}, but has none.")
 
 
 def _remove_series(folder: Path, name: str, modalities: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from examples.medical_mri_us.covariates import carrying
 from examples.medical_mri_us.data import Mask, Volume
 from examples.medical_mri_us.windows import Tiles
 from mmpoe.hierarchy import Encodings
@@ -113,6 +114,7 @@ def predict_tiles(
     temperature: float,
     seed: int,
     batch: int = 8,
+    further: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Mask:
     """Synthesises slices of any size, those that show something, tile by tile, and blends.
@@ -131,6 +133,7 @@ def predict_tiles(
         temperature: The temperature of the samples; at 0, there are none but the mean.
         seed: What the noise is drawn from.
         batch: The number of slices to begin with; halved whenever memory runs out.
+        further: What else is known of the case, for the covariates of the model.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -152,7 +155,8 @@ def predict_tiles(
             if not seen.any():
                 continue
             images = {m: tile.window.cut(v[places[seen]], -1) for m, v in x.items()}
-            found = predict(model, images, targets, noise.at(tile.place), temperature)
+            part = noise.at(tile.place)
+            found = predict(model, images, targets, part, temperature, further)
             for made, values in found.items():
                 whole = sums.setdefault(made, np.zeros((len(places), *tiles.shape), np.float32))
                 part = np.zeros((len(places), tiles.size, tiles.size), np.float32)
@@ -179,6 +183,7 @@ def predict(
     targets: Sequence[str],
     noise: Sequence[Tensor],
     temperature: float,
+    further: Mapping[str, str] | None = None,
 ) -> dict[Made, Volume]:
     """Synthesises slices: at the mean, samples, and the standard deviation at temperature 1.
 
@@ -190,6 +195,7 @@ def predict(
         targets: What to synthesise.
         noise: The noise of the samples, see `Noise.at`.
         temperature: Their temperature.
+        further: What else is known of the case, for the covariates of the model.
 
     Returns:
         The images, on the scale of the model from -1 to 1, (slices, size, size).
@@ -198,7 +204,7 @@ def predict(
     images = {m: torch.from_numpy(v)[:, None].to(like) for m, v in x.items()}
     size, samples = len(next(iter(images.values()))), len(noise[0])
     given = as_mask(list(images), model.modalities, size)
-    encodings = model.encode(images, given)
+    encodings = model.encode(carrying(model, images, further or {}), given)
     found: dict[Made, Volume] = {}
     for m, (values, _) in _decode(model, encodings, given, targets, [], 0.0).items():
         found[Made("mean", m)] = values[0]
