@@ -35,7 +35,10 @@ POWERS = (1.0, 1.5, 2.0, 3.0)
 """Of the probabilities of categories."""
 SHARES = (1.0, 0.5, 0.25)
 """How much of what a row has is given, where modalities are too many for all their subsets."""
-MEMBERS, FOLDS, PARTS = 3, 5, 10
+MEMBERS, PARTS = 3, 10
+FOLDS, FOLDS_OF_FEW, FEW_ROWS = 5, 10, 100
+"""Of fewer than a hundred rows, folds leave out a tenth: with a fifth, fits are much worse than
+the one that predicts."""
 QUESTIONS = 500
 """Of how many rows at most the error of a hierarchy is watched during training."""
 CELLS, ROWS = 10**7, (2000, 20000)
@@ -81,27 +84,27 @@ class Calibration(NamedTuple):
     powers: np.ndarray
     """Of probabilities, for each modality."""
     scale: np.ndarray
-    """The deviation of residuals relative to what the linear part claims, for each feature."""
+    """The deviation of residuals relative to what the fit on all rows claims, for each feature."""
     freedom: float
     residuals: np.ndarray
     """Absolute residuals relative to `scale`, with shape (n, F), NaN where nothing was hidden."""
 
     def width(self, coverage: float) -> np.ndarray:
-        """The half-width of intervals in units of `scale`, for each feature, by split conformal.
+        """The half-width of intervals in units of `scale`, for each feature.
 
-        The k-th smallest of n residuals, k = ceil((n + 1) coverage), covers a new one as often as
-        it says. Features with few rows share the residuals of all.
+        The k-th smallest of n residuals covers a new one with probability k / (n + 1), if they are
+        exchangeable. Between two of them the width is interpolated (Beran & Hall, 1993), so that
+        few rows are not covered more often than asked. Features with few rows share the residuals
+        of all.
         """
         count = (~np.isnan(self.residuals)).sum(axis=0)
-        level = np.ceil((count + 1) * coverage) / np.maximum(count, 1)
         pooled = self.residuals[~np.isnan(self.residuals)]
         if len(pooled) == 0:
             return np.full(len(count), stats.norm.ppf((1 + coverage) / 2))
-        share = min(1.0, np.ceil((len(pooled) + 1) * coverage) / len(pooled))
-        width = np.full(len(count), np.quantile(pooled, share, method="inverted_cdf"))
-        own = (count >= LEAST) & (level <= 1)
+        width = np.full(len(count), np.quantile(pooled, coverage, method="weibull"))
+        own = (count >= LEAST) & ((count + 1) * coverage <= count)
         for k in np.flatnonzero(own):
-            width[k] = np.nanquantile(self.residuals[:, k], level[k], method="inverted_cdf")
+            width[k] = np.nanquantile(self.residuals[:, k], coverage, method="weibull")
         return width
 
 
@@ -145,7 +148,7 @@ class Blend:
         self.Y = features.encode(table)
         self.names = list(features.slices)
         n = len(table)
-        self.folds = min(FOLDS, n)
+        self.folds = min(FOLDS_OF_FEW if n < FEW_ROWS else FOLDS, n)
         self.fold = np.random.default_rng(seed).permutation(n) % self.folds
         self.few = len(self.names) <= FEW and len(np.unique(features.column)) > len(self.names)
         self.networks: list[HiddenNetwork] = []
@@ -292,7 +295,9 @@ class Blend:
             hidden.append(Hidden(given, cells, np.any(cells, axis=0)))
         return hidden
 
-    def _out_of_fold(self, key: Key, member: Member, read: Read, factor: float) -> np.ndarray:
+    def _out_of_fold(
+        self, key: Key, member: Member, read: Read, factor: float = 1.0
+    ) -> np.ndarray:
         """Reads what is hidden in turn (n, F) from posteriors of fits that left out their rows."""
         out = np.full(self.Y.shape, np.nan)
         for hidden, fold, rows, posterior in self._posteriors(key, member, factor):
@@ -320,8 +325,23 @@ class Blend:
     def _linear(self, key: Key, member: Member, factor: float = 1.0) -> np.ndarray:
         return self._out_of_fold(key, member, _mean, factor)
 
-    def _claimed(self, key: Key, member: Member, factor: float = 1.0) -> np.ndarray:
-        return self._out_of_fold(key, member, _spread, factor)
+    def _claimed(self, key: Key, member: Member) -> np.ndarray:
+        return self._out_of_fold(key, member, _spread)
+
+    def _claimed_by_whole(self, key: Key, factor: float) -> np.ndarray:
+        """The deviations that the fit on all rows claims for what is hidden in turn (n, F).
+
+        They depend on which cells are given, not on their values. Predictions claim the same: a
+        fit on fewer rows claims less, and residuals relative to that would widen intervals.
+        """
+        member, out = self.covariance, np.full(self.Y.shape, np.nan)
+        for hidden in self._hidden(key):
+            rows = np.flatnonzero(hidden.cells.any(axis=1))
+            if len(rows):
+                x = self._given(rows, hidden.given[rows])
+                posterior = self._posterior(member.whole, x, member.tempers, factor)
+                _put(out, rows, hidden, _spread(member.whole, posterior, hidden.targets))
+        return out
 
     def _given(self, rows: np.ndarray, given: np.ndarray) -> np.ndarray:
         """The features of some rows, NaN where they are not given."""
@@ -469,7 +489,7 @@ class Blend:
     def _calibrate_spread(
         self, key: Key, factor: float, powers: np.ndarray, weights: np.ndarray, mean: np.ndarray
     ) -> Calibration:
-        residuals, claimed = self.Y - mean, self._claimed(key, self.covariance, factor)
+        residuals, claimed = self.Y - mean, self._claimed_by_whole(key, factor)
         scale = _column_scale(residuals, claimed, self.features.modality)
         z = residuals / (scale * claimed)
         seen = z[~np.isnan(z)]
