@@ -26,6 +26,10 @@ from ._student import log_joint
 LADDER = ((40, 3.0), (80, 30.0), (80, 100.0), (120, 300.0))
 """Factors and shrinkage of the candidates."""
 TEMPERS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
+CELL_FACTORS, CELL_SHRINKAGES = 120, (10.0, 30.0, 50.0)
+"""Of the candidates for cells whose modality is given in part, fitted in a single step: cells of a
+modality say more of each other than other modalities do, which takes many factors."""
+CELL_TEMPERS = (1.0, 2.0, 0.5, 0.25)
 FACTORS = (1.0, 0.3, 3.0, 10.0)
 """Of all tempers, for patterns other than one hidden modality."""
 FREEDOM = (200.0, 50.0, 20.0, 12.0, 8.0, 6.0, 5.0)
@@ -47,7 +51,8 @@ LEAST = 20
 """How many rows a feature needs for intervals of its own."""
 
 Key = tuple
-"""A pattern that is calibrated together: ("subset", modalities), ("share", s) or ("cells",)."""
+"""A pattern that is calibrated together: ("subset", modalities), ("share", s) or ("cells",), of
+which ("cells", "once") hides a part."""
 Read = Callable[[LinearPoE, LinearPosterior, np.ndarray], np.ndarray]
 """Called with a fit, posteriors of rows and the features that are wanted; returns these."""
 
@@ -73,12 +78,16 @@ class Member(NamedTuple):
     whole: LinearPoE
     tempers: dict[str, float]
 
+    def tempered(self, factor: float) -> Member:
+        """The same with a factor of all tempers."""
+        return self._replace(tempers={name: factor * t for name, t in self.tempers.items()})
+
 
 class Calibration(NamedTuple):
     """The choices for one pattern, made on rows that were left out."""
 
     factor: float
-    """Of all tempers."""
+    """Of all tempers; for cells, of those of the covariance alone."""
     weights: np.ndarray
     """Of the hierarchies, for each modality."""
     powers: np.ndarray
@@ -153,6 +162,7 @@ class Blend:
         self.few = len(self.names) <= FEW and len(np.unique(features.column)) > len(self.names)
         self.networks: list[HiddenNetwork] = []
         self.calibrations: dict[Key, Calibration] = {}
+        self.members_of_cells: list[Member] = []
 
     def fit(self, train: Train, networks: int) -> Blend:
         """Fits all parts.
@@ -193,7 +203,7 @@ class Blend:
             c = self._calibration(key)
             cells = columns[:, self.features.column]
             x = self.features.encode(table[rows])
-            centre = self._centre(c, x, table[rows])
+            centre = self._centre(key, x, table[rows])
             member = self.covariance
             posterior = self._posterior(member.whole, x, member.tempers, c.factor)
             claimed = _spread(member.whole, posterior)
@@ -259,7 +269,7 @@ class Blend:
         M = len(self.names)
         rng = np.random.default_rng([self.seed, len(key), int(1000 * _number(key))])
         if key[0] == "cells":
-            return partition(n, d, FOLDS, rng)
+            return partition(n, d, FOLDS, rng)[: None if len(key) == 1 else 1]
         if key[0] == "each":
             masks = hide_each(n, M)
         elif key[0] == "subset":
@@ -274,8 +284,11 @@ class Blend:
         """Calibrates a pattern when it is first asked for."""
         if key not in self.calibrations:
             count = len(key[1]) if key[0] == "subset" else 1
-            factors = (1.0,) if count in (0, len(self.names) - 1) else FACTORS
+            settled = key[0] == "cells" or count in (0, len(self.names) - 1)
+            factors = (1.0,) if settled else FACTORS
             mean = self._calibrate_mean(key, factors)
+            if key[0] == "cells":
+                mean = (self._factor_of_claims(mean[-1]), *mean[1:])
             self.calibrations[key] = self._calibrate_spread(key, *mean)
         return self.calibrations[key]
 
@@ -354,9 +367,9 @@ class Blend:
         given = [name for name, v in groups.items() if not np.isnan(v).all()]
         return poe.posterior(groups, given, {k: factor * tempers[k] for k in given})
 
-    def _error(self, members: Sequence[Member]) -> float:
+    def _error(self, members: Sequence[Member], key: Key | None = None) -> float:
         """The mean over modalities of their relative squared error."""
-        mean = np.mean([self._linear(self.main, member) for member in members], axis=0)
+        mean = np.mean([self._linear(key or self.main, member) for member in members], axis=0)
         return float(np.mean(list(self._errors(mean).values()) or [1.0]))
 
     def _errors(self, mean: np.ndarray) -> dict[int, float]:
@@ -378,12 +391,42 @@ class Blend:
         n, F = self.Y.shape
         most = max(1, min((n - -(-n // self.folds)) // 2, F))
         ladder = sorted({(min(factors, most), shrinkage) for factors, shrinkage in LADDER})
-        rows = [self.fold != i if self.folds > 1 else self.fold == i for i in range(self.folds)]
-        return {c: [self._fit(self.Y[r], *c) for r in rows] for c in ladder}
+        return {c: self._fit_folds(*c) for c in ladder}
 
-    def _fit(self, Y: np.ndarray, factors: int, shrinkage: float) -> LinearPoE:
+    def _fit_folds(self, factors: int, shrinkage: float, **options: int) -> list[LinearPoE]:
+        """The fits on rows without each fold."""
+        rows = [self.fold != i if self.folds > 1 else self.fold == i for i in range(self.folds)]
+        return [self._fit(self.Y[r], factors, shrinkage, **options) for r in rows]
+
+    def _fit(self, Y: np.ndarray, factors: int, shrinkage: float, **options: int) -> LinearPoE:
         groups = {name: Y[:, part] for name, part in self.features.slices.items()}
-        return LinearPoE(factors, shrinkage).fit(groups)
+        return LinearPoE(factors, shrinkage, **options).fit(groups)
+
+    def _members(self, key: Key) -> list[Member]:
+        """The fits that predict under a pattern; those for cells are chosen when first needed."""
+        if key[0] != "cells":
+            return self.members
+        if not self.members_of_cells:
+            self.members_of_cells = self._choose_members_of_cells()
+        return self.members_of_cells
+
+    def _choose_members_of_cells(self) -> list[Member]:
+        """The fits whose mean predicts a fifth of the cells of each row best."""
+
+        def error(members: Sequence[Member]) -> float:
+            return self._error(members, ("cells", "once"))
+
+        tempers = [dict.fromkeys(self.names, t) for t in CELL_TEMPERS]
+        trials = {}
+        for shrinkage in CELL_SHRINKAGES:
+            folds = self._fit_folds(CELL_FACTORS, shrinkage, steps=1)
+            trials[shrinkage] = Member(folds, folds[0], tempers[0])
+        shrinkage, own = min(trials.items(), key=lambda trial: error([trial[1]]))
+        own = min((own._replace(tempers=t) for t in tempers), key=lambda member: error([member]))
+        own = own._replace(whole=self._fit(self.Y, CELL_FACTORS, shrinkage, steps=1))
+        others = [[member.tempered(f) for member in self.members] for f in FACTORS]
+        best = min(others, key=error)
+        return min([own], best, [own, *best], key=error)
 
     def _member(
         self, folds: list[LinearPoE], size: tuple[int, float], temper: float, loss: float
@@ -413,11 +456,12 @@ class Blend:
                 questions.append((left, np.where(hidden.cells[asked], self.Y[asked], np.nan)))
         return questions
 
-    def _centre(self, c: Calibration, x: np.ndarray, table: np.ndarray) -> np.ndarray:
+    def _centre(self, key: Key, x: np.ndarray, table: np.ndarray) -> np.ndarray:
         """The centres of all features, from all fits on all rows."""
-        means = []
-        for member in self.members:
-            posterior = self._posterior(member.whole, x, member.tempers, c.factor)
+        c, means = self._calibration(key), []
+        factor = 1.0 if key[0] == "cells" else c.factor
+        for member in self._members(key):
+            posterior = self._posterior(member.whole, x, member.tempers, factor)
             means.append(_mean(member.whole, posterior))
         linear = self._sharpened(np.mean(means, axis=0), c.powers)
         if not c.weights.any():
@@ -451,7 +495,7 @@ class Blend:
     ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         """Chooses factor, powers and weights; returns them with the predictions out of fold."""
         linear = {
-            f: np.mean([self._linear(key, member, f) for member in self.members], axis=0)
+            f: np.mean([self._linear(key, member, f) for member in self._members(key)], axis=0)
             for f in factors
         }
         errors = {f: sum(self._errors(mean).values()) for f, mean in linear.items()}
@@ -501,6 +545,16 @@ class Blend:
         freedom = max(FREEDOM, key=density) if len(seen) else FREEDOM[0]
         return Calibration(factor, weights, powers, scale, freedom, np.abs(z))
 
+    def _factor_of_claims(self, mean: np.ndarray) -> float:
+        """The factor of the tempers of the covariance that makes residuals of cells likely."""
+
+        def density(factor: float) -> float:
+            claimed = self._claimed_by_whole(("cells", "once"), factor)
+            residuals = np.where(np.isnan(claimed), np.nan, self.Y - mean)
+            return _log_density(residuals, claimed, self.features.modality)
+
+        return max(FACTORS, key=density)
+
     def _choose_covariance(
         self, candidates: dict[tuple[int, float], list[LinearPoE]], mean: tuple
     ) -> Member:
@@ -520,11 +574,9 @@ class Blend:
 
     def _density(self, member: Member, residuals: np.ndarray) -> float:
         claimed = self._claimed(self.main, member)
-        scale = _column_scale(residuals, claimed, self.features.modality)
         if not self.few:
-            z = residuals / (scale * claimed)
-            density = -(0.5 * z**2 + np.log(scale * claimed))
-            return float(np.nansum(density) / max(1, (~np.isnan(z)).sum()))
+            return _log_density(residuals, claimed, self.features.modality)
+        scale = _column_scale(residuals, claimed, self.features.modality)
         total = 0.0
         for hidden, fold, rows, posterior in self._posteriors(self.main, member):
             poe, cells = member.folds[fold], hidden.cells[rows]
@@ -585,6 +637,13 @@ def _spread(
     else:
         variances = np.stack([((W @ v) * W).sum(axis=1) for v in V])
     return np.sqrt(variances + psi)[posterior.pattern.numpy()]
+
+
+def _log_density(residuals: np.ndarray, claimed: np.ndarray, modality: np.ndarray) -> float:
+    """The mean log-density of residuals, normal with what is claimed times their scales."""
+    deviation = _column_scale(residuals, claimed, modality) * claimed
+    density = -(0.5 * (residuals / deviation) ** 2 + np.log(deviation))
+    return float(np.nansum(density) / max(1, (~np.isnan(density)).sum()))
 
 
 def _column_scale(residuals: np.ndarray, claimed: np.ndarray, modality: np.ndarray) -> np.ndarray:

@@ -264,6 +264,25 @@ def test_intervals_of_cells_cover():
     assert 0.87 < covered.mean() < 0.93
 
 
+@pytest.mark.slow
+def test_cells_that_many_factors_explain_are_predicted_from_their_own_modality():
+    """Columns that are all but independent of the others take a factor each, with few rows too."""
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=(2, 140, 24))
+    X = {
+        name: np.concatenate([z, z + 0.2 * rng.normal(size=z.shape)], axis=1)
+        for name, z in zip("ab", own, strict=True)
+    }
+    imputer = MultimodalImputer(networks=0, random_state=0)
+    imputer.fit({name: x[:40] for name, x in X.items()})
+    test = {name: x[40:] for name, x in X.items()}
+    holes = without(test, groups=0.0, cells=0.1)
+    filled = imputer.transform(holes)
+    hidden = np.isnan(holes["a"])
+    error = ((filled["a"] - test["a"])[hidden] ** 2).mean() / (test["a"][hidden] ** 2).mean()
+    assert error < 0.9  # 1.00 with at most half as many factors as rows; 0.85 with as many
+
+
 # ---------------------------------------------------------------- what is given and asked for
 
 
