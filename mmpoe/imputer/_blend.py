@@ -89,9 +89,9 @@ class Calibration(NamedTuple):
     factor: float
     """Of all tempers; for cells, of those of the covariance alone."""
     weights: np.ndarray
-    """Of the hierarchies, for each modality."""
+    """Of the hierarchies, for each block of features."""
     powers: np.ndarray
-    """Of probabilities, for each modality."""
+    """Of probabilities, for each block."""
     scale: np.ndarray
     """The deviation of residuals relative to what the fit on all rows claims, for each feature."""
     freedom: float
@@ -467,23 +467,23 @@ class Blend:
         if not c.weights.any():
             return linear
         networks = np.mean([network.predict(table) for network in self.networks], axis=0)
-        return linear + c.weights[self.features.modality] * (networks - linear)
+        return linear + c.weights[self.features.block] * (networks - linear)
 
     def _sharpened(self, mean: np.ndarray, powers: np.ndarray) -> np.ndarray:
         """Turns the indicators of categories into probabilities, standardised as they were."""
         mean = mean.copy()
-        for m, part in enumerate(self.features.slices.values()):
-            if self.features.classes[m]:
-                p = self.features.probabilities(mean, part, powers[m])
+        for b, part in enumerate(self.features.blocks):
+            if self.features.classes[b]:
+                p = self.features.probabilities(mean, part, powers[b])
                 mean[:, part] = self.features.standardised(p, part)
         return mean
 
-    def _loss(self, m: int, part: slice, mean: np.ndarray) -> float:
-        """The squared error of numbers, the log loss of categories, of a modality."""
+    def _loss(self, b: int, part: slice, mean: np.ndarray) -> float:
+        """The squared error of numbers, the log loss of categories, of a block."""
         hit = ~np.isnan(mean[:, part])
         if not hit.any():
             return 0.0
-        if self.features.classes[m]:
+        if self.features.classes[b]:
             raw = mean[:, part] * self.features.scale[part] + self.features.loc[part]
             true = self.Y[:, part].argmax(axis=1)[hit[:, 0]]
             p = raw[hit[:, 0]][np.arange(len(true)), true]
@@ -500,23 +500,23 @@ class Blend:
         }
         errors = {f: sum(self._errors(mean).values()) for f, mean in linear.items()}
         factor = min(factors, key=lambda f: errors[f])
-        powers, weights = np.ones(len(self.names)), np.zeros(len(self.names))
+        powers, weights = np.ones(len(self.features.blocks)), np.zeros(len(self.features.blocks))
         mean = linear[factor]
         step = None
         if self.networks and key != ("subset", ()):
             step = self._networks_out_of_fold(key)
             step = np.where(np.isnan(step), mean, step)
         out = mean.copy()
-        for m, part in enumerate(self.features.slices.values()):
-            if self.features.classes[m]:
+        for b, part in enumerate(self.features.blocks):
+            if self.features.classes[b]:
                 trials = {a: self._sharpened(mean, np.full(len(powers), a)) for a in POWERS}
-                powers[m] = min(POWERS, key=lambda a: self._loss(m, part, trials[a]))
-                out[:, part] = trials[powers[m]][:, part]
+                powers[b] = min(POWERS, key=lambda a: self._loss(b, part, trials[a]))
+                out[:, part] = trials[powers[b]][:, part]
             if step is not None:
                 base, toward = out.copy(), step - out
-                losses = [self._loss(m, part, base + w * toward) for w in WEIGHTS]
-                weights[m] = WEIGHTS[int(np.argmin(losses))]
-                out[:, part] = (base + weights[m] * toward)[:, part]
+                losses = [self._loss(b, part, base + w * toward) for w in WEIGHTS]
+                weights[b] = WEIGHTS[int(np.argmin(losses))]
+                out[:, part] = (base + weights[b] * toward)[:, part]
         return factor, powers, weights, out
 
     def _networks_out_of_fold(self, key: Key) -> np.ndarray:
