@@ -29,7 +29,7 @@ TEMPERS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 CELL_FACTORS, CELL_SHRINKAGES = 120, (10.0, 30.0, 50.0)
 """Of the candidates for cells whose modality is given in part, fitted in a single step: cells of a
 modality say more of each other than other modalities do, which takes many factors."""
-CELL_TEMPERS = (1.0, 2.0, 0.5, 0.25)
+CELL_TEMPERS = (2.0, 0.5, 0.25)
 FACTORS = (1.0, 0.3, 3.0, 10.0)
 """Of all tempers, for patterns other than one hidden modality."""
 FREEDOM = (200.0, 50.0, 20.0, 12.0, 8.0, 6.0, 5.0)
@@ -367,9 +367,9 @@ class Blend:
         given = [name for name, v in groups.items() if not np.isnan(v).all()]
         return poe.posterior(groups, given, {k: factor * tempers[k] for k in given})
 
-    def _error(self, members: Sequence[Member], key: Key | None = None) -> float:
+    def _error(self, members: Sequence[Member]) -> float:
         """The mean over modalities of their relative squared error."""
-        mean = np.mean([self._linear(key or self.main, member) for member in members], axis=0)
+        mean = np.mean([self._linear(self.main, member) for member in members], axis=0)
         return float(np.mean(list(self._errors(mean).values()) or [1.0]))
 
     def _errors(self, mean: np.ndarray) -> dict[int, float]:
@@ -412,21 +412,32 @@ class Blend:
 
     def _choose_members_of_cells(self) -> list[Member]:
         """The fits whose mean predicts a fifth of the cells of each row best."""
+        key: Key = ("cells", "once")
 
-        def error(members: Sequence[Member]) -> float:
-            return self._error(members, ("cells", "once"))
+        def error(mean: np.ndarray) -> float:
+            return sum(self._errors(mean).values())
 
-        tempers = [dict.fromkeys(self.names, t) for t in CELL_TEMPERS]
-        trials = {}
+        trials = []
         for shrinkage in CELL_SHRINKAGES:
             folds = self._fit_folds(CELL_FACTORS, shrinkage, steps=1)
-            trials[shrinkage] = Member(folds, folds[0], tempers[0])
-        shrinkage, own = min(trials.items(), key=lambda trial: error([trial[1]]))
-        own = min((own._replace(tempers=t) for t in tempers), key=lambda member: error([member]))
+            member = Member(folds, folds[0], dict.fromkeys(self.names, 1.0))
+            trials.append((self._linear(key, member), member, shrinkage))
+        mean, own, shrinkage = min(trials, key=lambda trial: error(trial[0]))
+        trials = [own.tempered(t) for t in CELL_TEMPERS]
+        mean, own = min(
+            ((mean, own), *((self._linear(key, member), member) for member in trials)),
+            key=lambda trial: error(trial[0]),
+        )
         own = own._replace(whole=self._fit(self.Y, CELL_FACTORS, shrinkage, steps=1))
         others = [[member.tempered(f) for member in self.members] for f in FACTORS]
-        best = min(others, key=error)
-        return min([own], best, [own, *best], key=error)
+        means = [[self._linear(key, member) for member in some] for some in others]
+        best = min(range(len(others)), key=lambda i: error(np.mean(means[i], axis=0)))
+        choices = [
+            (mean, [own]),
+            (np.mean(means[best], axis=0), others[best]),
+            (np.mean([mean, *means[best]], axis=0), [own, *others[best]]),
+        ]
+        return min(choices, key=lambda choice: error(choice[0]))[1]
 
     def _member(
         self, folds: list[LinearPoE], size: tuple[int, float], temper: float, loss: float
