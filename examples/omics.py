@@ -130,14 +130,14 @@ class Ridge:
         y = self.encode(self.table)[own][known]
         model = RidgeCV(np.logspace(0, 5, 11)).fit(self.inputs(self.table, target)[known], y)
         found = pd.DataFrame(model.predict(self.inputs(table, target)), table.index, pd.Index(own))
-        out = pd.DataFrame(index=table.index)
+        out = {}
         for column in self.groups[target]:
             if column in own:
                 out[column] = found[column] * self.scale[column] + self.loc[column]
             else:
                 levels = found.filter(regex=f"^{column}_")
                 out[column] = levels.idxmax(axis=1).str[len(column) + 1 :]
-        return out
+        return pd.DataFrame(out)
 
     def inputs(self, table: pd.DataFrame, target: str) -> np.ndarray:
         """The modalities that are given, 0 where they are absent, and which these are."""
