@@ -103,5 +103,5 @@ def always_execute(app, env, added, changed, removed):
 
 
 def _head(path):
-    with open(path, encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8") as file:
         return file.read(100)

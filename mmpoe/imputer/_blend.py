@@ -26,6 +26,10 @@ from ._student import log_joint
 LADDER = ((40, 3.0), (80, 30.0), (80, 100.0), (120, 300.0))
 """Factors and shrinkage of the candidates."""
 TEMPERS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
+CELL_FACTORS, CELL_SHRINKAGES = 120, (10.0, 30.0, 50.0)
+"""Of the candidates for cells whose modality is given in part, fitted in a single step: cells of a
+modality say more of each other than other modalities do, which takes many factors."""
+CELL_TEMPERS = (2.0, 0.5, 0.25)
 FACTORS = (1.0, 0.3, 3.0, 10.0)
 """Of all tempers, for patterns other than one hidden modality."""
 FREEDOM = (200.0, 50.0, 20.0, 12.0, 8.0, 6.0, 5.0)
@@ -35,7 +39,10 @@ POWERS = (1.0, 1.5, 2.0, 3.0)
 """Of the probabilities of categories."""
 SHARES = (1.0, 0.5, 0.25)
 """How much of what a row has is given, where modalities are too many for all their subsets."""
-MEMBERS, FOLDS, PARTS = 3, 5, 10
+MEMBERS, PARTS = 3, 10
+FOLDS, FOLDS_OF_FEW, FEW_ROWS = 5, 10, 100
+"""Of fewer than a hundred rows, folds leave out a tenth: with a fifth, fits are much worse than
+the one that predicts."""
 QUESTIONS = 500
 """Of how many rows at most the error of a hierarchy is watched during training."""
 CELLS, ROWS = 10**7, (2000, 20000)
@@ -44,7 +51,8 @@ LEAST = 20
 """How many rows a feature needs for intervals of its own."""
 
 Key = tuple
-"""A pattern that is calibrated together: ("subset", modalities), ("share", s) or ("cells",)."""
+"""A pattern that is calibrated together: ("subset", modalities), ("share", s) or ("cells",), of
+which ("cells", "once") hides a part."""
 Read = Callable[[LinearPoE, LinearPosterior, np.ndarray], np.ndarray]
 """Called with a fit, posteriors of rows and the features that are wanted; returns these."""
 
@@ -70,38 +78,42 @@ class Member(NamedTuple):
     whole: LinearPoE
     tempers: dict[str, float]
 
+    def tempered(self, factor: float) -> Member:
+        """The same with a factor of all tempers."""
+        return self._replace(tempers={name: factor * t for name, t in self.tempers.items()})
+
 
 class Calibration(NamedTuple):
     """The choices for one pattern, made on rows that were left out."""
 
     factor: float
-    """Of all tempers."""
+    """Of all tempers; for cells, of those of the covariance alone."""
     weights: np.ndarray
-    """Of the hierarchies, for each modality."""
+    """Of the hierarchies, for each block of features."""
     powers: np.ndarray
-    """Of probabilities, for each modality."""
+    """Of probabilities, for each block."""
     scale: np.ndarray
-    """The deviation of residuals relative to what the linear part claims, for each feature."""
+    """The deviation of residuals relative to what the fit on all rows claims, for each feature."""
     freedom: float
     residuals: np.ndarray
     """Absolute residuals relative to `scale`, with shape (n, F), NaN where nothing was hidden."""
 
     def width(self, coverage: float) -> np.ndarray:
-        """The half-width of intervals in units of `scale`, for each feature, by split conformal.
+        """The half-width of intervals in units of `scale`, for each feature.
 
-        The k-th smallest of n residuals, k = ceil((n + 1) coverage), covers a new one as often as
-        it says. Features with few rows share the residuals of all.
+        The k-th smallest of n residuals covers a new one with probability k / (n + 1), if they are
+        exchangeable. Between two of them the width is interpolated (Beran & Hall, 1993), so that
+        few rows are not covered more often than asked. Features with few rows share the residuals
+        of all.
         """
         count = (~np.isnan(self.residuals)).sum(axis=0)
-        level = np.ceil((count + 1) * coverage) / np.maximum(count, 1)
         pooled = self.residuals[~np.isnan(self.residuals)]
         if len(pooled) == 0:
             return np.full(len(count), stats.norm.ppf((1 + coverage) / 2))
-        share = min(1.0, np.ceil((len(pooled) + 1) * coverage) / len(pooled))
-        width = np.full(len(count), np.quantile(pooled, share, method="inverted_cdf"))
-        own = (count >= LEAST) & (level <= 1)
+        width = np.full(len(count), np.quantile(pooled, coverage, method="weibull"))
+        own = (count >= LEAST) & ((count + 1) * coverage <= count)
         for k in np.flatnonzero(own):
-            width[k] = np.nanquantile(self.residuals[:, k], level[k], method="inverted_cdf")
+            width[k] = np.nanquantile(self.residuals[:, k], coverage, method="weibull")
         return width
 
 
@@ -145,11 +157,12 @@ class Blend:
         self.Y = features.encode(table)
         self.names = list(features.slices)
         n = len(table)
-        self.folds = min(FOLDS, n)
+        self.folds = min(FOLDS_OF_FEW if n < FEW_ROWS else FOLDS, n)
         self.fold = np.random.default_rng(seed).permutation(n) % self.folds
         self.few = len(self.names) <= FEW and len(np.unique(features.column)) > len(self.names)
         self.networks: list[HiddenNetwork] = []
         self.calibrations: dict[Key, Calibration] = {}
+        self.members_of_cells: list[Member] = []
 
     def fit(self, train: Train, networks: int) -> Blend:
         """Fits all parts.
@@ -190,7 +203,7 @@ class Blend:
             c = self._calibration(key)
             cells = columns[:, self.features.column]
             x = self.features.encode(table[rows])
-            centre = self._centre(c, x, table[rows])
+            centre = self._centre(key, x, table[rows])
             member = self.covariance
             posterior = self._posterior(member.whole, x, member.tempers, c.factor)
             claimed = _spread(member.whole, posterior)
@@ -256,7 +269,7 @@ class Blend:
         M = len(self.names)
         rng = np.random.default_rng([self.seed, len(key), int(1000 * _number(key))])
         if key[0] == "cells":
-            return partition(n, d, FOLDS, rng)
+            return partition(n, d, FOLDS, rng)[: None if len(key) == 1 else 1]
         if key[0] == "each":
             masks = hide_each(n, M)
         elif key[0] == "subset":
@@ -271,8 +284,11 @@ class Blend:
         """Calibrates a pattern when it is first asked for."""
         if key not in self.calibrations:
             count = len(key[1]) if key[0] == "subset" else 1
-            factors = (1.0,) if count in (0, len(self.names) - 1) else FACTORS
+            settled = key[0] == "cells" or count in (0, len(self.names) - 1)
+            factors = (1.0,) if settled else FACTORS
             mean = self._calibrate_mean(key, factors)
+            if key[0] == "cells":
+                mean = (self._factor_of_claims(mean[-1]), *mean[1:])
             self.calibrations[key] = self._calibrate_spread(key, *mean)
         return self.calibrations[key]
 
@@ -292,7 +308,9 @@ class Blend:
             hidden.append(Hidden(given, cells, np.any(cells, axis=0)))
         return hidden
 
-    def _out_of_fold(self, key: Key, member: Member, read: Read, factor: float) -> np.ndarray:
+    def _out_of_fold(
+        self, key: Key, member: Member, read: Read, factor: float = 1.0
+    ) -> np.ndarray:
         """Reads what is hidden in turn (n, F) from posteriors of fits that left out their rows."""
         out = np.full(self.Y.shape, np.nan)
         for hidden, fold, rows, posterior in self._posteriors(key, member, factor):
@@ -320,8 +338,23 @@ class Blend:
     def _linear(self, key: Key, member: Member, factor: float = 1.0) -> np.ndarray:
         return self._out_of_fold(key, member, _mean, factor)
 
-    def _claimed(self, key: Key, member: Member, factor: float = 1.0) -> np.ndarray:
-        return self._out_of_fold(key, member, _spread, factor)
+    def _claimed(self, key: Key, member: Member) -> np.ndarray:
+        return self._out_of_fold(key, member, _spread)
+
+    def _claimed_by_whole(self, key: Key, factor: float) -> np.ndarray:
+        """The deviations that the fit on all rows claims for what is hidden in turn (n, F).
+
+        They depend on which cells are given, not on their values. Predictions claim the same: a
+        fit on fewer rows claims less, and residuals relative to that would widen intervals.
+        """
+        member, out = self.covariance, np.full(self.Y.shape, np.nan)
+        for hidden in self._hidden(key):
+            rows = np.flatnonzero(hidden.cells.any(axis=1))
+            if len(rows):
+                x = self._given(rows, hidden.given[rows])
+                posterior = self._posterior(member.whole, x, member.tempers, factor)
+                _put(out, rows, hidden, _spread(member.whole, posterior, hidden.targets))
+        return out
 
     def _given(self, rows: np.ndarray, given: np.ndarray) -> np.ndarray:
         """The features of some rows, NaN where they are not given."""
@@ -358,12 +391,53 @@ class Blend:
         n, F = self.Y.shape
         most = max(1, min((n - -(-n // self.folds)) // 2, F))
         ladder = sorted({(min(factors, most), shrinkage) for factors, shrinkage in LADDER})
-        rows = [self.fold != i if self.folds > 1 else self.fold == i for i in range(self.folds)]
-        return {c: [self._fit(self.Y[r], *c) for r in rows] for c in ladder}
+        return {c: self._fit_folds(*c) for c in ladder}
 
-    def _fit(self, Y: np.ndarray, factors: int, shrinkage: float) -> LinearPoE:
+    def _fit_folds(self, factors: int, shrinkage: float, **options: int) -> list[LinearPoE]:
+        """The fits on rows without each fold."""
+        rows = [self.fold != i if self.folds > 1 else self.fold == i for i in range(self.folds)]
+        return [self._fit(self.Y[r], factors, shrinkage, **options) for r in rows]
+
+    def _fit(self, Y: np.ndarray, factors: int, shrinkage: float, **options: int) -> LinearPoE:
         groups = {name: Y[:, part] for name, part in self.features.slices.items()}
-        return LinearPoE(factors, shrinkage).fit(groups)
+        return LinearPoE(factors, shrinkage, **options).fit(groups)
+
+    def _members(self, key: Key) -> list[Member]:
+        """The fits that predict under a pattern; those for cells are chosen when first needed."""
+        if key[0] != "cells":
+            return self.members
+        if not self.members_of_cells:
+            self.members_of_cells = self._choose_members_of_cells()
+        return self.members_of_cells
+
+    def _choose_members_of_cells(self) -> list[Member]:
+        """The fits whose mean predicts a fifth of the cells of each row best."""
+        key: Key = ("cells", "once")
+
+        def error(mean: np.ndarray) -> float:
+            return sum(self._errors(mean).values())
+
+        trials = []
+        for shrinkage in CELL_SHRINKAGES:
+            folds = self._fit_folds(CELL_FACTORS, shrinkage, steps=1)
+            member = Member(folds, folds[0], dict.fromkeys(self.names, 1.0))
+            trials.append((self._linear(key, member), member, shrinkage))
+        mean, own, shrinkage = min(trials, key=lambda trial: error(trial[0]))
+        trials = [own.tempered(t) for t in CELL_TEMPERS]
+        mean, own = min(
+            ((mean, own), *((self._linear(key, member), member) for member in trials)),
+            key=lambda trial: error(trial[0]),
+        )
+        own = own._replace(whole=self._fit(self.Y, CELL_FACTORS, shrinkage, steps=1))
+        others = [[member.tempered(f) for member in self.members] for f in FACTORS]
+        means = [[self._linear(key, member) for member in some] for some in others]
+        best = min(range(len(others)), key=lambda i: error(np.mean(means[i], axis=0)))
+        choices = [
+            (mean, [own]),
+            (np.mean(means[best], axis=0), others[best]),
+            (np.mean([mean, *means[best]], axis=0), [own, *others[best]]),
+        ]
+        return min(choices, key=lambda choice: error(choice[0]))[1]
 
     def _member(
         self, folds: list[LinearPoE], size: tuple[int, float], temper: float, loss: float
@@ -393,33 +467,34 @@ class Blend:
                 questions.append((left, np.where(hidden.cells[asked], self.Y[asked], np.nan)))
         return questions
 
-    def _centre(self, c: Calibration, x: np.ndarray, table: np.ndarray) -> np.ndarray:
+    def _centre(self, key: Key, x: np.ndarray, table: np.ndarray) -> np.ndarray:
         """The centres of all features, from all fits on all rows."""
-        means = []
-        for member in self.members:
-            posterior = self._posterior(member.whole, x, member.tempers, c.factor)
+        c, means = self._calibration(key), []
+        factor = 1.0 if key[0] == "cells" else c.factor
+        for member in self._members(key):
+            posterior = self._posterior(member.whole, x, member.tempers, factor)
             means.append(_mean(member.whole, posterior))
         linear = self._sharpened(np.mean(means, axis=0), c.powers)
         if not c.weights.any():
             return linear
         networks = np.mean([network.predict(table) for network in self.networks], axis=0)
-        return linear + c.weights[self.features.modality] * (networks - linear)
+        return linear + c.weights[self.features.block] * (networks - linear)
 
     def _sharpened(self, mean: np.ndarray, powers: np.ndarray) -> np.ndarray:
         """Turns the indicators of categories into probabilities, standardised as they were."""
         mean = mean.copy()
-        for m, part in enumerate(self.features.slices.values()):
-            if self.features.classes[m]:
-                p = self.features.probabilities(mean, part, powers[m])
+        for b, part in enumerate(self.features.blocks):
+            if self.features.classes[b]:
+                p = self.features.probabilities(mean, part, powers[b])
                 mean[:, part] = self.features.standardised(p, part)
         return mean
 
-    def _loss(self, m: int, part: slice, mean: np.ndarray) -> float:
-        """The squared error of numbers, the log loss of categories, of a modality."""
+    def _loss(self, b: int, part: slice, mean: np.ndarray) -> float:
+        """The squared error of numbers, the log loss of categories, of a block."""
         hit = ~np.isnan(mean[:, part])
         if not hit.any():
             return 0.0
-        if self.features.classes[m]:
+        if self.features.classes[b]:
             raw = mean[:, part] * self.features.scale[part] + self.features.loc[part]
             true = self.Y[:, part].argmax(axis=1)[hit[:, 0]]
             p = raw[hit[:, 0]][np.arange(len(true)), true]
@@ -431,28 +506,28 @@ class Blend:
     ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         """Chooses factor, powers and weights; returns them with the predictions out of fold."""
         linear = {
-            f: np.mean([self._linear(key, member, f) for member in self.members], axis=0)
+            f: np.mean([self._linear(key, member, f) for member in self._members(key)], axis=0)
             for f in factors
         }
         errors = {f: sum(self._errors(mean).values()) for f, mean in linear.items()}
         factor = min(factors, key=lambda f: errors[f])
-        powers, weights = np.ones(len(self.names)), np.zeros(len(self.names))
+        powers, weights = np.ones(len(self.features.blocks)), np.zeros(len(self.features.blocks))
         mean = linear[factor]
         step = None
         if self.networks and key != ("subset", ()):
             step = self._networks_out_of_fold(key)
             step = np.where(np.isnan(step), mean, step)
         out = mean.copy()
-        for m, part in enumerate(self.features.slices.values()):
-            if self.features.classes[m]:
+        for b, part in enumerate(self.features.blocks):
+            if self.features.classes[b]:
                 trials = {a: self._sharpened(mean, np.full(len(powers), a)) for a in POWERS}
-                powers[m] = min(POWERS, key=lambda a: self._loss(m, part, trials[a]))
-                out[:, part] = trials[powers[m]][:, part]
+                powers[b] = min(POWERS, key=lambda a: self._loss(b, part, trials[a]))
+                out[:, part] = trials[powers[b]][:, part]
             if step is not None:
                 base, toward = out.copy(), step - out
-                losses = [self._loss(m, part, base + w * toward) for w in WEIGHTS]
-                weights[m] = WEIGHTS[int(np.argmin(losses))]
-                out[:, part] = (base + weights[m] * toward)[:, part]
+                losses = [self._loss(b, part, base + w * toward) for w in WEIGHTS]
+                weights[b] = WEIGHTS[int(np.argmin(losses))]
+                out[:, part] = (base + weights[b] * toward)[:, part]
         return factor, powers, weights, out
 
     def _networks_out_of_fold(self, key: Key) -> np.ndarray:
@@ -469,7 +544,7 @@ class Blend:
     def _calibrate_spread(
         self, key: Key, factor: float, powers: np.ndarray, weights: np.ndarray, mean: np.ndarray
     ) -> Calibration:
-        residuals, claimed = self.Y - mean, self._claimed(key, self.covariance, factor)
+        residuals, claimed = self.Y - mean, self._claimed_by_whole(key, factor)
         scale = _column_scale(residuals, claimed, self.features.modality)
         z = residuals / (scale * claimed)
         seen = z[~np.isnan(z)]
@@ -480,6 +555,16 @@ class Blend:
 
         freedom = max(FREEDOM, key=density) if len(seen) else FREEDOM[0]
         return Calibration(factor, weights, powers, scale, freedom, np.abs(z))
+
+    def _factor_of_claims(self, mean: np.ndarray) -> float:
+        """The factor of the tempers of the covariance that makes residuals of cells likely."""
+
+        def density(factor: float) -> float:
+            claimed = self._claimed_by_whole(("cells", "once"), factor)
+            residuals = np.where(np.isnan(claimed), np.nan, self.Y - mean)
+            return _log_density(residuals, claimed, self.features.modality)
+
+        return max(FACTORS, key=density)
 
     def _choose_covariance(
         self, candidates: dict[tuple[int, float], list[LinearPoE]], mean: tuple
@@ -500,11 +585,9 @@ class Blend:
 
     def _density(self, member: Member, residuals: np.ndarray) -> float:
         claimed = self._claimed(self.main, member)
-        scale = _column_scale(residuals, claimed, self.features.modality)
         if not self.few:
-            z = residuals / (scale * claimed)
-            density = -(0.5 * z**2 + np.log(scale * claimed))
-            return float(np.nansum(density) / max(1, (~np.isnan(z)).sum()))
+            return _log_density(residuals, claimed, self.features.modality)
+        scale = _column_scale(residuals, claimed, self.features.modality)
         total = 0.0
         for hidden, fold, rows, posterior in self._posteriors(self.main, member):
             poe, cells = member.folds[fold], hidden.cells[rows]
@@ -565,6 +648,13 @@ def _spread(
     else:
         variances = np.stack([((W @ v) * W).sum(axis=1) for v in V])
     return np.sqrt(variances + psi)[posterior.pattern.numpy()]
+
+
+def _log_density(residuals: np.ndarray, claimed: np.ndarray, modality: np.ndarray) -> float:
+    """The mean log-density of residuals, normal with what is claimed times their scales."""
+    deviation = _column_scale(residuals, claimed, modality) * claimed
+    density = -(0.5 * (residuals / deviation) ** 2 + np.log(deviation))
+    return float(np.nansum(density) / max(1, (~np.isnan(density)).sum()))
 
 
 def _column_scale(residuals: np.ndarray, claimed: np.ndarray, modality: np.ndarray) -> np.ndarray:

@@ -25,25 +25,33 @@ class Features:
         modality: The modality of each feature, with shape (F).
         loc, scale: What standardises each feature, with shape (F).
         slices: The features of each modality.
-        classes: The categories of each modality, 0 if it holds numbers.
-        kinds: The kind of each modality.
+        blocks: The features of each block: of a modality, or of a part of one that is mixed.
+        block: The block of each feature, with shape (F).
+        classes: The categories of each block, 0 if it holds numbers.
     """
 
     def __init__(
         self, table: np.ndarray, columns: Sequence[Column], modalities: Sequence[Modality]
     ) -> None:
         self.counts = np.array([column.kind == "count" for column in columns])
-        self.kinds = [m.kind for m in modalities]
-        self.classes = [m.classes if m.kind == "categorical" else 0 for m in modalities]
+        self.classes: list[int] = []
         self.slices: dict[str, slice] = {}
+        self.blocks: list[slice] = []
         owners: list[int] = []
         members: list[int] = []
-        for index, (m, classes) in enumerate(zip(modalities, self.classes, strict=True)):
-            new = m.columns * classes if classes else m.columns
-            self.slices[m.name] = slice(len(owners), len(owners) + len(new))
-            owners += new
-            members += [index] * len(new)
+        for index, m in enumerate(modalities):
+            first = len(owners)
+            for block in m.blocks:
+                classes = block.classes if block.kind == "categorical" else 0
+                new = block.columns * classes if classes else block.columns
+                self.classes.append(classes)
+                self.blocks.append(slice(len(owners), len(owners) + len(new)))
+                owners += new
+                members += [index] * len(new)
+            self.slices[m.name] = slice(first, len(owners))
         self.column, self.modality = np.array(owners), np.array(members)
+        sizes = [part.stop - part.start for part in self.blocks]
+        self.block = np.arange(len(sizes)).repeat(sizes)
         self.loc, self.scale = np.zeros(len(owners)), np.ones(len(owners))
         raw = self.encode(table)
         self.loc = np.nanmean(raw, axis=0)
@@ -54,7 +62,7 @@ class Features:
         """Maps a table (n, d) to features (n, F), NaN where cells are missing."""
         numbers = np.where(self.counts, np.log1p(np.maximum(table, 0)), table)
         raw = numbers[:, self.column].astype(float)
-        for part, classes in zip(self.slices.values(), self.classes, strict=True):
+        for part, classes in zip(self.blocks, self.classes, strict=True):
             if classes:
                 hits = (raw[:, part] == np.arange(classes)).astype(float)
                 raw[:, part] = np.where(np.isnan(raw[:, part]), np.nan, hits)

@@ -53,9 +53,12 @@ class HiddenNetwork:
     """
 
     def __init__(self, modalities: Sequence[Modality], features: Features, steps: int) -> None:
-        self.modalities, self.features, self.steps = modalities, features, steps
-        self.model = build(modalities, 64, (8, 16))
-        self.training = SideBySide(self.model, modalities)
+        self.features, self.steps = features, steps
+        self.blocks = [block for m in modalities for block in m.blocks]
+        owners = [i for i, m in enumerate(modalities) for _ in m.blocks]
+        self.owned = torch.eye(len(modalities), dtype=torch.bool)[owners]  # (blocks, M)
+        self.model = build(self.blocks, 64, (8, 16))
+        self.training = SideBySide(self.model, self.blocks)
 
     def fit(
         self, table: np.ndarray, questions: Sequence[tuple[np.ndarray, np.ndarray]]
@@ -100,21 +103,23 @@ class HiddenNetwork:
         x, observed = self._split(_tensor(table))
         likelihoods = self.model(x, observed, temperature=0.0).likelihoods
         parts = []
-        for m, part in zip(self.modalities, self.features.slices.values(), strict=True):
+        for m, part in zip(self.blocks, self.features.blocks, strict=True):
             mean = likelihoods[m.name].mean.numpy().astype(float).reshape(len(table), -1)
             mean = np.log1p(mean) if m.kind == "count" else mean
             parts.append(self.features.standardised(mean, part))
         return np.concatenate(parts, axis=1)
 
     def _bound(self, networks: SideBySide, table: Tensor, done: float) -> Tensor:
-        observed = self._split(table)[1]
+        there = self._split(table)[1]
+        observed = (there[:, :, None] & self.owned).any(dim=1)  # (n, M)
         whole = torch.rand(len(observed), 1) < WHOLE
         given = torch.where(whole, observed, _subsets(observed))
+        given = there & (given[:, None] & self.owned).any(dim=2)  # (n, blocks)
         return networks.bound(table, given, min(1.0, 5 * done))
 
     def _split(self, table: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The modalities of a table, and which of them have an observed cell."""
-        x = {m.name: table[:, m.columns] for m in self.modalities}
+        """The blocks of a table, and which of them have an observed cell."""
+        x = {m.name: table[:, m.columns] for m in self.blocks}
         return x, torch.stack([~v.isnan().all(dim=1) for v in x.values()], dim=1)
 
 

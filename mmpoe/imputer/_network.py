@@ -25,14 +25,22 @@ AT_ONCE = 32
 
 
 class Modality(NamedTuple):
-    """Columns that one expert reads, all of one kind."""
+    """Columns that are given or hidden together."""
 
     name: str
     columns: list[int]
     """Their positions in the table."""
     kind: str
+    """The kind of all columns, or ``"mixed"``."""
     classes: int
     """The number of categories, if they are categorical."""
+    parts: tuple[Modality, ...] = ()
+    """If they are mixed, columns of one kind: all numbers together, any other column alone."""
+
+    @property
+    def blocks(self) -> list[Modality]:
+        """The parts, each read by one expert of a hierarchy; itself if it is of one kind."""
+        return list(self.parts) or [self]
 
 
 class Cells(nn.Module):

@@ -107,8 +107,11 @@ class PredictiveDistribution:
     def interval(self, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Returns the lower and upper ends of intervals that hold a share of what is missing.
 
-        Their widths are those that held that share of residuals of rows left out, for each column
-        and pattern of what is given (split conformal, over folds).
+        Their widths are quantiles of the absolute residuals of rows left out, for each column and
+        pattern of what is given. The k-th smallest of n holds a new one with probability
+        k / (n + 1); between two the width is interpolated, which errs by O(1 / n²). That is of
+        residuals that are exchangeable with the new one: those of a fold come from a fit on fewer
+        rows, so that intervals of few rows are somewhat wide.
 
         Arguments:
             coverage: The share, between 0 and 1.
@@ -119,6 +122,9 @@ class PredictiveDistribution:
         References:
             | Distribution-Free Predictive Inference for Regression (Lei et al., 2018)
             | https://arxiv.org/abs/1604.04173
+            | Interpolated Nonparametric Prediction Intervals and Confidence Intervals (Beran &
+              Hall, 1993)
+            | https://doi.org/10.1111/j.2517-6161.1993.tb01929.x
         """
         _check_share("coverage", coverage)
         width = np.full(self._prediction.loc.shape, np.nan)

@@ -57,9 +57,9 @@ class MultimodalImputer:
     ==================  ==========================================  ==============================
 
     Arguments:
-        groups: For some names, the columns that form one modality, all numeric: omics, views,
-            spectra, items of a scale. Every other column is on its own. A dictionary of arrays has
-            its groups already.
+        groups: For some names, the columns that form one modality, of any kinds: omics, views,
+            spectra, items of a scale, a clinical table. Every other column is on its own. A
+            dictionary of arrays has its groups already.
         kinds: For some columns, what they hold. The columns of a data frame go by their names,
             those of an array by their positions, arrays of a dictionary by theirs.
         networks: The number of hierarchies that are averaged; with 0, the linear part predicts
@@ -438,19 +438,24 @@ class MultimodalImputer:
                             f"but one is {source.modality!r}."
                         )
                     together[source.modality] = [position]
-        modalities = []
-        for name, positions in together.items():
-            columns = [self.columns_[position] for position in positions]
-            kinds = {column.kind for column in columns}
-            if len(columns) > 1 and kinds != {"numeric"}:
-                raise ValueError(
-                    f"'groups' should hold numeric columns, but {name!r} has "
-                    f"{', '.join(f'{c.label!r} ({c.kind})' for c in columns)}. "
-                    "Leave the others on their own."
-                )
+        return [self._modality(name, positions) for name, positions in together.items()]
+
+    def _modality(self, name: str, positions: list[int]) -> Modality:
+        """The modality of some columns: of one kind, or in parts of one kind each."""
+        columns = [self.columns_[position] for position in positions]
+        kinds = {column.kind for column in columns}
+        if len(columns) == 1 or kinds == {"numeric"}:
             classes = max(2, len(columns[0].categories))
-            modalities.append(Modality(name, positions, columns[0].kind, classes))
-        return modalities
+            return Modality(name, positions, columns[0].kind, classes)
+        pairs = list(zip(positions, columns, strict=True))
+        numbers = [position for position, column in pairs if column.kind == "numeric"]
+        parts = [self._modality(f"{name} (numbers)", numbers)] if numbers else []
+        parts += [
+            self._modality(f"{name} ({column.label})", [position])
+            for position, column in pairs
+            if column.kind != "numeric"
+        ]
+        return Modality(name, positions, "mixed", 2, tuple(parts))
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "_blend"):

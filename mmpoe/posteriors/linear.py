@@ -53,8 +53,8 @@ class LinearPoE:
     loadings; given z, each column of W is a ridge regression on z with penalty :math:`\lambda`.
 
     Arguments:
-        factors: The number of factors K; a fit takes fewer where it has fewer columns, or fewer
-            than two rows for each.
+        factors: The number of factors K; a fit takes fewer where it has fewer columns, or no more
+            rows.
         shrinkage: The penalty :math:`\lambda` on loadings, in rows: the larger, the smaller.
         steps: The number of steps of expectation maximisation, from principal components.
         floor: The least :math:`\psi_j`, as a share of the variance of the column.
@@ -257,7 +257,7 @@ class LinearPoE:
     def _maximise(self, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Runs expectation maximisation on standardised columns, 0 where they are missing."""
         n, columns = x.shape
-        K = max(1, min(self.factors, n // 2, columns))
+        K = max(1, min(self.factors, n - 1, columns))
         loadings = _principal(x, K)
         loc, variances = x.new_zeros(columns), x.new_full((columns,), 0.5)
         layout, count = _Layout.of(observed), observed.sum(dim=0)

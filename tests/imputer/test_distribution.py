@@ -208,9 +208,31 @@ def test_the_width_is_a_conformal_quantile_of_each_column():
     residuals[10:, 1] = np.nan
     one = np.ones(2)
     width = Calibration(1.0, one, one, one, 5.0, residuals).width(0.9)
-    assert width[0] == np.sort(residuals[:, 0])[89]  # the 90th of 99
+    assert width[0] == pytest.approx(np.sort(residuals[:, 0])[89], rel=1e-14)  # the 90th of 99
     pooled = np.sort(residuals[~np.isnan(residuals)])
-    assert width[1] == pooled[int(np.ceil(110 * 0.9)) - 1]  # ten rows are too few
+    assert width[1] == pytest.approx(pooled[98], rel=1e-14)  # of 109: ten rows are too few
+
+
+@pytest.mark.parametrize("rows", [20, 26, 35])
+def test_the_width_covers_few_rows_no_more_often_than_asked(rows):
+    """The next residual above the share that is asked for would cover 91 to 93 %."""
+    residuals = np.abs(np.random.default_rng(0).normal(size=(rows + 1, 6000)))
+    one = np.ones(6000)
+    width = Calibration(1.0, one, one, one, 5.0, residuals[1:]).width(0.9)
+    assert (residuals[0] <= width).mean() == pytest.approx(0.9, abs=0.0095)
+
+
+@pytest.mark.slow
+def test_intervals_of_few_rows_cover():
+    """Fits on the rows of a fold less claim less than the one that predicts."""
+    shares = []
+    for seed in range(2):
+        imputer = MultimodalImputer(networks=0, random_state=seed)
+        imputer.fit(without(omics(40, seed=10 + seed), groups=0.2))
+        X = omics(300, seed=20 + seed)
+        low, high = imputer.predict_distribution(X, target="a").interval()
+        shares.append(((low <= X["a"]) & (X["a"] <= high)).mean())
+    assert np.mean(shares) == pytest.approx(0.9, abs=0.03)
 
 
 @pytest.mark.slow
@@ -240,6 +262,25 @@ def test_intervals_of_cells_cover():
     whole = np.concatenate(list(X.values()), axis=1)
     covered = ((low <= whole) & (whole <= high))[p.predicted]
     assert 0.87 < covered.mean() < 0.93
+
+
+@pytest.mark.slow
+def test_cells_that_many_factors_explain_are_predicted_from_their_own_modality():
+    """Columns that are all but independent of the others take a factor each, with few rows too."""
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=(2, 140, 24))
+    X = {
+        name: np.concatenate([z, z + 0.2 * rng.normal(size=z.shape)], axis=1)
+        for name, z in zip("ab", own, strict=True)
+    }
+    imputer = MultimodalImputer(networks=0, random_state=0)
+    imputer.fit({name: x[:40] for name, x in X.items()})
+    test = {name: x[40:] for name, x in X.items()}
+    holes = without(test, groups=0.0, cells=0.1)
+    filled = imputer.transform(holes)
+    hidden = np.isnan(holes["a"])
+    error = ((filled["a"] - test["a"])[hidden] ** 2).mean() / (test["a"][hidden] ** 2).mean()
+    assert error < 0.9  # 1.00 with at most half as many factors as rows; 0.85 with as many
 
 
 # ---------------------------------------------------------------- what is given and asked for

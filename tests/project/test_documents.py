@@ -371,7 +371,7 @@ def test_what_the_page_on_installing_says_is_downloaded_is_all():
     assert len(online) == 5  # and set-up
     downloads = ("make bench-omics", "make bench-tables", "make bench-fusion")
     installs = ("make lock", "make setup-browser", "make bench-multivae")
-    for name in ("examples.digit_views", *downloads, *installs):
+    for name in ("examples.digit_views", "examples.omics", *downloads, *installs):
         assert f"`{name}`" in page
 
 

@@ -51,7 +51,7 @@ class Slices(Dataset[tuple[Images, Tensor]]):
 
     def cut(self, index: Place) -> tuple[Images, Images, Tensor]:
         """Returns a slice as it is: images, targets of those that have one, and field of view."""
-        s, k = self.places[index[0] if isinstance(index, tuple) else index]
+        s, k = self.places[_index(index)]
         images, targets, fov = self.subjects[s].cut(k)
         return _tensors(images), _tensors(targets), torch.from_numpy(fov)[None]
 
@@ -113,7 +113,8 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
         if self.flip and torch.rand((), generator=generator) < 0.5:
             images, targets, fov = _mirror(images), _mirror(targets), fov.flip(-1)
         if self.context is not None:
-            images = {**images, "context": self.context[s]}  # pyright: ignore
+            subject, _ = self.slices.places[_index(index)]
+            images = {**images, "context": self.context[subject]}  # pyright: ignore
         return images, targets, fov
 
     def weights(self, share: float) -> npt.NDArray[np.float64]:
@@ -136,6 +137,10 @@ def batch_targets(
     x, observed = collate([images for images, _, _ in slices], modalities)
     targets, _ = collate([targets for _, targets, _ in slices], modalities)
     return x, dict(targets), observed, torch.stack([fov for _, _, fov in slices])
+
+
+def _index(index: Place) -> int:
+    return index[0] if isinstance(index, tuple) else index
 
 
 def _generator(index: Place) -> torch.Generator | None:

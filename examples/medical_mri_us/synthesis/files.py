@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import mmpoe
-from examples.medical_mri_us.data import Volume, axis_codes, write_image
+from examples.medical_mri_us.data import axis_codes, write_image
 from examples.medical_mri_us.data.images import image_files
 from mmpoe.training import scratch, write_file
 
