@@ -76,6 +76,7 @@ def train(
     *,
     modalities: Sequence[str] = MODALITIES,
     network: Network = DEFAULT,
+    slices: int = 1,
     covariates: Sequence[str] = (),
     size: int | None = None,
     critics: Critics | None = None,
@@ -97,6 +98,7 @@ def train(
         settings: How to train.
         modalities: The names of the modalities.
         network: The model to build.
+        slices: The number of slices that its encoders see at once, odd.
         covariates: Further columns of the index that it depends on.
         size: The height and width of its slices, in pixels: windows of larger ones, each time at
             another place. By default, that of the slices, which have to be alike.
@@ -120,7 +122,7 @@ def train(
     size = _common_size(subjects, modalities, size)
     torch.manual_seed(settings.seed)
     known = fit_covariates(covariates, {s.name: s.further for s in subjects})
-    model = build_model(size, modalities, network, known)
+    model = build_model(size, modalities, network, known, slices)
     if start is not None:
         start.copy_to(model)
     judge = None
@@ -131,11 +133,11 @@ def train(
     context = None
     if known:
         context = [{NAME: torch.tensor(known.numbers(s.further))} for s in subjects]
-    slices = TargetSlices(subjects, flip=True, size=size, context=context)
-    weights = slices.weights(settings.rare)
+    samples = TargetSlices(subjects, flip=True, size=size, context=context, slices=slices)
+    weights = samples.weights(settings.rare)
     number = settings.steps * settings.batch * settings.accumulate
     loader = DataLoader(
-        slices,
+        samples,
         settings.batch,
         sampler=WeightedRandomSampler(weights, number, replacement=True),
         collate_fn=partial(batch_targets, modalities=modalities),

@@ -10,7 +10,7 @@ with needs("medical"):
     from .index import Case, read_index
     from .normalise import MEDIANS, normalise
     from .orientation import planes_of, turn_alike, turned
-    from .slices import Slices, TargetSlices, batch_slices, batch_targets
+    from .slices import Slices, TargetSlices, batch_slices, batch_targets, neighbours
     from .subjects import CaseError, Subject, load_subject, load_subjects
     from .summary import check_training, missingness_table
 
@@ -36,6 +36,7 @@ __all__ = [
     "load_subject",
     "load_subjects",
     "missingness_table",
+    "neighbours",
     "normalise",
     "planes_of",
     "read_image",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Slices", "TargetSlices", "batch_slices", "batch_targets"]
+__all__ = ["Slices", "TargetSlices", "batch_slices", "batch_targets", "neighbours"]
 
 from collections.abc import MutableMapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,16 +20,42 @@ from .subjects import Subject
 Images = MutableMapping[str, Tensor]
 
 
+def neighbours(volume: Volume, places: Sequence[int], slices: int) -> Volume:
+    """Returns slices of a volume with those beside them, as channels: (n, slices, H, W).
+
+    The slice itself is the first channel; then come the nearest, before and after, and so on.
+    Beyond the ends of the volume, the last slice stands again.
+
+    Arguments:
+        volume: The volume, (S, H, W).
+        places: The n slices.
+        slices: The number of channels, odd.
+
+    Example:
+        >>> volume = np.arange(4.0).reshape(4, 1, 1)
+        >>> neighbours(volume, [0, 2], 3)[:, :, 0, 0].tolist()
+        [[0.0, 0.0, 1.0], [2.0, 1.0, 3.0]]
+    """
+    steps = [0]
+    for distance in range(1, slices // 2 + 1):
+        steps += [-distance, distance]
+    index = np.asarray(places)[:, None] + np.array(steps)
+    return volume[index.clip(0, len(volume) - 1)]
+
+
 class Slices(Dataset[tuple[Images, Tensor]]):
     """The slices of some subjects, each a mapping of what was observed and its field of view.
 
     Arguments:
         subjects: The subjects.
         flip: Whether to mirror every other slice at random, left to right.
+        slices: The number of channels of an image, see `neighbours`.
     """
 
-    def __init__(self, subjects: Sequence[Subject], *, flip: bool = False) -> None:
-        self.subjects, self.flip = subjects, flip
+    def __init__(
+        self, subjects: Sequence[Subject], *, flip: bool = False, slices: int = 1
+    ) -> None:
+        self.subjects, self.flip, self.slices = subjects, flip, slices
         self.places = [
             (s, k)
             for s, subject in enumerate(subjects)
@@ -42,7 +69,8 @@ class Slices(Dataset[tuple[Images, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Images, Tensor]:
         s, k = self.places[index]
         subject = self.subjects[s]
-        images, fov = _cut(subject.images, k), torch.from_numpy(subject.fov[k])[None]
+        images = _cut(subject.images, k, self.slices)
+        fov = torch.from_numpy(subject.fov[k])[None]
         if self.flip and torch.rand(()) < 0.5:
             images, fov = _mirror(images), fov.flip(-1)
         return images, fov
@@ -77,6 +105,7 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
         size: The side of the window that is taken of larger slices, each time at random among
             those that show something; None for whole slices.
         context: The covariates of each subject, by name, if there are any.
+        slices: The number of channels of an input, see `neighbours`; a target has one.
     """
 
     def __init__(
@@ -86,8 +115,9 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
         flip: bool = False,
         size: int | None = None,
         context: Sequence[Images] | None = None,
+        slices: int = 1,
     ) -> None:
-        self.slices, self.flip, self.size = Slices(subjects), flip, size
+        self.slices, self.flip, self.size = Slices(subjects, slices=slices), flip, size
         self.context = context
 
     def __len__(self) -> int:
@@ -96,7 +126,8 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Images, Images, Tensor]:
         images, fov = self.slices[index]
         s, k = self.slices.places[index]
-        targets = {**images, **_cut(self.slices.subjects[s].targets, k)}
+        own = {m: image[:1] for m, image in images.items()}  # without the slices beside it
+        targets = {**own, **_cut(self.slices.subjects[s].targets, k)}
         if self.size is not None and max(fov.shape[1:]) > self.size:
             rows, columns = _window(fov[0], self.size)
             images, targets = (
@@ -148,8 +179,10 @@ def _window(fov: Tensor, size: int) -> tuple[slice, slice]:
     return found[0], found[1]
 
 
-def _cut(volumes: dict[str, Volume], k: int) -> Images:
-    return {m: torch.from_numpy(v[k])[None] for m, v in volumes.items()}
+def _cut(volumes: dict[str, Volume], k: int, slices: int = 1) -> Images:
+    if slices == 1:
+        return {m: torch.from_numpy(v[k])[None] for m, v in volumes.items()}
+    return {m: torch.from_numpy(neighbours(v, [k], slices)[0]) for m, v in volumes.items()}
 
 
 def _mirror(images: Images) -> Images:

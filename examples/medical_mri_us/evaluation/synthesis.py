@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from examples.medical_mri_us.covariates import carrying
-from examples.medical_mri_us.data import CaseError, Subject, Volume
+from examples.medical_mri_us.data import CaseError, Subject, Volume, neighbours
 from mmpoe.distributions import Draws
 from mmpoe.models import MMHVAE, UncalibratedWarning
 
@@ -89,9 +89,14 @@ def _batches(
     model: MMHVAE, subject: Subject, given: Sequence[str]
 ) -> Iterator[tuple[Mapping[str, Tensor], slice]]:
     device = next(model.parameters()).device
+    slices: int = getattr(model, "slices", 1)
     for start in range(0, len(subject.fov), BATCH):
         place = slice(start, start + BATCH)
-        x = {m: torch.from_numpy(subject.images[m][place])[:, None].to(device) for m in given}
+        places = range(len(subject.fov))[place]
+        x = {
+            m: torch.from_numpy(neighbours(subject.images[m], places, slices)).to(device)
+            for m in given
+        }
         try:
             x = carrying(model, x, subject.further)
         except ValueError as error:

@@ -29,6 +29,7 @@ from examples.medical_mri_us.models import load_model
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.windows import fit_subjects
 from mmpoe.imputation import calibrate
+from mmpoe.models import MMHVAE
 from mmpoe.training import lock, save_checkpoint
 
 FEW = 5
@@ -57,11 +58,12 @@ class Samples(Sequence[dict[str, Tensor]]):
 
     Arguments:
         subjects: The subjects.
-        covariates: The covariates of the model.
+        model: The model that is to see them.
     """
 
-    def __init__(self, subjects: Sequence[Subject], covariates: Covariates) -> None:
-        self.slices, self.covariates = Slices(subjects), covariates
+    def __init__(self, subjects: Sequence[Subject], model: MMHVAE) -> None:
+        self.slices = Slices(subjects, slices=getattr(model, "slices", 1))
+        self.covariates: Covariates = getattr(model, "covariates", Covariates())
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -104,8 +106,7 @@ def _calibrate(folder: Path, options: Calibrate) -> int:
     if not subjects:
         raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
     whole = [s for s in subjects if len(s.images) == len(model.modalities)]
-    covariates: Covariates = getattr(model, "covariates", Covariates())
-    samples, complete = Samples(subjects, covariates), len(Samples(whole, covariates))
+    samples, complete = Samples(subjects, model), len(Samples(whole, model))
     print(
         f"Fitting matched experts to {len(samples)} slices, {complete} of them complete, of "
         f"{len(whole)} cases."

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.medical_mri_us.covariates import carrying
-from examples.medical_mri_us.data import Mask, Volume
+from examples.medical_mri_us.data import Mask, Volume, neighbours
 from examples.medical_mri_us.windows import Tiles
 from mmpoe.missing import as_mask
 from mmpoe.models import MMHVAE, in_chunks
@@ -128,6 +128,7 @@ def predict(
     """
     shown = np.flatnonzero(fov.any(axis=(1, 2)))
     like = next(model.parameters())
+    slices: int = getattr(model, "slices", 1)
     samples = len(noise[0])
     drawn = samples if temperature > 0 else 0
     mean = {m: np.zeros(fov.shape, np.float32) for m in targets}
@@ -136,7 +137,9 @@ def predict(
 
     def work(rows: slice) -> None:
         places = shown[rows]
-        images = {m: torch.from_numpy(v[places])[:, None].to(like) for m, v in x.items()}
+        images = {
+            m: torch.from_numpy(neighbours(v, places, slices)).to(like) for m, v in x.items()
+        }
         images = carrying(model, images, further or {})
         for m, (value, _) in _decode(model, images, targets, [], 0.0).items():
             mean[m][places] = value[0]
