@@ -51,7 +51,7 @@ def predict_tiles(
 
     Arguments:
         model: The model.
-        x: The slices of what is given, in [-1, 1], (slices, height, width).
+        x: The slices of what is given, in [-1, 1], (slices, channels, height, width).
         tiles: The tiles.
         further: What else is known of the case, for the covariates of the model.
         temperature: The temperature of the latent samples; 0 is the mean.
@@ -98,7 +98,7 @@ def predict_tiles(
 
 
 def _tensor(slices: Volume, like: Tensor) -> Tensor:
-    return torch.from_numpy(slices)[:, None].to(like)
+    return torch.from_numpy(slices).to(like)
 
 
 def _owners(tiles: Tiles) -> np.ndarray:

@@ -31,6 +31,7 @@ from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.synthesis.slices import tile_stride
 from examples.medical_mri_us.windows import tile_subject
 from mmpoe.imputation import calibrate
+from mmpoe.models import MMHVAE
 from mmpoe.training import lock, save_checkpoint
 
 FEW = 5
@@ -59,11 +60,12 @@ class Samples(Sequence[dict[str, Tensor]]):
 
     Arguments:
         subjects: The subjects.
-        covariates: The covariates of the model.
+        model: The model that is to see them.
     """
 
-    def __init__(self, subjects: Sequence[Subject], covariates: Covariates) -> None:
-        self.slices, self.covariates = Slices(subjects), covariates
+    def __init__(self, subjects: Sequence[Subject], model: MMHVAE) -> None:
+        self.slices = Slices(subjects, slices=getattr(model, "slices", 1))
+        self.covariates: Covariates = getattr(model, "covariates", Covariates())
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -107,10 +109,9 @@ def _calibrate(folder: Path, options: Calibrate) -> int:
     stride = tile_stride(model, config.size)
     subjects = [tile for s in loaded for tile in tile_subject(s, config.size, stride)]
     whole = [s for s in loaded if len(s.images) == len(model.modalities)]
-    covariates: Covariates = getattr(model, "covariates", Covariates())
-    samples = Samples(subjects, covariates)
+    samples = Samples(subjects, model)
     complete = [s for s in subjects if len(s.images) == len(model.modalities)]
-    complete = len(Samples(complete, covariates))
+    complete = len(Samples(complete, model))
     parts = ("slice",) if len(subjects) == len(loaded) else ("tile of slices", "tiles of slices")
     print(
         f"Fitting matched experts to {counted(len(samples), *parts)}, {complete} of them "

@@ -49,8 +49,10 @@ class Shelf:
         return self._read(key, 0, self.shape)
 
     def slices(self, key: object, places: Sequence[int] | np.ndarray) -> Volume:
-        """Returns some slices of a volume."""
-        return np.stack([self._read(key, k, self.shape[1:]) for k in map(int, places)])
+        """Returns some slices of a volume, (*places, H, W)."""
+        places = np.asarray(places)
+        found = [self._read(key, k, self.shape[1:]) for k in map(int, places.ravel())]
+        return np.stack(found).reshape(*places.shape, *self.shape[1:])
 
     def _read(self, key: object, k: int, shape: tuple[int, ...]) -> Volume:
         out = np.zeros(shape, np.float32)
@@ -75,6 +77,9 @@ class Shelved:
 
     def __init__(self, shelf: Shelf, key: object) -> None:
         self.shelf, self.key = shelf, key
+
+    def __len__(self) -> int:
+        return self.shelf.shape[0]
 
     def __getitem__(self, places: Sequence[int] | np.ndarray) -> Volume:
         return self.shelf.slices(self.key, places)
