@@ -218,7 +218,7 @@ def _check_volumes(folder: Path, wanted: Mapping[str, Path]) -> None:
         if not (folder / name).exists():
             raise JourneyError(f"{folder} should hold {name}, but does not.")
         made, given = (nib.Nifti1Image.from_filename(p) for p in (folder / name, like))
-        apart = np.abs(np.subtract(made.affine, given.affine)).max()
+        apart = np.abs(np.asarray(made.affine) - np.asarray(given.affine)).max()
         if made.shape[:3] != given.shape or apart > 1e-3:
             raise JourneyError(f"{folder / name} should lie on the grid of {like}, but does not.")
         if not made.get_fdata().any():

@@ -20,7 +20,7 @@ from .subjects import Subject
 Images = MutableMapping[str, Tensor]
 
 
-def neighbours(volume: Volume, places: Sequence[int], slices: int) -> Volume:
+def neighbours(volume: Volume, places: Sequence[int] | np.ndarray, slices: int) -> Volume:
     """Returns slices of a volume with those beside them, as channels: (n, slices, H, W).
 
     The slice itself is the first channel; then come the nearest, before and after, and so on.
