@@ -25,7 +25,7 @@ Place = int | tuple[int, int]
 """A sample by its index, or by its index and the seed of how it is augmented."""
 
 
-def neighbours(volume: Volume, places: Sequence[int], slices: int) -> Volume:
+def neighbours(volume: Volume, places: Sequence[int] | np.ndarray, slices: int) -> Volume:
     """Returns slices of a volume with those beside them, as channels: (n, slices, H, W).
 
     The slice itself is the first channel; then come the nearest, before and after, and so on.
