@@ -138,7 +138,7 @@ def measure_one(
     if condition.teacher is not None:
         history = calibrate(
             model,
-            Samples(teaching),
+            Samples(teaching, model),
             teacher=condition.teacher,
             steps=settings.steps,
             batch_size=settings.batch,

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Slices", "TargetSlices", "batch_slices", "batch_targets", "neighbours"]
 
 from collections.abc import MutableMapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,19 @@ Place = int | tuple[int, int]
 """A sample by its index, or by its index and the seed of how it is augmented."""
 
 
-def neighbours(volume: Volume, places: Sequence[int] | np.ndarray, slices: int) -> Volume:
+class Stack(Protocol):
+    """Slices that can be asked for by their indices, in memory or not."""
+
+    def __len__(self) -> int:
+        """Returns the number of slices."""
+        ...
+
+    def __getitem__(self, places: np.ndarray, /) -> Volume:
+        """Returns slices, (*places, H, W)."""
+        ...
+
+
+def neighbours(volume: Stack, places: Sequence[int] | np.ndarray, slices: int) -> Volume:
     """Returns slices of a volume with those beside them, as channels: (n, slices, H, W).
 
     The slice itself is the first channel; then come the nearest, before and after, and so on.
