@@ -2,7 +2,7 @@ r"""The compilers of the kernels: g++ for CPUs, NVRTC for GPUs, each run once pe
 
 from __future__ import annotations
 
-__all__ = ["BuildError", "Specialisation", "cuda_binary"]
+__all__ = ["POE", "BuildError", "Program", "Specialisation", "cuda_binary"]
 
 import ctypes
 import importlib
@@ -32,12 +32,28 @@ class BuildError(RuntimeError):
     """A kernel could not be compiled or loaded; the message says why."""
 
 
+class Program(NamedTuple):
+    """Kernels that are compiled together."""
+
+    name: str
+    """The beginning of the names of its files in the cache."""
+    files: tuple[str, ...]
+    """Its sources: the last one is compiled for CPUs, the one before for GPUs."""
+    functions: tuple[str, ...]
+    """The functions of its library for CPUs; each takes packed arguments and a number of threads."""
+    size: int
+    """Bytes of the arguments, those for one expert: the source checks it."""
+
+
+POE = Program("gpoe", ("lanes.cuh", "gpoe.cuh", "cpu.cpp"), ("forward", "backward"), SIZE)
+"""The product of experts."""
+
+
 @cache
-def sources() -> dict[str, str]:
-    """Returns the C++ sources by name."""
+def sources(program: Program = POE) -> dict[str, str]:
+    """Returns the C++ sources of a program by name."""
     folder = importlib.resources.files("mmpoe.kernels") / "csrc"
-    names = ("lanes.cuh", "gpoe.cuh", "cpu.cpp")
-    return {name: (folder / name).read_text() for name in names}
+    return {name: (folder / name).read_text() for name in program.files}
 
 
 # ---- For the CPU ----------------------------------------------------------------------------
@@ -61,42 +77,47 @@ def compiler() -> list[str]:
     return [found, *command[1:]]
 
 
-def flags(dtype: torch.dtype) -> list[str]:
-    """Returns the flags of a build for this CPU."""
+def flags(dtype: torch.dtype, size: int = SIZE) -> list[str]:
+    """Returns the flags of a build for this CPU, for arguments of some bytes."""
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     options = ["-std=c++17", "-O2", native, "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
-    defines = [f"-DGPOE_STORAGE={STORAGE[dtype]}", f"-DGPOE_ARGUMENTS_SIZE={SIZE}"]
+    defines = [f"-DGPOE_STORAGE={STORAGE[dtype]}", f"-DGPOE_ARGUMENTS_SIZE={size}"]
     return [*options, "-Wno-psabi", "-shared", "-fPIC", *defines]
 
 
-def cpu_library(dtype: torch.dtype) -> ctypes.CDLL:
-    """Returns the kernels for this CPU and a storage type, compiled if need be.
+def cpu_library(dtype: torch.dtype, program: Program = POE) -> ctypes.CDLL:
+    """Returns the kernels of a program for this CPU and a storage type, compiled if need be.
 
     Raises:
         BuildError: If there is no compiler, or it fails, or the library cannot be loaded.
     """
     command = compiler()
-    options = flags(dtype)
-    identity = "\0".join([*sources().values(), *options, _version(tuple(command)), _processor()])
+    options, texts = flags(dtype, program.size), sources(program)
+    identity = "\0".join([*texts.values(), *options, _version(tuple(command)), _processor()])
 
     def compile() -> bytes:
         try:
             with tempfile.TemporaryDirectory() as folder:
-                return _compile_cpu([*command, *options], Path(folder))
+                return _compile_cpu([*command, *options], texts, Path(folder))
         except OSError as error:
             raise BuildError(
                 f"the files of the compiler cannot be written: {error} "
                 "(set TMPDIR to a folder that can be written and has room)"
             ) from error
 
-    return _load(cached(f"gpoe-cpu-{STORAGE[dtype]}", ".so", identity, compile, " ".join(command)))
+    name = f"{program.name}-cpu-{STORAGE[dtype]}"
+    library = _load(cached(name, ".so", identity, compile, " ".join(command)))
+    for function in program.functions:
+        getattr(library, function).argtypes = [ctypes.c_char_p, ctypes.c_int]
+        getattr(library, function).restype = None
+    return library
 
 
-def _compile_cpu(command: list[str], folder: Path) -> bytes:
-    for name, text in sources().items():
+def _compile_cpu(command: list[str], texts: dict[str, str], folder: Path) -> bytes:
+    for name, text in texts.items():
         (folder / name).write_text(text)
-    target = folder / "gpoe.so"
-    _run([*command, str(folder / "cpu.cpp"), "-o", str(target)])
+    main, target = folder / [*texts][-1], folder / "kernels.so"
+    _run([*command, str(main), "-o", str(target)])
     return target.read_bytes()
 
 
@@ -113,7 +134,7 @@ def _load(content: bytes) -> ctypes.CDLL:
             os.close(opened)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "gpoe.so"
+            path = Path(folder) / "kernels.so"
             path.write_bytes(content)
             return ctypes.CDLL(str(path))
     except OSError as error:
