@@ -15,13 +15,16 @@ __all__ = [
     "Specialisation",
     "build",
     "cuda_binary",
+    "depthwise_convolution",
     "gaussian_poe",
+    "instance_norm",
     "last_backend",
     "status",
     "use_backend",
 ]
 
 from .backends import BACKENDS, build, last_backend, status, use_backend
+from .cells import depthwise_convolution, instance_norm
 from .jit import BuildError, Specialisation, cuda_binary
 from .operation import Product, gaussian_poe
 

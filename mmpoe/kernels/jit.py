@@ -2,7 +2,7 @@ r"""The compilers of the kernels: g++ for CPUs, NVRTC for GPUs, each run once pe
 
 from __future__ import annotations
 
-__all__ = ["POE", "BuildError", "Program", "Specialisation", "cuda_binary"]
+__all__ = ["BuildError", "Specialisation", "cuda_binary"]
 
 import ctypes
 import importlib
@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -40,20 +40,28 @@ class Program(NamedTuple):
     files: tuple[str, ...]
     """Its sources: the last one is compiled for CPUs, the one before for GPUs."""
     functions: tuple[str, ...]
-    """The functions of its library for CPUs; each takes packed arguments and a number of threads."""
-    size: int
-    """Bytes of the arguments, those for one expert: the source checks it."""
+    """The functions of its library for CPUs, of packed arguments and a number of threads."""
+    sizes: Mapping[str, int]
+    """Bytes of its arguments by the name of a macro: the source checks them."""
 
 
-POE = Program("gpoe", ("lanes.cuh", "gpoe.cuh", "cpu.cpp"), ("forward", "backward"), SIZE)
-"""The product of experts."""
+POE = Program(
+    "gpoe",
+    ("lanes.cuh", "gpoe.cuh", "cpu.cpp"),
+    ("forward", "backward"),
+    {"GPOE_ARGUMENTS_SIZE": SIZE},
+)
+"""The product of experts, with arguments for one expert."""
+
+
+def sources(program: Program = POE) -> dict[str, str]:
+    """Returns the C++ sources of a program by name."""
+    return {name: _source(name) for name in program.files}
 
 
 @cache
-def sources(program: Program = POE) -> dict[str, str]:
-    """Returns the C++ sources of a program by name."""
-    folder = importlib.resources.files("mmpoe.kernels") / "csrc"
-    return {name: (folder / name).read_text() for name in program.files}
+def _source(name: str) -> str:
+    return (importlib.resources.files("mmpoe.kernels") / "csrc" / name).read_text()
 
 
 # ---- For the CPU ----------------------------------------------------------------------------
@@ -77,11 +85,12 @@ def compiler() -> list[str]:
     return [found, *command[1:]]
 
 
-def flags(dtype: torch.dtype, size: int = SIZE) -> list[str]:
-    """Returns the flags of a build for this CPU, for arguments of some bytes."""
+def flags(dtype: torch.dtype, program: Program = POE) -> list[str]:
+    """Returns the flags of a build for this CPU."""
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     options = ["-std=c++17", "-O2", native, "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
-    defines = [f"-DGPOE_STORAGE={STORAGE[dtype]}", f"-DGPOE_ARGUMENTS_SIZE={size}"]
+    sizes = [f"-D{name}={size}" for name, size in program.sizes.items()]
+    defines = [f"-DGPOE_STORAGE={STORAGE[dtype]}", *sizes]
     return [*options, "-Wno-psabi", "-shared", "-fPIC", *defines]
 
 
@@ -92,7 +101,7 @@ def cpu_library(dtype: torch.dtype, program: Program = POE) -> ctypes.CDLL:
         BuildError: If there is no compiler, or it fails, or the library cannot be loaded.
     """
     command = compiler()
-    options, texts = flags(dtype, program.size), sources(program)
+    options, texts = flags(dtype, program), sources(program)
     identity = "\0".join([*texts.values(), *options, _version(tuple(command)), _processor()])
 
     def compile() -> bytes:
