@@ -20,8 +20,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
-from .pyramid import Convolution, InstanceNorm, convolution
+from mmpoe.kernels import depthwise_convolution
+
+from .pyramid import (
+    Convolution,
+    InstanceNorm,
+    channels_last,
+    convolution,
+    keep_channels_last,
+    normalised,
+)
 from .recorded import Recorded
+
+LANES = 16
+"""The output channels that a CPU computes at once."""
+MOST_PIXELS = 8
+"""The neighbouring pixels to put into their places; with more, the backward pass is slower."""
 
 
 class SqueezeExcite(Recorded, nn.Module):
@@ -65,11 +79,12 @@ class SqueezeExcite(Recorded, nn.Module):
         if x.shape[2:].numel() < projection.out_channels:
             return projection(self(x))
         weight = projection.weight.flatten(1) * self._scale(x).flatten(1)[:, None]  # (N, C', C)
+        pixels = x.flatten(2).transpose(1, 2)  # (N, HW, C)
         if projection.bias is None:
-            out = torch.bmm(weight, x.flatten(2))
+            out = torch.bmm(pixels, weight.transpose(1, 2))
         else:
-            out = torch.baddbmm(projection.bias[:, None], weight, x.flatten(2))
-        return out.unflatten(2, x.shape[2:])
+            out = torch.baddbmm(projection.bias, pixels, weight.transpose(1, 2))
+        return out.transpose(1, 2).unflatten(2, x.shape[2:])
 
     def _scale(self, x: Tensor) -> Tensor:
         scale = self.layers(x.flatten(2).mean(dim=2))
@@ -91,12 +106,28 @@ class ResidualCell(Recorded, nn.Module):
     def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
         self.layers = nn.Sequential(*_two_convolutions(channels, channels, dims))
+        keep_channels_last(self, dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns an image of the same shape."""
         *convolutions, excite = self.layers
         assert isinstance(excite, SqueezeExcite)
         return excite.add(_apply(convolutions, x), x)
+
+
+class Depthwise(nn.Conv2d):
+    """A depthwise 5 x 5 convolution, see :func:`mmpoe.kernels.depthwise_convolution`.
+
+    Arguments:
+        channels: The number of channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 5, padding=2, groups=channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns images of the same shape."""
+        return depthwise_convolution(input, self.weight, self.bias)
 
 
 class InvertedResidualCell(Recorded, nn.Module):
@@ -126,14 +157,13 @@ class InvertedResidualCell(Recorded, nn.Module):
         self.layers = nn.Sequential(
             InstanceNorm(),
             conv(channels, inside, 3, padding=1),
-            InstanceNorm(),
-            nn.SiLU(inplace=True),
-            conv(inside, inside, 5, padding=2, groups=inside),
-            InstanceNorm(),
-            nn.SiLU(inplace=True),
+            *normalised("silu"),
+            Depthwise(inside) if dims == 2 else conv(inside, inside, 5, padding=2, groups=inside),
+            *normalised("silu"),
             SqueezeExcite(inside),
             conv(inside, channels, 1),
         )
+        keep_channels_last(self, dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns an image of the same shape."""
@@ -161,6 +191,7 @@ class ProjectionCell(Recorded, nn.Sequential):
     def __init__(self, channels: int, width: int, out_channels: int, dims: int = 2) -> None:
         last = convolution(dims)(width, out_channels, 1, bias=False)
         super().__init__(*_two_convolutions(channels, width, dims), weight_norm(last))
+        keep_channels_last(self, dims)
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns an image of another number of channels."""
@@ -206,6 +237,7 @@ class UpsampleConv(Recorded, nn.Sequential):
         conv = convolution(dims)(channels, out_channels, 3, padding=1, bias=False)
         mode = ("linear", "bilinear", "trilinear")[dims - 1]
         super().__init__(nn.Upsample(scale_factor=2, mode=mode), conv)
+        keep_channels_last(self, dims)
 
 
 class MarkovStep(Recorded, nn.Module):
@@ -225,7 +257,7 @@ class MarkovStep(Recorded, nn.Module):
 
     def forward(self, h: Tensor | None, z: Tensor) -> Tensor:
         """Returns the next state."""
-        return self.network(z)
+        return self.network(channels_last(z))
 
 
 class ResNetHead(Recorded, nn.Sequential):
@@ -255,11 +287,15 @@ class ResNetHead(Recorded, nn.Sequential):
             *first,
             *(ReflectingBlock(width, dims) for _ in range(blocks)),
             _reflecting(width, width, 7, dims),
-            InstanceNorm(),
-            nn.LeakyReLU(0.2, inplace=True),
+            *normalised("leaky_relu"),
             _reflecting(width, out_channels, 7, dims),
             nn.Tanh(),
         )
+        keep_channels_last(self, dims)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns an image."""
+        return super().forward(channels_last(input))
 
 
 class ReflectingBlock(Recorded, nn.Module):
@@ -274,25 +310,24 @@ class ReflectingBlock(Recorded, nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             _reflecting(channels, channels, 3, dims),
-            InstanceNorm(),
-            nn.ReLU(inplace=True),
+            *normalised("relu"),
             _reflecting(channels, channels, 3, dims),
             InstanceNorm(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns an image of the same shape."""
-        return x + self.layers(x)
+        *layers, last = self.layers
+        assert isinstance(last, InstanceNorm)
+        return last(_apply(layers, x), added=x)
 
 
 def _two_convolutions(channels: int, width: int, dims: int) -> list[nn.Module]:
     conv = convolution(dims)
     return [
-        InstanceNorm(),
-        nn.SiLU(inplace=True),
+        *normalised("silu"),
         conv(channels, width, 3, padding=1),
-        InstanceNorm(),
-        nn.SiLU(inplace=True),
+        *normalised("silu"),
         conv(width, width, 3, padding=1),
         SqueezeExcite(width),
     ]
@@ -313,6 +348,34 @@ def _project_last(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def _reflecting(channels: int, out_channels: int, side: int, dims: int) -> Convolution:
-    return convolution(dims)(
-        channels, out_channels, side, padding=side // 2, padding_mode="reflect"
-    )
+    conv = Wide if dims == 2 and side >= 7 else convolution(dims)
+    return conv(channels, out_channels, side, padding=side // 2, padding_mode="reflect")
+
+
+class Wide(nn.Conv2d):
+    r"""A convolution with a large kernel and few output channels.
+
+    A CPU computes 16 output channels at once. Where there are fewer, :math:`p` neighbouring pixels
+    of a row take their places: a convolution with :math:`p` times as many output channels, the
+    kernel shifted by one pixel for each, that moves :math:`p` pixels at a time. In the layout
+    channels_last its output has the memory of the image, and the numbers are the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns images of the same size."""
+        pixels = self._pixels(input)
+        if pixels == 1:
+            return super().forward(input)
+        padded = functional.pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
+        shifted = [functional.pad(self.weight, (k, pixels - 1 - k)) for k in range(pixels)]
+        weight = channels_last(torch.cat(shifted))
+        bias = None if self.bias is None else self.bias.repeat(pixels)
+        out = functional.conv2d(padded, weight, bias, stride=(1, pixels))  # (N, p C, H, W / p)
+        out = out.permute(0, 2, 3, 1).unflatten(3, (pixels, self.out_channels))
+        return out.flatten(2, 3).permute(0, 3, 1, 2)
+
+    def _pixels(self, input: Tensor) -> int:
+        """The number of neighbouring pixels to compute at once."""
+        pixels = min(LANES // self.out_channels, MOST_PIXELS)
+        fits = input.dim() == 4 and pixels > 1 and input.shape[3] % pixels == 0
+        return pixels if fits and not input.is_cuda else 1

@@ -80,7 +80,7 @@ def test_a_library_that_cannot_be_loaded_is_said(monkeypatch):
 
 
 def test_a_layout_that_differs_does_not_compile():
-    other = jit.POE._replace(size=jit.POE.size + 8)
+    other = jit.POE._replace(sizes={"GPOE_ARGUMENTS_SIZE": 8})
     with pytest.raises(jit.BuildError, match=r"mmpoe.kernels._arguments differs"):
         jit.cpu_library(torch.float32, other)
 
