@@ -193,7 +193,8 @@ for _schema, _run, _empty in (
 ):
     _library.define(_schema)
     _name = _schema.partition("(")[0]
-    _library.impl(_name, _run, "CPU")
+    for _device in ("CPU", "CUDA") if _name != "depthwise_gradient" else ("CPU",):
+        _library.impl(_name, _run, _device)
     torch.library.register_fake(f"mmpoe::{_name}", _empty, lib=_library)
 torch.library.register_autograd(
     "mmpoe::instance_norm", _norm_autograd, setup_context=_setup_norm, lib=_library

@@ -136,6 +136,8 @@ class Call(NamedTuple):
     """Whether there is nothing to run: PyTorch makes what is empty, whatever was asked for."""
     program: str = jit.POE.name
     """The kernels that it needs."""
+    kernel_on_gpu: bool = True
+    """Whether there is one."""
     plain: bool = False
     """Whether PyTorch is as fast, and runs unless another backend is asked for."""
 
@@ -190,7 +192,7 @@ def _cannot(name: str, call: Call) -> str | None:
     """Says why kernels cannot run a call, None if they can."""
     if call.device.type != name:
         return f"runs on tensors on {name}, but they are on {call.device}"
-    if name == "cuda" and call.program != jit.POE.name:
+    if name == "cuda" and not call.kernel_on_gpu:
         return "has no kernel for it: 'eager' has"
     if call.dtype not in STORAGE:
         return f"computes in float32, but is given {call.dtype}: 'eager' takes it"
@@ -210,7 +212,7 @@ def _cannot(name: str, call: Call) -> str | None:
 def _failure(name: str, call: Call) -> str | None:
     """Compiles the kernels if need be, and says why there are none, None if there are."""
     if name == "cuda":
-        return _cuda.unavailable() or _comparison.failure(call.device)
+        return _cuda.unavailable() or _comparison.failure(call.device, PROGRAMS[call.program])
     try:
         _cpu.library(call.dtype, PROGRAMS[call.program])
     except jit.BuildError as error:

@@ -47,7 +47,7 @@ def instance_norm(
         activation: The function :math:`f`: ``"identity"``, ``"silu"``, ``"relu"`` or
             ``"leaky_relu"``, which has the slope 0.2 where it is negative.
         added: What is added to the output, :math:`a`, with the shape of `x`; None is nothing.
-        backend: The backend to run (``"cpu"``, ``"eager"``); chosen if None.
+        backend: The backend to run (``"cuda"``, ``"cpu"``, ``"eager"``); chosen if None.
 
     Returns:
         The output, with the shape, dtype and layout of `x`.
@@ -72,7 +72,7 @@ def instance_norm(
     choice = backends.choose(
         backend,
         *(x.device, x.dtype, 1, backends.beyond_kernels(), x.numel() == 0),
-        *(CELLS.name, not is_channels_last(x)),
+        *(CELLS.name, True, not is_channels_last(x)),
     )
     if choice == "eager":
         return eager_norm(x, added, activation)
@@ -147,7 +147,7 @@ def depthwise_convolution(
     choice = backends.choose(
         backend,
         *(x.device, x.dtype, 1, backends.beyond_kernels(), x.numel() == 0),
-        *(CELLS.name, not torch.is_grad_enabled()),
+        *(CELLS.name, False, not torch.is_grad_enabled()),
     )
     if choice == "eager":
         return convolve(x, weight, bias)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -153,8 +153,37 @@ def _load(content: bytes) -> ctypes.CDLL:
 # ---- For a GPU ------------------------------------------------------------------------------
 
 
+class Kernel(Protocol):
+    """A kernel of a GPU, and the properties that it is compiled for."""
+
+    @property
+    def program(self) -> Program:
+        """The program that it is of."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that it reads and writes."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The name of the kernel."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """The part of the name of its file that tells it from others of its dtype."""
+        ...
+
+    @property
+    def defines(self) -> list[str]:
+        """The macros of the source."""
+        ...
+
+
 class Specialisation(NamedTuple):
-    """The properties that a kernel of a GPU is compiled for."""
+    """The properties that a kernel of the product of experts is compiled for."""
 
     direction: str
     """``"forward"`` or ``"backward"``."""
@@ -181,9 +210,19 @@ class Specialisation(NamedTuple):
         return 3 if self.experts + rare <= 4 else 2
 
     @property
+    def program(self) -> Program:
+        """The program that it is of."""
+        return POE
+
+    @property
     def name(self) -> str:
         """The name of the kernel."""
         return f"gpoe_{self.direction}"
+
+    @property
+    def label(self) -> str:
+        """The part of the name of its file that tells it from others of its dtype."""
+        return f"{self.experts}-{self.direction}"
 
     @property
     def defines(self) -> list[str]:
@@ -215,7 +254,7 @@ def nvrtc() -> Any:  # noqa: ANN401
     return nvrtc
 
 
-def cuda_binary(special: Specialisation, architecture: int, more: Sequence[str] = ()) -> bytes:
+def cuda_binary(special: Kernel, architecture: int, more: Sequence[str] = ()) -> bytes:
     """Returns a kernel for a GPU, compiled if need be: machine code, or PTX for one too new.
 
     No GPU is needed to compile, nor to read what the compiler made of a kernel.
@@ -238,18 +277,25 @@ def cuda_binary(special: Specialisation, architecture: int, more: Sequence[str] 
     target = f"sm_{architecture}" if machine else f"compute_{max(known)}"
     options = [f"--gpu-architecture={target}", "-std=c++17", *special.defines, *more]
     version = ".".join(map(str, compiler.nvrtcVersion()[1:]))
-    identity = "\0".join([*sources().values(), *options, version])
-    name = f"gpoe-{target}-{STORAGE[special.dtype]}-{special.experts}-{special.direction}"
+    texts = sources(special.program)
+    identity = "\0".join([*texts.values(), *options, version])
+    name = f"{special.program.name}-{target}-{STORAGE[special.dtype]}-{special.label}"
 
     def compile() -> bytes:
-        return _compile_cuda(compiler, options, machine)
+        return _compile_cuda(compiler, options, machine, texts)
 
     return cached(name, ".cubin" if machine else ".ptx", identity, compile, f"NVRTC {version}")
 
 
-def _compile_cuda(compiler: Any, options: list[str], machine: bool) -> bytes:  # noqa: ANN401
-    header, source = sources()["lanes.cuh"].encode(), sources()["gpoe.cuh"].encode()
-    error, program = compiler.nvrtcCreateProgram(source, b"gpoe.cuh", 1, [header], [b"lanes.cuh"])
+def _compile_cuda(
+    compiler: Any,  # noqa: ANN401
+    options: list[str],
+    machine: bool,
+    texts: dict[str, str],
+) -> bytes:
+    *headers, main, _ = [(text.encode(), name.encode()) for name, text in texts.items()]
+    contents, names = map(list, zip(*headers, strict=True))
+    error, program = compiler.nvrtcCreateProgram(*main, len(headers), contents, names)
     if int(error):
         raise BuildError(f"NVRTC: {error.name}")
     (error,) = compiler.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])

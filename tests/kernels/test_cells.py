@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulator import SimulatedLauncher
 from torch.func import vmap
 from torch.library import opcheck
 from torch.nn import functional
 
 from mmpoe.kernels import (
     _cells,
+    _comparison,
     _cpu,
     backends,
     depthwise_convolution,
@@ -21,11 +23,13 @@ from mmpoe.kernels import (
     last_backend,
     use_backend,
 )
+from mmpoe.kernels._comparison import Row
 from mmpoe.kernels.cells import _ACTIVATIONS, eager_norm
 
 ERRORS = {torch.float32: 4e-6, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 """The largest errors, relative to the largest number."""
 
+SIMULATED = SimulatedLauncher()
 exhaustive = pytest.mark.skipif(
     not os.environ.get("MMPOE_EXHAUSTIVE"), reason="takes minutes: make test-kernels"
 )
@@ -341,8 +345,57 @@ def test_transforms_run_in_pytorch():
     torch.testing.assert_close(found, torch.stack([plain(t, "silu") for t in x]))
 
 
-def test_there_is_no_kernel_for_a_gpu():
-    call = backends.Call(torch.device("cuda"), torch.float32, 1, program=_cells.CELLS.name)
+# ---- On a GPU -------------------------------------------------------------------------------
+
+
+def simulated(x, activation, added, gradient, on):
+    """Runs the kernels of a GPU by simulated threads."""
+    y, statistics = _cells.norm_forward(x, added, _ACTIVATIONS[activation], on)
+    into = _cells.norm_backward(gradient, x, statistics, _ACTIVATIONS[activation], on)
+    return [y, into, *([gradient] if added is not None else [])]
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("layout", ["channels_last", "usual"])
+@pytest.mark.parametrize("shape", [(2, 20, 5, 7), (1, 150, 4, 3), (1, 5, 60, 61)])
+@pytest.mark.parametrize("activation", ["silu", pytest.param("leaky_relu", marks=exhaustive)])
+@pytest.mark.slow
+def test_norm_on_simulated_threads_equals_pytorch(activation, shape, layout, order):
+    on = SIMULATED
+    on.driver.order = order
+    x, added, gradient = (images(*shape, layout=layout, seed=k) for k in range(3))
+    found = simulated(x, activation, added, gradient, on)
+    double = [t.double() for t in (x, added, gradient)]
+    exact = norm_and_gradients(double[0], activation, *double[1:], plain)
+    assert_norm_is_right(found, exact, x, gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+@pytest.mark.parametrize("stage", ["forward_sums", "forward_map", "backward_sums", "backward_map"])
+def test_kernels_of_a_gpu_compile(stage, dtype):
+    try:
+        jit.nvrtc()
+    except jit.BuildError as error:
+        pytest.skip(str(error))
+    kernel = _cells.NormKernel(stage, dtype, silu=True)
+    assert jit.cuda_binary(kernel, 90)
+
+
+def test_comparison_with_pytorch_on_first_use(monkeypatch, tmp_path):
+    assert all(row.error <= row.tolerance for row in _comparison.compare_norm("cpu"))
+    monkeypatch.setenv("MMPOE_CACHE", str(tmp_path))
+    monkeypatch.setattr(_comparison, "verdicts", {})
+    monkeypatch.setattr(_comparison._cuda, "launcher", lambda: SIMULATED)
+    wrong = Row("odd", torch.float32, 2.0, 1.0)
+    monkeypatch.setattr(_comparison, "compare_norm", lambda device: [wrong])
+    assert "differ by 2 times" in _comparison.failure(torch.device("cpu"), _cells.CELLS)
+    assert set(_comparison.verdicts) == {(90, "cells")}
+
+
+def test_the_depthwise_gradient_has_no_kernel_on_a_gpu():
+    call = backends.Call(
+        torch.device("cuda"), torch.float32, 1, program=_cells.CELLS.name, kernel_on_gpu=False
+    )
     assert backends._choose(None, call) == "eager"
     assert "has no kernel for it" in backends._cannot("cuda", call)
 
