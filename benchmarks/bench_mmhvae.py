@@ -92,7 +92,7 @@ class Promise(NamedTuple):
 
 FULL = (
     Network(192, 1, 7),
-    [(Network(64, 4, 6), Promise(1.5, 1.7)), (Network(192, 2, 7), Promise(1.35, 1.6))],
+    [(Network(64, 4, 6), Promise(1.5, 1.6)), (Network(192, 2, 7), Promise(1.3, 1.5))],
 )
 TINY = Network(32, 2, 4, width=8, max_width=16, blocks=1)
 SMOKE = (TINY._replace(batch=1), [(TINY, Promise(1.3, 1.3))])
@@ -328,11 +328,11 @@ def measure_inference(pair: Pair, rounds: int) -> list[str]:
     short = show(f"{what}, all targets", times["theirs"], times["all"], 1.5)
     short += show(f"{what}, one target", times["theirs"], times["one"], 1.75)
     if HAS_HALF:
-        short += show("  all targets, in bfloat16", times["theirs"], times["all" + HALF], 2.5)
-        short += show("  one target, in bfloat16", times["theirs"], times["one" + HALF], 2.7)
+        short += show("  all targets, in bfloat16", times["theirs"], times["all" + HALF], 2.3)
+        short += show("  one target, in bfloat16", times["theirs"], times["one" + HALF], 2.6)
         theirs_half = times["theirs" + HALF]
-        short += show("  all targets, both in bfloat16", theirs_half, times["all" + HALF], 1.6)
-        short += show("  one target, both in bfloat16", theirs_half, times["one" + HALF], 1.7)
+        short += show("  all targets, both in bfloat16", theirs_half, times["all" + HALF], 1.4)
+        short += show("  one target, both in bfloat16", theirs_half, times["one" + HALF], 1.5)
     return short
 
 
