@@ -3,6 +3,8 @@ r"""The Gaussian product of experts as one operation: product, sample and diverg
 A *backend* is one implementation of the same mathematics: ``"cuda"`` and ``"cpu"`` are fused
 kernels, compiled from one source on first use; ``"eager"`` is plain PyTorch and always there.
 
+Normalisation and depthwise convolution of convolutional cells have kernels too, see `cells`.
+
 From a call to a kernel: `operation` checks the arguments and asks `backends` which one runs;
 `_operators` makes it a function that PyTorch can differentiate and trace; `_launch` allocates what
 comes out and packs the arguments; `_cpu` or `_cuda` launches what `jit` compiled.

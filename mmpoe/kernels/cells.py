@@ -119,7 +119,7 @@ def depthwise_convolution(
     .. math:: y_{cij} = b_c + \sum_{k, l = 0}^4 w_{ckl} \, x_{c, i + k - 2, j + l - 2}
 
     The convolution is PyTorch's, as is the gradient of `x`, a convolution with turned weights. The
-    kernel computes the gradient of the weights, about nine times as fast as PyTorch.
+    kernel computes the gradient of the weights, at which PyTorch is slow.
 
     Arguments:
         x: Images, with shape :math:`(N, C, H, W)`.
