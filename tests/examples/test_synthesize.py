@@ -684,7 +684,7 @@ def test_complete_cases_are_nothing_to_do(trained, tmp_path, capsys):
     assert "Nothing is missing of a, c; --target " in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "out").glob("*.json")} == {"b.json"}
     index = write_index(tmp_path / "whole", {"a": MODALITIES, "c": MODALITIES})
-    assert run(Synthesize(trained, tmp_path / "none", input_dir=index, device="cpu")) == 0
+    assert run(Synthesize(trained, out=tmp_path / "none", input_dir=index, device="cpu")) == 0
     said = capsys.readouterr().out
     assert "Nothing is missing of any case; --target flair, for one, makes it from" in said
     assert "Synthesised" not in said

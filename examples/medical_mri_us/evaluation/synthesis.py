@@ -56,7 +56,13 @@ def predict(
             parts.append({m: p.mean[:, 0].cpu() for m, p in out.items()})
             continue
         found = predict_tiles(
-            model, x, tiles, subject.further, temperature=temperature, samples=1, experts="trained"
+            model,
+            x,
+            tiles,
+            temperature=temperature,
+            samples=1,
+            experts="trained",
+            further=subject.further,
         )
         parts.append({m: torch.from_numpy(mean[0]) for m, (mean, _) in found.items()})
     return {m: torch.cat([part[m] for part in parts]).numpy() for m in model.modalities}
@@ -103,10 +109,10 @@ def draw(
                 model,
                 x,
                 tiles,
-                subject.further,
                 temperature=1.0,
                 samples=samples,
                 experts=model.best_experts,
+                further=subject.further,
             )
             yield place, {m: _clamped(*map(torch.from_numpy, v)) for m, v in found.items()}
             continue
