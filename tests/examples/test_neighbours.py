@@ -63,7 +63,7 @@ def test_a_slice_is_unchanged_at_first_and_where_all_slices_are_alike(network):
     np.testing.assert_allclose(
         synthesise(model, subject, ["us"])["t2"],
         synthesise(plain, subject, ["us"])["t2"],
-        atol=1e-6,
+        atol=1e-5,  # sums over more channels are in another order
     )
     with torch.no_grad():
         for name, weight in model.named_parameters():
