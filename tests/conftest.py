@@ -1,6 +1,7 @@
 """Settings and helpers of the whole test suite."""
 
 import os
+import signal
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,3 +16,5 @@ settings.register_profile(
 settings.register_profile("fast", settings.get_profile("ci"), max_examples=15)
 settings.load_profile(os.environ.get("MMPOE_HYPOTHESIS", "ci"))
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a background job of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)

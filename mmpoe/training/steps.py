@@ -109,6 +109,7 @@ class Learner:
         load_weights(self.network, state["network"], source)
         groups = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        _lay_out(self.optimizer)
         for group, own in zip(self.optimizer.param_groups, groups, strict=True):
             if "fused" in own:  # as this device has it, whatever wrote the state
                 group["fused"] = own["fused"]
@@ -279,6 +280,17 @@ def _fuse(optimizer: torch.optim.Optimizer) -> None:
         simple = all(p.device.type == "cpu" and p.is_floating_point() for p in group["params"])
         if undecided and simple and not group.get("differentiable"):
             group["fused"] = True
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Gives the state of each parameter the strides of the parameter, which no file keeps.
+
+    A fused optimiser runs through the memory of both side by side, whatever their strides are.
+    """
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == p.shape:
+                state[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 @contextmanager

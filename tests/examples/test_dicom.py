@@ -380,7 +380,7 @@ def test_a_picture_alone_is_synthesised_from(flat, tmp_path, capsys):
     folder, shown = flat
     trained = make_run(tmp_path / "run", ["us", "t2"])
     options = {"us": folder, "samples": 1, "device": "cpu"}
-    assert synthesize(Synthesize(trained, tmp_path / "out", **options)) == 0
+    assert synthesize(Synthesize(trained, out=tmp_path / "out", **options)) == 0
     assert "does not say where it lies; its pixels are of 1.5 x 2 mm" in capsys.readouterr().out
     found = read_image(next((tmp_path / "out").glob("*_t2_mean.nii.gz")))
     assert found.data.shape == (14, 16, 1)
@@ -391,7 +391,7 @@ def test_a_picture_alone_is_synthesised_from(flat, tmp_path, capsys):
     del file.SequenceOfUltrasoundRegions
     file.save_as(folder / "a.dcm")
     with pytest.raises(CaseError, match="neither where it lies nor, as an ultrasound region, how"):
-        synthesize(Synthesize(trained, tmp_path / "none", **options))
+        synthesize(Synthesize(trained, out=tmp_path / "none", **options))
 
 
 def test_colours_that_lie_somewhere_are_refused(tmp_path):

@@ -452,7 +452,7 @@ def test_syntheses_become_series_of_the_patient(tmp_path):
         assert series.tag("Modality") == modality
         assert "research only" in series.tag("SeriesDescription")
     again = {**options, "dicom": False, "target": "cet1"}
-    assert synthesize(Synthesize(trained, out, input_dir=tmp_path / "data", **again)) == 0
+    assert synthesize(Synthesize(trained, out=out, input_dir=tmp_path / "data", **again)) == 0
     assert not list(out.glob("*_dicom"))  # those of the earlier run beside a new JSON
     write(tmp_path / "p.nii.gz", 600)
     with pytest.raises(CaseError, match=r"p\.nii\.gz should be DICOM for results in DICOM"):

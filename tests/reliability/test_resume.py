@@ -256,15 +256,6 @@ def test_signals_end_a_program_after_its_step_with_a_checkpoint(number, tmp_path
     assert len(checkpoints.load(last).state["bounds"]) == last
 
 
-@pytest.fixture
-def interruptible():
-    """Python's own handler of SIGINT: a shell's background job ignores that signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_acts_at_once():
     training = Training()
 

@@ -1,5 +1,6 @@
 """One step: what it is made of, and when it is skipped."""
 
+import itertools
 import math
 import os
 import signal
@@ -322,6 +323,31 @@ def test_a_moving_average_is_that_of_each_tensor_to_the_bit():
             wanted[k] = v.clone() if first else wanted[k].lerp(v, 1 - rate)
     for k, v in averaged.module.state_dict().items():
         assert torch.equal(v, wanted[k])
+
+
+def test_a_run_of_weights_in_another_layout_resumes_to_the_same_bits(tmp_path):
+    """A file keeps no strides, and fused optimisers go by memory."""
+
+    def fitted(run, cut=None):
+        torch.manual_seed(0)
+        calls = itertools.count(1)
+
+        def objective(model, x, done):
+            if next(calls) == cut:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return -(model(x) - 1).square().flatten(1).mean(1)
+
+        model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+        batches = [torch.randn(5, 3, 4, 4)] * 2
+        options = {"accelerator": "cpu", "progress": False, "precision": "32-true"}
+        fit(model, batches, objective, steps=4, run=run, **options)
+        return model.weight
+
+    whole = fitted(None)
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+    fitted(Run(tmp_path), cut=2)
+    resumed = fitted(Run(tmp_path, resume=True))
+    assert torch.equal(whole, resumed)
 
 
 def learner(build, precision="32-true"):
