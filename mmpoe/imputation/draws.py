@@ -37,7 +37,7 @@ class Conformal(NamedTuple):
     held_out: HeldOut
     modality: str
     given: Tensor
-    """What each row was given, boolean, with shape (B, M)."""
+    """The modalities that each row was given, boolean, with shape (B, M)."""
 
     def widths(self, functional: Functional | None, coverage: float, draws: int) -> Tensor:
         """The half-width of the interval of each row, in standard deviations of its draws, (B).

@@ -32,9 +32,9 @@ from benchmarks.synthesis.ablations.missing import complete, complete_patients
 from benchmarks.synthesis.profiles import OUT as TRAINED
 from benchmarks.synthesis.profiles import PROFILES, load
 from benchmarks.synthesis.training import compare, load_trained
+from examples.medical_mri_us.calibration import Samples
 from examples.medical_mri_us.data import Subject
 from examples.medical_mri_us.modalities import MODALITIES
-from examples.medical_mri_us.subcommands.calibrate import Samples
 from mmpoe.imputation import calibrate
 from mmpoe.models import MMHVAE
 

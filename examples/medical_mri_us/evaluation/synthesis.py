@@ -13,6 +13,7 @@ from torch import Tensor
 
 from examples.medical_mri_us.data import Subject, Volume
 from mmpoe.distributions import Draws
+from mmpoe.imputation import impute
 from mmpoe.models import MMHVAE, UncalibratedWarning
 
 BATCH = 16
@@ -57,19 +58,23 @@ def draw(
 
     Returns:
         The slices, and for each modality the means of the decoder and whole predictions with the
-        noise of its likelihood, each with shape (K, slices, H, W).
+        noise of its likelihood, each with shape (K, slices, H, W). Whole predictions of modalities
+        that are not given come from the model's spread, if it has one.
     """
     for x, place in _batches(model, subject, given):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UncalibratedWarning)  # results say it themselves
             out = model.predict(x, list(given), samples=samples)
+            hidden = [m for m in model.modalities if m not in given]
+            learned = {}
+            if model.spread is not None and hidden:
+                learned = impute(model, x, list(given), samples, targets=hidden)
         drawn = {}
         for m, draws in out.items():
             assert isinstance(draws, Draws)
-            means, whole = (
-                values[:, :, 0].clamp(-1, 1).cpu()
-                for values in (draws.components.mean, draws.sample())
-            )
+            whole = learned[m].draws if m in learned else draws.sample()
+            both = draws.components.mean, whole
+            means, whole = (values[:, :, 0].clamp(-1, 1).cpu() for values in both)
             drawn[m] = means, whole
         yield place, drawn
 

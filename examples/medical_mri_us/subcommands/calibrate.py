@@ -1,23 +1,23 @@
-"""``calibrate``: matched experts for a trained model, for samples that spread as they should."""
+"""``calibrate``: draws of a trained model that spread as they should, and how far they do."""
 
 from __future__ import annotations
 
 __all__ = ["Calibrate", "run"]
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
-from torch import Tensor
 from tqdm import tqdm
 
+from examples.medical_mri_us.calibration import Samples, calibrate_model, hold_out
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
 from examples.medical_mri_us.data import (
+    Case,
     CaseError,
-    Slices,
     Subject,
     load_subjects,
     read_index,
@@ -27,20 +27,22 @@ from examples.medical_mri_us.facts import read_data
 from examples.medical_mri_us.models import load_model
 from examples.medical_mri_us.outputs import open_folder
 from examples.medical_mri_us.windows import fit_subjects
-from mmpoe.imputation import calibrate
 from mmpoe.training import lock, save_checkpoint
 
 FEW = 5
-"""With fewer complete cases than this, a calibration comes with a warning."""
+"""With fewer held-out cases than this, a calibration comes with a warning."""
+HELD_OUT = "val"
+"""The split of the cases that tell what helps, if the index has it."""
 
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Fit matched experts to the model of a run, for standard deviations that match errors.
+    """Make draws of the model of a run spread as they should, for intervals that match errors.
 
-    They learn from the training cases, complete ones above all; nothing else of the model changes.
-    A model that has matched experts gets new ones, which start afresh. If no step improves them,
-    the model stays as it was.
+    Matched experts and a spread around the prediction learn from the training cases; nothing else
+    of the model changes. Cases of the split 'val', or one in five training cases if there are
+    none, tell which of them improves draws, if any does, and how much 90 % intervals hold. A
+    second calibration replaces the first, with the same result.
     """
 
     run: tyro.conf.Positional[Path]
@@ -51,28 +53,11 @@ class Calibrate:
     """An entry of the configuration to change, as in calibration.steps=100."""
 
 
-class Samples(Sequence[dict[str, Tensor]]):
-    """The slices of some subjects, each a mapping of what was observed.
-
-    Arguments:
-        subjects: The subjects.
-    """
-
-    def __init__(self, subjects: Sequence[Subject]) -> None:
-        self.slices = Slices(subjects)
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:  # pyright: ignore
-        return self.slices[index][0]
-
-
 def run(options: Calibrate) -> int:
-    """Fits the experts, and saves the model with them if they are better than at the start.
+    """Calibrates the model, and saves it with what improves its draws.
 
     Raises:
-        ValueError: If an option cannot be used, no training case has all modalities, or the folder
+        ValueError: If an option cannot be used, no held-out case has two modalities, or the folder
             is in use.
         CaseError: If there is no case that can be used.
         CheckpointError: If the run has no model that can be read.
@@ -84,69 +69,56 @@ def run(options: Calibrate) -> int:
 
 def _calibrate(folder: Path, options: Calibrate) -> int:
     model, description = load_model(folder / "model")
-    if model.is_matched:
-        print("The model was calibrated before: its matched experts start afresh.")
-        for group in model.groups:
-            group.matched = None
     config = read_config(folder / "config.toml", options.set)
     data = read_data(folder)
     index = Path(data["index"]) if options.data is None else options.data
-    cases = [c for c in read_index(index, model.modalities) if c.split == data["split"]]
-    loaded = [turned(s, description.get("axes")) for s in load_subjects(cases)[0]]
-    subjects = fit_subjects(loaded, config.size)
+    cases = read_index(index, model.modalities)
+    axes = description.get("axes")
+    subjects = _load([c for c in cases if c.split == data["split"]], axes, config.size)
     if not subjects:
-        raise CaseError(f"{index}: none of {len(cases)} training cases can be used.")
-    whole = [s for s in subjects if len(s.images) == len(model.modalities)]
-    samples, complete = Samples(subjects), len(Samples(whole))
-    print(
-        f"Fitting matched experts to {len(samples)} slices, {complete} of them complete, of "
-        f"{len(whole)} cases."
-    )
-    if 0 < len(whole) < FEW:
-        print("So few complete cases can hardly tell how others spread: check the coverage.")
+        raise CaseError(f"{index}: no training case can be used.")
+    held_out = _load([c for c in cases if c.split == HELD_OUT], axes, config.size)
+    held_out = [s for s in held_out if len(s.images) > 1]
+    if not held_out:
+        subjects, held_out = hold_out(subjects)
+        print(
+            f"{index} has no split '{HELD_OUT}': {len(held_out)} training cases tell what helps. "
+            "The model has learned from them, so that it may be further off on new ones."
+        )
+    if not held_out or not subjects:
+        raise ValueError(
+            f"{index} should list two cases that have two modalities, to learn from one and to "
+            "measure on the other."
+        )
+    print(f"Calibrating on {len(Samples(subjects))} slices of {len(subjects)} cases.")
+    if len(held_out) < FEW:
+        print(f"So few held-out cases ({len(held_out)}) can hardly tell: check the coverage.")
 
     settings = config.calibration
     torch.manual_seed(config.training.seed)
     if torch.cuda.is_available():
         model.cuda()
-    bar = tqdm(total=settings.steps, desc="Calibrating", unit="step")
+    with tqdm(
+        total=settings.steps + settings.spread_steps, desc="Calibrating", unit="step"
+    ) as bar:
 
-    def show(step: int, loss: float) -> None:
-        bar.set_postfix(loss=f"{loss:.5g}", refresh=False)
-        bar.update()
+        def show(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.5g}", refresh=False)
+            bar.update()
 
-    with bar:
-        history = calibrate(
-            model,
-            samples,
-            teacher=settings.teacher,
-            steps=settings.steps,
-            batch_size=settings.batch,
-            lr=settings.lr,
-            held_out=settings.held_out,
-            after_step=show,
-        )
-    code = 130 if history.interrupted else 0
-    if history.best == 0:
-        before = "calibrated as before" if description.get("calibrated") else "not calibrated"
-        print(
-            f"No step of {len(history.losses)} improved the matched experts: the model stays as "
-            f"it was, {before}."
-        )
+        found = calibrate_model(model, subjects, held_out, settings, report=show)
+    code = 130 if found.interrupted else 0
+    print(found.told())
+    if found.interrupted and found.kept is None:
+        print("It was stopped: what was saved before stays.")
         return code
-    how = {
-        **asdict(settings),
-        "steps": history.best,
-        "slices": len(samples),
-        "complete": complete,
-        "complete_cases": len(whole),
-        "interrupted": history.interrupted,
-    }
     state = {name: value.cpu() for name, value in model.state_dict().items()}
-    save_checkpoint(
-        folder / "model", state, {**description, "calibrated": True, "calibration": how}
-    )
+    facts = found.facts(settings, subjects, len(held_out))
+    save_checkpoint(folder / "model", state, {**description, **facts})
     write_card(folder)
-    losses = list(history.held_out.values()) or history.losses[:1] + history.losses[-1:]
-    print(f"Held-out loss {losses[0]:.1f} -> {min(losses):.1f} nats, at step {history.best}.")
     return code
+
+
+def _load(cases: Sequence[Case], axes: str | None, size: int) -> list[Subject]:
+    """Loads cases, and brings them to the axes and the size of the model."""
+    return fit_subjects([turned(s, axes) for s in load_subjects(cases)[0]], size)

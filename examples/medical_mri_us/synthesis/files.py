@@ -32,8 +32,8 @@ MEANING = (
 """The meaning of the intensities of the volumes, in words."""
 
 SPREAD = {
-    True: "calibrated: from matched experts, at temperature 1, the likelihood's noise included",
-    False: "uncalibrated: understates errors; `calibrate` fits what it takes to match them",
+    True: "calibrated: intervals hold about what they should on cases that were held out",
+    False: "uncalibrated: not known to match errors; `calibrate` fits what it takes, and measures",
 }
 """The caveats of standard deviations, in words."""
 

@@ -123,7 +123,7 @@ def synthesise_job(
             job.name,
             synthesis,
             provenance,
-            calibrated=model.is_matched,
+            calibrated=bool(description.get("calibrated")),
             bids=asked.bids,
         )
         if header is not None:

@@ -25,7 +25,8 @@ class Prediction(NamedTuple):
     mean: dict[str, Volume]
     """The images at the mean of the latents, (slices, size, size)."""
     std: dict[str, Volume]
-    """The standard deviation of draws at temperature 1, the noise of the likelihood included."""
+    """The standard deviation of the model's spread, or else of draws at temperature 1, the noise
+    of the likelihood included."""
     samples: dict[str, Volume]
     """Samples, without that noise, (samples, slices, size, size)."""
 
@@ -134,15 +135,18 @@ def predict(
     def work(rows: slice) -> None:
         places = shown[rows]
         images = {m: torch.from_numpy(v[places])[:, None].to(like) for m, v in x.items()}
-        for m, (value, _) in _decode(model, images, targets, [], 0.0).items():
+        for m, (value, spread) in _decode(model, images, targets, [], 0.0).items():
             mean[m][places] = value[0]
-        if std:
+            if std and model.spread is not None:
+                std[m][places] = spread[0]
+        from_draws = bool(std) and model.spread is None
+        if from_draws:
             for m, (values, spread) in _decode(model, images, targets, noise, 1.0).items():
                 variance = values.var(axis=0, ddof=1) + (spread**2).mean(axis=0)
                 std[m][places] = np.sqrt(variance)
                 if temperature == 1:
                     several[m][:, places] = values
-        if several and (temperature != 1 or not std):
+        if several and (temperature != 1 or not from_draws):
             for m, (values, _) in _decode(model, images, targets, noise, temperature).items():
                 several[m][:, places] = values
         if done is not None:
@@ -239,4 +243,9 @@ def _decode(
         return values[:, :, 0].float().cpu().numpy()
 
     decoded = model.decode(q.state, targets)
-    return {m: (numbers(p.mean), numbers(p.stddev)) for m, p in decoded.items()}
+    found = {m: (numbers(p.mean), numbers(p.stddev)) for m, p in decoded.items()}
+    if model.spread is not None and not noise:  # of what is not given
+        point = {m: p.mean[0] for m, p in decoded.items()}
+        for m, p in model.spread(q.state.h, given[0], point).items():
+            found[m] = found[m][0], numbers(p.stddev[None])
+    return found
