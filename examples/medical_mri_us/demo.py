@@ -13,13 +13,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import mmpoe
+from mmpoe.models import MMHVAE
 from mmpoe.training import write_file
 
+from .calibration import Calibrated, calibrate_model
 from .card import write_card
 from .checks import check_integer
-from .config import Config, write_config
+from .config import Config, Matching, write_config
 from .data import Subject, load_subjects, read_index
 from .evaluation import cross_modal_gain, evaluate
 from .facts import data_of, facts_of
@@ -31,6 +34,8 @@ from .train import Settings, build_model, save_model, train
 
 PANEL = (["us"], ["t2", "cet1"], ["us", "t2"])
 """The subsets that the panel shows."""
+SEED = 1
+"""The seed of the patients that the model is calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class Demo:
     """The number of training patients, with modalities missing as in ReMIND."""
     held_out: int = 20
     """The number of held-out patients, complete, that the model is scored on."""
+    calibrate_on: int = 20
+    """The number of further patients, complete, that set how far its draws spread."""
+    calibrate: Matching = field(default_factory=lambda: Matching(steps=0))
+    """How the model is calibrated. Matched experts do not help on phantoms: only a spread is
+    fitted."""
     size: int = 64
     """The height and width of the slices, in pixels over 96 mm: a multiple of 8."""
     workers: int = 2
@@ -63,6 +73,8 @@ class Demo:
         """Raises a ValueError that names the argument, if there is one that cannot be used."""
         check_integer("patients", self.patients, 1)
         check_integer("held_out", self.held_out, 1)
+        check_integer("calibrate_on", self.calibrate_on, 1)
+        self.calibrate.check()
         check_integer("size", self.size, 16)
         check_integer("workers", self.workers, 1)
         build_model(self.size)
@@ -122,6 +134,14 @@ def run(demo: Demo) -> int:
             print(f"To resume, run the same again with --keep {keep} --resume.")
         return history.exit_code
 
+    calibration, number = _calibrate(model, subjects, demo)
+    print(calibration.told())
+    facts |= calibration.facts(demo.calibrate, subjects, number)
+    save_model(demo.out / "model", model, demo.size, demo.train, history, facts=facts)
+    write_card(demo.out)
+    if calibration.interrupted:
+        return 130
+
     cells = evaluate(model, subjects, held_out)
     write_file(demo.out / "metrics.json", (json.dumps(cells, indent=1) + "\n").encode())
 
@@ -146,6 +166,7 @@ def run(demo: Demo) -> int:
             f"{os.cpu_count()} cores",
         },
         credit=CREDIT,
+        calibration=calibration.told(),
     )
     curve = draw_training(history.bounds)
     write_report(demo.out / "report.html", cells, panel, curve, shown)
@@ -157,6 +178,22 @@ def run(demo: Demo) -> int:
         f"Open {demo.out / 'report.html'} ({minutes:.1f} minutes in all)."
     )
     return 0
+
+
+def _calibrate(model: MMHVAE, subjects: list[Subject], demo: Demo) -> tuple[Calibrated, int]:
+    """Calibrates a model on patients that it has not seen, and returns their number too."""
+    index = cached_dataset(
+        train=0, test=demo.calibrate_on, size=demo.size, workers=demo.workers, seed=SEED
+    )
+    fresh, _ = load_subjects(read_index(index))
+    torch.manual_seed(demo.train.seed)
+    with tqdm(
+        total=demo.calibrate.steps + demo.calibrate.spread_steps, desc="Calibrating", unit="step"
+    ) as bar:
+        found = calibrate_model(
+            model, subjects, fresh, demo.calibrate, report=lambda *_: bar.update()
+        )
+    return found, len(fresh)
 
 
 def _typical(subjects: list[Subject]) -> Subject:

@@ -15,7 +15,7 @@ import torch
 
 from examples.medical_mri_us import demo as demo_module
 from examples.medical_mri_us.__main__ import main
-from examples.medical_mri_us.config import read_config
+from examples.medical_mri_us.config import Matching, read_config
 from examples.medical_mri_us.data import Subject, load_subjects, read_index
 from examples.medical_mri_us.demo import Demo, run
 from examples.medical_mri_us.evaluation import (
@@ -43,7 +43,16 @@ SETTINGS = Settings(steps=30, minutes=None)
 def demo(brain, tmp_path_factory):
     """A demo that has run."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    demo = Demo(out=out, patients=8, held_out=2, size=SIZE, workers=1, train=SETTINGS)
+    demo = Demo(
+        out=out,
+        patients=8,
+        held_out=2,
+        calibrate_on=3,
+        calibrate=Matching(steps=0, spread_steps=2),
+        size=SIZE,
+        workers=1,
+        train=SETTINGS,
+    )
     assert run(demo) == 0
     return demo
 
@@ -79,6 +88,22 @@ def test_the_model_has_a_card_and_is_one_of_a_run(demo):
     assert description["spacing"] == [3.0, 3.0, 2.0]
 
 
+def test_the_model_is_calibrated_as_far_as_it_helps(demo):
+    model, description = load_model(demo.out / "model")
+    how = description["calibration"]
+    assert how["held_out_cases"] == 3
+    assert set(how["energy"]) == {"as it was", "spread"}
+    helped = how["energy"]["spread"] < how["energy"]["as it was"]
+    assert (model.spread is not None) == helped
+    assert set(how["coverage"]) >= {"voxels", "blocks of 8", "quarters"}
+    within = all(abs(v - 0.9) <= 0.05 for v in how["coverage"].values())
+    assert description["calibrated"] == within
+    card = (demo.out / "model" / "README.md").read_text()
+    assert ("**Not calibrated.**" in card) == (not within)
+    text = (demo.out / "report.html").read_text()
+    assert f"voxels {100 * how['coverage']['voxels']:.1f} %" in text
+
+
 def test_metrics_are_60_cells(demo):
     cells = json.loads((demo.out / "metrics.json").read_text())
     assert len(cells) == 15 * 4
@@ -99,7 +124,7 @@ def test_report_is_self_contained_and_leads_with_cross_modal(demo):
     assert text.count("data:image/png;base64,") == 2
     assert text.index("Cross-modal synthesis") < text.index("Self-reconstruction")
     assert "phantom" in text
-    assert "not calibrated" in text
+    assert "90 % intervals hold: voxels" in text
     assert "ICBM" in text  # the credit of the template
 
 

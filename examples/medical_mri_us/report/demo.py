@@ -34,6 +34,8 @@ class Facts:
     """How the model was trained, and on which machine."""
     credit: str
     """Whom the anatomy is owed to."""
+    calibration: str = "It is not calibrated."
+    """How far the spread of draws is known to match errors."""
 
 
 def write_report(
@@ -63,12 +65,11 @@ def write_report(
         tag(
             "p",
             "A held-out subject. Framed images were given to the model; all others were "
-            "synthesised. The standard deviation is that of the predicted mean over latent "
-            "samples; it is ",
-            tag("b", "not calibrated"),
-            ": compare its scale with that of the error.",
+            "synthesised. The standard deviation is that of whole predictions, two of which are "
+            "shown, on the colour scale of the error. ",
+            facts.calibration,
         ),
-        _image(panel, "Truth, synthesis from several subsets, error and standard deviation"),
+        _image(panel, "Truth, synthesis from several subsets, error, deviation and two draws"),
         tag("h2", "Cross-modal synthesis"),
         tag(
             "p",
