@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from mmpoe.imputation._conformal import conformal_rank
 from mmpoe.posteriors import LinearPoE, LinearPosterior
 
 from ._features import Features
@@ -93,15 +94,15 @@ class Calibration(NamedTuple):
         it says. Features with few rows share the residuals of all.
         """
         count = (~np.isnan(self.residuals)).sum(axis=0)
-        level = np.ceil((count + 1) * coverage) / np.maximum(count, 1)
-        pooled = self.residuals[~np.isnan(self.residuals)]
+        pooled = np.sort(self.residuals[~np.isnan(self.residuals)])
         if len(pooled) == 0:
             return np.full(len(count), stats.norm.ppf((1 + coverage) / 2))
-        share = min(1.0, np.ceil((len(pooled) + 1) * coverage) / len(pooled))
-        width = np.full(len(count), np.quantile(pooled, share, method="inverted_cdf"))
-        own = (count >= LEAST) & (level <= 1)
-        for k in np.flatnonzero(own):
-            width[k] = np.nanquantile(self.residuals[:, k], level[k], method="inverted_cdf")
+        rank = min(len(pooled), conformal_rank(len(pooled), coverage))
+        width = np.full(len(count), pooled[rank - 1])
+        for k, n in enumerate(count.tolist()):
+            rank = conformal_rank(n, coverage)
+            if LEAST <= n and rank <= n:
+                width[k] = np.sort(self.residuals[:, k])[rank - 1]  # NaN comes last
         return width
 
 
