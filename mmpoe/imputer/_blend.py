@@ -101,7 +101,7 @@ class Calibration(NamedTuple):
         width = np.full(len(count), pooled[rank - 1])
         for k, n in enumerate(count.tolist()):
             rank = conformal_rank(n, coverage)
-            if LEAST <= n and rank <= n:
+            if n >= LEAST and rank <= n:
                 width[k] = np.sort(self.residuals[:, k])[rank - 1]  # NaN comes last
         return width
 

@@ -152,7 +152,13 @@ def load(
 
 
 def explain_matched(model: MultimodalVAE, state: Mapping[str, Any], prefix: str) -> list[str]:
-    """Says what to do if a state has matched experts and the model has none."""
+    """Says what to do if a state has matched experts or a spread, and the model has none."""
+    if model.spread is None and any(name.startswith(f"{prefix}spread.") for name in state):
+        return [
+            "It is the state of a model with a spread (mmpoe.imputation.fit_spread), which this "
+            "model does not have: save models with save_pretrained and load them with "
+            "from_pretrained, which build it by themselves."
+        ]
     inside = [name for name in state if name.startswith(f"{prefix}groups.")]
     if model.is_matched or not any(".matched." in name for name in inside):
         return []

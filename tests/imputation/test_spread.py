@@ -138,6 +138,8 @@ def test_a_model_is_saved_with_its_spread(name, tmp_path):
         torch.manual_seed(2)
         drawn.append(impute(each, x, ["a"], draws=2)["b"].draws)
     assert torch.equal(*drawn)
+    with pytest.raises(RuntimeError, match=r"state of a model with a spread .* from_pretrained"):
+        made(name)[0].load_state_dict(model.state_dict())
 
 
 @pytest.mark.long
