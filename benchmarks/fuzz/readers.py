@@ -104,7 +104,7 @@ def _write_index(folder: Path) -> None:
 
 
 def _write_config(folder: Path) -> None:
-    write_config(folder / "config.toml", Config(NAMES, 16, SMALL))
+    write_config(folder / "config.toml", Config(NAMES, 16, model=SMALL))
 
 
 def _write_model(folder: Path) -> None:

@@ -36,7 +36,7 @@ CASES = {
 SET = (
     "size=16", "model.patch=4", "model.widths=[16, 8]", "model.latents=[3, 2]", "training.steps=6",
     "training.batch=2", "training.minutes=none", "calibration.steps=2", "calibration.batch=4",
-    'covariates=["age", "site"]',
+    "calibration.spread_steps=2", 'covariates=["age", "site"]',
 )  # fmt: skip
 
 

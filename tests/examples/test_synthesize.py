@@ -206,7 +206,7 @@ class Moving(torch.nn.Module):
 
     def __init__(self, reach):
         super().__init__()
-        self.modalities, self.is_matched, self.best_experts = list(MODALITIES), False, "trained"
+        self.modalities, self.best_experts, self.spread = list(MODALITIES), "trained", None
         kernel = torch.rand((1, 1, 2 * reach + 1, 2 * reach + 1)) / (2 * reach + 1) ** 2
         self.kernel = torch.nn.Parameter(kernel)
         self.groups = [types.SimpleNamespace(shape=(1, side, side)) for side in (8, 32)]

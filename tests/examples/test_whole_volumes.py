@@ -35,6 +35,7 @@ pytestmark = pytest.mark.slow
 SMALL = (
     "size=16", "model.patch=4", "model.widths=[16, 8]", "model.latents=[3, 2]",
     "training.steps=1", "training.batch=2", "calibration.steps=2", "calibration.batch=4",
+    "calibration.spread_steps=2",
 )  # fmt: skip
 
 LEFT_OUT = {"strict": {"ms_ssim", "lpips", "st_lpips"}, "mmhvae-2026": {"lpips"}}
@@ -241,7 +242,10 @@ def test_experts_are_matched_on_all_tiles(tmp_path, capsys):
     index.write_text("\n".join(rows) + "\n")
     assert train.run(train.Train(tmp_path / "run", data=index, set=SMALL, device="cpu")) == 0
     assert calibrate.run(calibrate.Calibrate(tmp_path / "run")) == 0
-    assert "tiles of slices, 48 of them complete, of 2 cases" in capsys.readouterr().out
+    assert (
+        "Calibrating on 24 tiles of slices, 24 of them complete, of 1 case."
+        in capsys.readouterr().out
+    )
 
 
 def test_tiles_of_a_subject_hold_all_that_is_in_view():
