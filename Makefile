@@ -9,7 +9,7 @@ EXTRAS := tensorboard,downstream,examples,omics
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-browser demo journey test test-fast test-long check tests doctest docs docs-fast audit-poe bench-smoke \
-	bench-ablations bench-data-path bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-omics \
+	bench-ablations bench-cells bench-data-path bench-downstream bench-downstream-full bench-fusion bench-mmhvae bench-multivae bench-omics \
 	bench-poe bench-recipe bench-synthesis bench-synthesis-full bench-tables bench-uncertainty calibration-gate fuzz \
 	gpu kill-test lock mutants reliability test-kernels format clean
 
@@ -85,6 +85,7 @@ bench-smoke: $(READY)
 	$(BIN)/python -m benchmarks.bench_poe --smoke
 	$(BIN)/python -m benchmarks.bench_multivae --smoke
 	$(BIN)/python -m benchmarks.bench_mmhvae --smoke --threads 1
+	$(BIN)/python -m benchmarks.bench_cells --smoke
 	$(BIN)/python -m benchmarks.bench_recipe --smoke
 	$(BIN)/python -m benchmarks.synthesis.costs --smoke
 	rm -rf runs/bench-smoke
@@ -111,8 +112,12 @@ bench-tables: $(READY)  ## Compare imputers on tables with holes, about an hour;
 bench-data-path: $(READY)  ## Measure what training and synthesis hold and wait for, minutes; write the tables
 	$(BIN)/python -m benchmarks.data_path --write
 
-bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes
-	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae | tee benchmarks/results/mmhvae.txt"
+bench-mmhvae: $(READY)  ## Time the published MMHVAE beside the published way, minutes (OFFICIAL=a checkout of it)
+	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_mmhvae --threads 1 \
+		$(if $(OFFICIAL),--official $(OFFICIAL)) | tee benchmarks/results/mmhvae.txt"
+
+bench-cells: $(READY)  ## Time normalisation and depthwise convolution beside PyTorch's, a minute
+	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_cells | tee benchmarks/results/cells.txt"
 
 bench-recipe: $(READY)  ## Compare how long training takes to reach a bound, half an hour
 	bash -o pipefail -c "$(BIN)/python -m benchmarks.bench_recipe | tee benchmarks/results/recipe.txt"

@@ -8,12 +8,17 @@ within a round.
 The published way is a twin, `benchmarks/_published.py`, or the published code itself: with
 `--official PATH`, the classes in a checkout of it are imported and run instead.
 
+Both are timed in float32 and, where the processor has units for it, in bfloat16: at inference
+weights and images are in it themselves, training is by PyTorch's autocast. Of one thread it is the
+time of the processor that counts, whatever else runs.
+
 *Inference* is one sample of a slice from four inputs. A *training step* is forward, backward and
 Adamax on the published loss: mean absolute errors and sampled log-ratios from three subsets, all
 modalities, the first one and one of the rest. The row below each is the same step on the bound of
 the library, whose divergences are in closed form. *Multiplications* are those of convolutions and
 matrices (`torch.utils.flop_counter`, two operations each); there are fewer here from several
-inputs, since experts share what their first convolution makes of the state. Exits with 1 if
+inputs, since experts share what their first convolution makes of the state. Those with zeros, in
+lanes of the processor that would have nothing to do, are left out. Exits with 1 if
 outputs differ or a ratio is below what is promised; a smoke run measures too little to tell the
 latter.
 
@@ -23,12 +28,17 @@ latter.
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +57,8 @@ PASSES = [NAMES, ["us"], ["t2", "flair"]]
 """The subsets of a training step."""
 KL_WEIGHT = 1e-3
 TEMPERATURE = 0.7
+HALF = " in bfloat16"
+HAS_HALF = any(v is True and "bf16" in name for name, v in torch.cpu.get_capabilities().items())
 TOLERANCE = 1e-4
 """How much outputs may differ, relative to the largest of their tensor."""
 
@@ -70,9 +82,20 @@ class Pair(NamedTuple):
     x: dict[str, Tensor]
 
 
-FULL = (Network(192, 1, 7), [(Network(64, 4, 6), 1.3), (Network(192, 2, 7), 1.15)])
+class Promise(NamedTuple):
+    """How many times as fast a training step is at least as the published one in float32."""
+
+    single: float
+    half: float
+    """In bfloat16."""
+
+
+FULL = (
+    Network(192, 1, 7),
+    [(Network(64, 4, 6), Promise(1.5, 1.6)), (Network(192, 2, 7), Promise(1.3, 1.5))],
+)
 TINY = Network(32, 2, 4, width=8, max_width=16, blocks=1)
-SMOKE = (TINY._replace(batch=1), [(TINY, 1.3)])
+SMOKE = (TINY._replace(batch=1), [(TINY, Promise(1.3, 1.3))])
 
 
 def build(network: Network, checkout: Path | None) -> Pair:
@@ -198,6 +221,30 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
+def check_half(pair: Pair) -> float:
+    """Returns the signal-to-noise ratio of images in bfloat16 to those in float32, in dB."""
+    noise = [n[0] for n in draw_noise(pair, 1)]
+    with torch.no_grad():
+        exact = pair.ours(pair.x, NAMES, noise=noise)
+        low = in_half(pair)
+        found = low.ours(low.x, NAMES, noise=[n.bfloat16() for n in noise])
+    errors = [
+        (found.likelihoods[m].mean - exact.likelihoods[m].mean).square().mean() for m in NAMES
+    ]
+    return (10 * torch.log10(2**2 / torch.stack(errors).mean())).item()  # images are in (-1, 1)
+
+
+def in_half(pair: Pair) -> Pair:
+    """Returns networks and batch in bfloat16."""
+    ours, theirs = copy.deepcopy(pair.ours).bfloat16(), copy.deepcopy(pair.theirs).bfloat16()
+    return Pair(ours, theirs, {m: image.bfloat16() for m, image in pair.x.items()})
+
+
+def half() -> torch.autocast:
+    """Computes convolutions in bfloat16, of weights in float32."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 def giga_macs(run: Callable[[], object]) -> float:
     """Returns the multiplications of convolutions and matrices, in 1e9."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -210,18 +257,23 @@ def show_macs(pair: Pair) -> None:
     for number in range(1, len(NAMES) + 1):
         given = {m: pair.x[m] for m in NAMES[:number]}
         theirs = giga_macs(lambda: pair.theirs(dict(given)))  # noqa: B023
-        ours = giga_macs(lambda: pair.ours.predict(given))  # noqa: B023
+        with patch("mmpoe.nn.cells.MOST_PIXELS", 1):
+            ours = giga_macs(lambda: pair.ours.predict(given))  # noqa: B023
         what = f"inference, {_shape(pair)}, {number} of {len(NAMES)} inputs"
         print(f"{what:46}{theirs:11.3f}{ours:9.3f}", flush=True)
 
 
-def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
+def training_step(
+    network: nn.Module, loss: Callable[[], Tensor], *, precision: Callable = nullcontext
+) -> Callable[[], object]:
     """Returns a step down a loss."""
     optimizer = torch.optim.Adamax(network.parameters(), lr=2e-3)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss().backward()
+        with precision():
+            value = loss()
+        value.backward()
         optimizer.step()
 
     return step
@@ -229,10 +281,11 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Callable[[]
 
 def time_in_turns(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Returns the seconds that each took in each round, after one to warm up."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times = {name: [] for name in runs}
     for round_ in range(rounds + 1):
         for name, run in runs.items():
-            taken = seconds(run)
+            taken = seconds(run, clock=clock)
             if round_:
                 times[name].append(taken)
     return times
@@ -254,33 +307,53 @@ def show(what: str, theirs: list[float], ours: list[float], promised: float | No
 
 
 def measure_inference(pair: Pair, rounds: int) -> list[str]:
-    """Times inference, prints a row for all targets and one for one, returns what falls short."""
+    """Times inference, prints rows for all targets and for one, and returns what falls short."""
 
     @torch.no_grad()
-    def theirs() -> None:
+    def theirs(pair: Pair) -> None:
         pair.theirs(dict(pair.x), TEMPERATURE)
 
-    def predict(targets: list[str]) -> None:
+    def ours(pair: Pair, targets: list[str]) -> None:
         pair.ours.predict(pair.x, targets=targets, temperature=TEMPERATURE)
 
-    times = time_in_turns(
-        {"theirs": theirs, "all": lambda: predict(NAMES), "one": lambda: predict(["cet1"])}, rounds
-    )
+    tasks = {}
+    for name, same in ({"": pair} | ({HALF: in_half(pair)} if HAS_HALF else {})).items():
+        tasks |= {
+            f"theirs{name}": partial(theirs, same),
+            f"all{name}": partial(ours, same, NAMES),
+            f"one{name}": partial(ours, same, ["cet1"]),
+        }
+    times = time_in_turns(tasks, rounds)
     what = f"inference, {_shape(pair)}"
-    short = show(f"{what}, all targets", times["theirs"], times["all"], 1.25)
-    return short + show(f"{what}, one target", times["theirs"], times["one"], 1.6)
+    short = show(f"{what}, all targets", times["theirs"], times["all"], 1.5)
+    short += show(f"{what}, one target", times["theirs"], times["one"], 1.75)
+    if HAS_HALF:
+        short += show("  all targets, in bfloat16", times["theirs"], times["all" + HALF], 2.3)
+        short += show("  one target, in bfloat16", times["theirs"], times["one" + HALF], 2.6)
+        theirs_half = times["theirs" + HALF]
+        short += show("  all targets, both in bfloat16", theirs_half, times["all" + HALF], 1.4)
+        short += show("  one target, both in bfloat16", theirs_half, times["one" + HALF], 1.5)
+    return short
 
 
-def measure_training(pair: Pair, promised: float, rounds: int) -> list[str]:
+def measure_training(pair: Pair, promised: Promise, rounds: int) -> list[str]:
     """Times training, prints a row for each loss, and returns what falls short."""
     tasks = {
         "theirs": training_step(pair.theirs, lambda: their_loss(pair)),
         "ours": training_step(pair.ours, lambda: our_loss(pair)),
         "bound": training_step(pair.ours, lambda: our_bound(pair)),
     }
+    if HAS_HALF:
+        tasks |= {
+            "theirs" + HALF: training_step(pair.theirs, lambda: their_loss(pair), precision=half),
+            "ours" + HALF: training_step(pair.ours, lambda: our_loss(pair), precision=half),
+        }
     times = time_in_turns(tasks, rounds)
-    short = show(f"training, {_shape(pair)}", times["theirs"], times["ours"], promised)
+    short = show(f"training, {_shape(pair)}", times["theirs"], times["ours"], promised.single)
     show("  with divergences in closed form", times["theirs"], times["bound"], None)
+    if HAS_HALF:
+        short += show("  in bfloat16", times["theirs"], times["ours" + HALF], promised.half)
+        show("  both in bfloat16", times["theirs" + HALF], times["ours" + HALF], None)
     return short
 
 
@@ -304,8 +377,8 @@ def main() -> None:
     rounds = 1 if options.smoke else options.rounds
 
     print(
-        f"{processor()}, {options.threads} threads, PyTorch {torch.__version__}, "
-        f"Python {platform.python_version()}, float32"
+        f"{processor()}, {_threads(options.threads)}, PyTorch {torch.__version__}, "
+        f"Python {platform.python_version()}"
     )
     print("against", "a twin of the published code" if not options.official else "published code")
     network, steps = SMOKE if options.smoke else FULL
@@ -323,6 +396,11 @@ def main() -> None:
     if wrong:
         sys.exit("Not the same: " + "; ".join(wrong))
 
+    if HAS_HALF:
+        ratio = check_half(drawing)
+        print(f"\nimages in bfloat16 to those in float32, peak signal to noise: {ratio:.1f} dB")
+    else:
+        print("\nthis processor has no units for bfloat16")
     print(f"\nmultiplications in 1e9, all targets\n{'':46}{'published':>11}{'mmpoe':>9}")
     show_macs(drawing)
     print(f"\nmedians of {rounds} rounds in ms, ratio and its range, and what is promised")
@@ -332,6 +410,10 @@ def main() -> None:
         short += measure_training(pair, promised, rounds)
     if short and not options.smoke:
         sys.exit("Not as promised: " + "; ".join(short))
+
+
+def _threads(number: int) -> str:
+    return "1 thread, time of the processor" if number == 1 else f"{number} threads"
 
 
 def _shape(pair: Pair) -> str:

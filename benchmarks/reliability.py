@@ -132,7 +132,7 @@ FAULTS = {
     78: Fault("a disk that fills up in a subcommand", "an error names the file and the space"),
     79: Fault("more processes than batches", "an error says both numbers"),
     80: Fault("a resume with another number of processes", "the run resumes, and says so"),
-    81: Fault("a scan that is larger than memory", "synthesised in parts"),
+    81: Fault("many samples and targets of a large scan", "at most three volumes are held"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Calibrated", "Samples", "calibrate_model", "hold_out", "measure"]
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -110,18 +110,20 @@ class Samples(Sequence[dict[str, Tensor]]):
 
     Arguments:
         subjects: The subjects, in memory or stored.
-        covariates: The covariates of the model.
+        model: The model that is to see them.
         flip: Whether to mirror every other slice at random.
     """
 
     def __init__(
         self,
         subjects: Sequence[Subject | StoredSubject],
-        covariates: Covariates,
+        model: MMHVAE,
         *,
         flip: bool = False,
     ) -> None:
-        self.slices, self.covariates = Slices(subjects, flip=flip), covariates
+        self.modalities: Sequence[str] = model.modalities
+        self.slices = Slices(subjects, flip=flip, slices=getattr(model, "slices", 1))
+        self.covariates: Covariates = getattr(model, "covariates", Covariates())
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -138,14 +140,18 @@ class Samples(Sequence[dict[str, Tensor]]):
         context = {NAME: torch.tensor(self.covariates.numbers(further))}
         return {**images, "context": context}, fov  # pyright: ignore[reportReturnType]
 
-    def batch(self, places: Sequence[int], modalities: Sequence[str]) -> _Batch:
-        """Returns some slices, what was observed of them, and their views by modality."""
+    def batch(self, places: Iterable[int]) -> _Batch:
+        """Returns some slices with those beside them, their views, and the slices alone.
+
+        What was observed comes second. Views and slices are by modality.
+        """
         found = [self.seen(k) for k in places]
-        x, observed = collate([images for images, _ in found], modalities)
-        return x, observed, dict.fromkeys(x, torch.stack([fov for _, fov in found]))
+        x, observed = collate([images for images, _ in found], self.modalities)
+        views = dict.fromkeys(x, torch.stack([fov for _, fov in found]))
+        return x, observed, views, {m: v[:, :1] for m, v in x.items()}
 
 
-_Batch = tuple[Mapping[str, Tensor], Tensor, dict[str, Tensor]]
+_Batch = tuple[Mapping[str, Tensor], Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 
 class _Batches:
@@ -154,21 +160,17 @@ class _Batches:
     def __init__(
         self, model: MMHVAE, subjects: Sequence[Subject | StoredSubject], size: int
     ) -> None:
-        samples = Samples(subjects, _covariates(model), flip=True)
+        samples = Samples(subjects, model, flip=True)
         weights = samples.slices.weights(0.3)
         self.loader = DataLoader(
             range(len(samples)),  # pyright: ignore[reportArgumentType]
             size,
             sampler=WeightedRandomSampler(weights.tolist(), len(samples), replacement=True),
-            collate_fn=lambda places: samples.batch(places, model.modalities),
+            collate_fn=samples.batch,
         )
 
     def __iter__(self) -> Iterator[_Batch]:
         return iter(self.loader)
-
-
-def _covariates(model: MMHVAE) -> Covariates:
-    return getattr(model, "covariates", Covariates())
 
 
 def hold_out(subjects: Sequence[Subject]) -> tuple[list[Subject], list[Subject]]:
@@ -212,7 +214,7 @@ def calibrate_model(
     if settings.steps and any(len(s.images) == len(model.modalities) for s in subjects):
         history = calibrate(
             model,
-            Samples(subjects, _covariates(model)),
+            Samples(subjects, model),
             teacher=settings.teacher,
             steps=settings.steps,
             batch_size=settings.batch,
@@ -311,8 +313,8 @@ def _means(volumes: Tensor, fov: Tensor, side: int) -> Tensor:
 
 def _held_out(model: MMHVAE, subjects: Sequence[Subject]) -> HeldOut:
     """The slices of cases, and the patient of each: all tiles of one have the same name."""
-    samples = Samples(subjects, _covariates(model))
-    x, observed, valid = samples.batch(range(len(samples)), model.modalities)
+    samples = Samples(subjects, model)
+    x, observed, valid, truth = samples.batch(range(len(samples)))
     number = {s.name: k for k, s in enumerate(subjects)}
     cases = [number[subjects[s].name] for s, _ in samples.slices.places]
-    return HeldOut(x, observed, valid=valid, cases=cases)
+    return HeldOut(x, observed, valid=valid, truth=truth, cases=cases)

@@ -17,7 +17,7 @@ from mmpoe.training import write_file
 from .checks import check_choice, check_integer, check_number, check_positive
 from .critics import Critics
 from .modalities import MODALITIES
-from .models import DEFAULT, Network, build_model
+from .models import DEFAULT, MOST_SLICES, Network, build_model
 from .names import check_modalities
 from .settings import Settings
 from .tables import from_table, to_table
@@ -69,6 +69,8 @@ class Config:
     """The names of the modalities: columns of the index."""
     size: int = 64
     """The height and width of the model's slices; larger images are cut, smaller ones padded."""
+    slices: int = 1
+    """The number of slices of an input: with 3, its neighbours are further channels of each."""
     covariates: tuple[str, ...] = ()
     """Further columns of the index that the model depends on, such as age and site."""
     model: Network = DEFAULT
@@ -79,6 +81,10 @@ class Config:
     def check(self) -> None:
         """Raises a ValueError that names the entry, if there is one that cannot be used."""
         check_integer("size", self.size, 4)
+        if check_integer("slices", self.slices, 1) % 2 == 0 or self.slices > MOST_SLICES:
+            raise ValueError(
+                f"'slices' should be odd, from 1 to {MOST_SLICES}, but is {self.slices}."
+            )
         for part in (self.training, self.adversary, self.calibration):
             part.check()
         check_modalities(self.modalities)

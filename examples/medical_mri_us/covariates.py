@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["NAME", "Covariate", "Covariates", "carrying", "condition", "fit_covariates"]
+__all__ = [
+    "NAME",
+    "Covariate",
+    "Covariates",
+    "carrying",
+    "condition",
+    "fit_covariates",
+    "widen",
+]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -160,6 +168,21 @@ def _fit(name: str, cells: Sequence[str]) -> Covariate:
     return Covariate(name, tuple(kinds))
 
 
+def widen(model: MMHVAE, slices: int) -> None:
+    """Lets the encoders of a model see the slices beside each, as further channels of an image.
+
+    Their weights are 0 at first, so that the model starts as one of single slices. It has the
+    number as an attribute.
+
+    Arguments:
+        model: The model, of images with one channel. It is changed.
+        slices: The number of slices, odd; 1 leaves the model as it is.
+    """
+    model.slices = slices  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    for m in model.modalities if slices > 1 else ():
+        _widen(model.encoders[m], slices - 1)
+
+
 def condition(model: MMHVAE, covariates: Covariates) -> None:
     """Lets the encoders and decoders of a model see covariates, which it has as an attribute.
 
@@ -175,7 +198,8 @@ def condition(model: MMHVAE, covariates: Covariates) -> None:
         return
     for m in model.modalities:
         encoder = model.encoders[m]
-        _widen(encoder, covariates.size)
+        slices: int = getattr(model, "slices", 1)
+        _widen(encoder, covariates.size, images=slices)
         model.encoders[m] = Conditional(encoder, [NAME])
         likelihood: Any = model.decoders[m]
         channels = _first_convolution(likelihood.network)[1].in_channels
@@ -208,11 +232,11 @@ def carrying(
     return Batch(x, context={NAME: numbers.expand(len(first), -1)})
 
 
-def _widen(encoder: nn.Module, more: int) -> None:
-    """Gives the first convolution of an encoder more images, whose weights are 0."""
+def _widen(encoder: nn.Module, more: int, images: int = 1) -> None:
+    """Gives the first convolution of an encoder of some images more of them, with weights of 0."""
     parent, convolution = _first_convolution(encoder)
     wide = nn.Conv2d(
-        convolution.in_channels * (1 + more),
+        convolution.in_channels // images * (images + more),
         convolution.out_channels,
         convolution.kernel_size,  # pyright: ignore[reportArgumentType]
         convolution.stride,  # pyright: ignore[reportArgumentType]

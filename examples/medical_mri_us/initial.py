@@ -4,14 +4,15 @@ from __future__ import annotations
 
 __all__ = ["Start", "read_start"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmpoe.models import MMHVAE
 
-from .covariates import Covariates, condition
+from .config import Config
+from .covariates import Covariates, condition, widen
 from .models import Network, architecture_of, load_model, model_folder
 
 
@@ -37,8 +38,10 @@ class Start:
 
         These are what all modalities share, and what belongs to a modality that both models have.
         The others stay as they are. Matched experts are not copied. Where the model has covariates
-        and this one has none, it starts as one that does not look at them.
+        and this one has none, it starts as one that does not look at them; so it is with slices.
         """
+        if getattr(self.model, "slices", 1) == 1 and not getattr(self.model, "covariates", ()):
+            widen(self.model, getattr(model, "slices", 1))
         if not getattr(self.model, "covariates", ()):
             condition(self.model, getattr(model, "covariates", Covariates()))
         own, given = model.state_dict(), self.model.state_dict()
@@ -55,29 +58,33 @@ class Start:
         return f"{said}."
 
 
-def read_start(
-    run: Path, modalities: Sequence[str], network: Network, covariates: Sequence[str] = ()
-) -> Start:
+def read_start(run: Path, config: Config) -> Start:
     """Reads a model to start from.
 
     Arguments:
         run: Its run, or its folder.
-        modalities: The modalities of the model to train.
-        network: What the model to train is built from.
-        covariates: The covariates of the model to train.
+        config: The configuration of the model to train.
 
     Raises:
-        ValueError: If it has another network, other covariates, or none of the modalities.
+        ValueError: If it has another network, other covariates or slices, or none of the
+            modalities.
         CheckpointError: If it cannot be read.
     """
     model, description = load_model(model_folder(run))
-    _check_network(run, description, network)
+    _check_network(run, description, config.model)
+    modalities, covariates = config.modalities, config.covariates
     theirs: Covariates = getattr(model, "covariates", Covariates())
     if theirs and [c.name for c in theirs] != list(covariates):
         wanted, found = ", ".join(covariates) or "none", ", ".join(c.name for c in theirs)
         raise ValueError(
             "'init' should be a run without covariates or with those of the configuration, "
             f"{wanted}, but {run} has {found}."
+        )
+    slices: int = getattr(model, "slices", 1)
+    if slices not in (1, config.slices) or (theirs and slices != config.slices):
+        raise ValueError(
+            "'init' should be a run of 1 slice, or of as many as the configuration, "
+            f"{config.slices}, but {run} has {slices}."
         )
     shared = tuple(m for m in modalities if m in model.modalities)
     if not shared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "DEFAULT",
+    "MOST_SLICES",
     "ImageModel",
     "Network",
     "PublishedModel",
@@ -31,7 +32,7 @@ from mmpoe.nn import evaluation
 from mmpoe.training import CheckpointError, load_checkpoint, load_weights
 
 from .checks import check_integer, check_number
-from .covariates import NAME, Covariates, condition
+from .covariates import NAME, Covariates, condition, widen
 from .data.geometry import SPACINGS
 from .modalities import MODALITIES
 from .names import check_modalities
@@ -90,6 +91,9 @@ LARGEST_SIZE, LARGEST, MOST_LEVELS = 8192, 2048, 32
 """The largest height and width of slices, number of channels, and number of levels of a model that
 is read: an edited number beyond them would take all memory before anything is compared."""
 
+MOST_SLICES = 31
+"""The largest number of slices that an encoder sees at once."""
+
 AXES = frozenset(
     "".join(codes)
     for order in itertools.permutations(("LR", "AP", "IS"))
@@ -106,16 +110,19 @@ def build_model(
     modalities: Sequence[str] = MODALITIES,
     network: Network = DEFAULT,
     covariates: Covariates | None = None,
+    slices: int = 1,
 ) -> MMHVAE:
     """Builds a model, untrained, for slices of `size` times `size` pixels.
 
-    Covariates, if there are any, are seen by its encoders and decoders, see `condition`.
+    Covariates, if there are any, are seen by its encoders and decoders, see `condition`. With more
+    slices than one, its encoders see those beside each, see `widen`.
 
     Raises:
         ValueError: If the size cannot be halved as often as the network asks for, or a number of
             the network cannot be used.
     """
     model = BUILDERS[network.name](modalities, size, **architecture_of(network))
+    widen(model, slices)
     condition(model, covariates or Covariates())
     return model
 
@@ -123,8 +130,10 @@ def build_model(
 def describe(model: MMHVAE, size: int, network: Network = DEFAULT) -> dict[str, Any]:
     """Returns what is needed to build a model again."""
     covariates: Covariates = getattr(model, "covariates", Covariates())
+    slices: int = getattr(model, "slices", 1)
     return {
         **({"covariates": covariates.describe()} if covariates else {}),
+        **({"slices": slices} if slices > 1 else {}),
         "model": network.name,
         "modalities": model.modalities,
         "architecture": {"size": size, **architecture_of(network)},
@@ -165,6 +174,10 @@ def load_model(
         _check_architecture(description.get("architecture"))
         _check_facts(description)
         model = BUILDERS[builder](found, **description["architecture"])
+        slices = check_integer("slices", description.get("slices", 1), 1)
+        if slices > MOST_SLICES:
+            raise ValueError(f"'slices' should be at most {MOST_SLICES}, but is {slices}.")
+        widen(model, slices)
         condition(model, Covariates.read(description.get("covariates", [])))
         if description.get("matched", description.get("calibrated")):
             add_matched_experts(model)
@@ -193,7 +206,7 @@ def add_spread(model: MMHVAE, rank: object, size: int) -> None:
         raise ValueError(f"'spread' should be at most {LARGEST}, but is {rank}.")
     covariates: Covariates = getattr(model, "covariates", Covariates())
     x = Batch(
-        {m: torch.zeros(1, 1, size, size) for m in model.modalities},
+        {m: torch.zeros(1, getattr(model, "slices", 1), size, size) for m in model.modalities},
         context={NAME: torch.zeros(1, covariates.size)} if covariates else {},
     )
     given = torch.ones(1, len(model.modalities), dtype=torch.bool)

@@ -76,6 +76,7 @@ def train(
     *,
     modalities: Sequence[str] = MODALITIES,
     network: Network = DEFAULT,
+    slices: int = 1,
     covariates: Sequence[str] = (),
     size: int | None = None,
     critics: Critics | None = None,
@@ -98,6 +99,7 @@ def train(
         settings: How to train.
         modalities: The names of the modalities.
         network: The model to build.
+        slices: The number of slices that its encoders see at once, odd.
         covariates: Further columns of the index that it depends on.
         size: The height and width of its slices, in pixels: windows of larger ones, each time at
             another place. By default, that of the slices, which have to be alike.
@@ -123,7 +125,7 @@ def train(
     size = _common_size(subjects, modalities, size)
     torch.manual_seed(settings.seed)
     known = fit_covariates(covariates, {s.name: s.further for s in subjects})
-    model = build_model(size, modalities, network, known)
+    model = build_model(size, modalities, network, known, slices)
     if start is not None:
         start.copy_to(model)
     judge = None
@@ -134,11 +136,11 @@ def train(
     context = None
     if known:
         context = [{NAME: torch.tensor(known.numbers(s.further))} for s in subjects]
-    slices = TargetSlices(subjects, flip=True, size=size, context=context)
+    samples = TargetSlices(subjects, flip=True, size=size, context=context, slices=slices)
     number = settings.steps * settings.accumulate
     loader = DataLoader(
-        slices,
-        batch_sampler=WeightedBatches(slices.weights(settings.rare), settings.batch, number),
+        samples,
+        batch_sampler=WeightedBatches(samples.weights(settings.rare), settings.batch, number),
         num_workers=workers,
         collate_fn=partial(batch_targets, modalities=modalities),
     )

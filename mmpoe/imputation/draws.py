@@ -81,7 +81,7 @@ class Conformal(NamedTuple):
         device, parts = next(self.model.parameters(), self.given).device, []
         for some in rows.split(PORTION):
             x = data.x.take(some).to(device)
-            truth = floating(x[m])
+            truth = floating(data.truth[m][some].to(device))
             given = pattern.expand(len(some), -1)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UncalibratedWarning)  # this is what it is about

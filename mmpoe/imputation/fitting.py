@@ -40,7 +40,7 @@ KEPT = 10_000
 """How many elements of a modality set its scale, at most."""
 
 Part = tuple[Any, ...]
-"""A batch `x`, its mask, and element masks if there are any."""
+"""A batch `x`, its mask, and if there are any, element masks and other entries to predict."""
 Data = Part | Iterable[Part]
 
 
@@ -82,7 +82,8 @@ def fit_spread(
         model: The model, on any device.
         data: The pair of a batch `x` and its mask `observed`, or an iterable of such batches, as a
             :class:`torch.utils.data.DataLoader` is, which is run through again and again. A third
-            entry may hold element masks by modality, of what is scored.
+            entry may hold element masks by modality, of what is scored, and a fourth the entries
+            to predict of modalities whose inputs are not these, as where they have more channels.
         held_out: Samples that the model was not trained on.
         rank: The number of factors R.
         steps: The number of steps.
@@ -164,11 +165,13 @@ class Rows(NamedTuple):
     x: Batch
     observed: Tensor
     valid: Mapping[str, Tensor]
+    truth: Mapping[str, Tensor]
+    """The entries to predict, by modality."""
 
     def take(self, index: Tensor) -> Rows:
         """Returns some of the rows."""
-        valid = {m: v[index] for m, v in self.valid.items()}
-        return Rows(self.x.take(index), self.observed[index], valid)
+        valid, truth = ({m: v[index] for m, v in of.items()} for of in (self.valid, self.truth))
+        return Rows(self.x.take(index), self.observed[index], valid, truth)
 
 
 class Case(NamedTuple):
@@ -203,14 +206,16 @@ def _rows(
     x: Mapping[str, Tensor],
     observed: Tensor,
     valid: Mapping[str, Tensor] | None = None,
+    truth: Mapping[str, Tensor] | None = None,
 ) -> Rows:
     check_names(list(x), model.modalities, argument="x")
     check_observed(observed, model.modalities)
     device = next(model.parameters()).device
     x = Batch.of(x).to(device)
     valid = valid_of(x) if valid is None else valid
-    inside = {m: v.to(device).broadcast_to(x[m].shape) for m, v in valid.items() if m in x}
-    return Rows(x, observed.to(device), inside)
+    truth = {**x, **{m: v.to(device) for m, v in (truth or {}).items()}}
+    inside = {m: v.to(device).broadcast_to(truth[m].shape) for m, v in valid.items() if m in x}
+    return Rows(x, observed.to(device), inside, truth)
 
 
 def _hide(
@@ -220,7 +225,7 @@ def _hide(
     generator: torch.Generator | None = None,
 ) -> Case:
     """Hides random modalities of each row, and predicts them from the others."""
-    x, observed, valid = rows
+    x, observed, valid, entries = rows
     given = random_subsets(observed.cpu(), proper=True, generator=generator)[0].to(observed.device)
     with torch.no_grad(), evaluation(model.modules()):
         point = predict_point(model, x, given, targets)
@@ -231,7 +236,9 @@ def _hide(
         inside[m] = hidden.expand(mean.shape)
         if m in valid:
             inside[m] = inside[m] & valid[m]
-        truth[m] = torch.where(inside[m], x[m], 0).to(mean.dtype) if m in x else 0 * mean
+        truth[m] = 0 * mean
+        if m in entries:
+            truth[m] = torch.where(inside[m], entries[m], 0).to(mean.dtype)
     return Case(point, given, truth, inside)
 
 
@@ -301,16 +308,16 @@ def set_scale(model: MultimodalVAE, spread: Spread, held_out: HeldOut) -> None:
     observed = held(held_out.x, model.modalities) if observed is None else observed
     targets = list(spread.events)
     generator = torch.Generator().manual_seed(0)
-    rows = Rows(held_out.x, observed, held_out.valid)
     found: dict[str, tuple[list[Squares], list[Squares]]] = {m: ([], []) for m in targets}
     spread.scale.fill_(1)
     spread.coverage.fill_(torch.nan)
     for index in torch.arange(len(held_out)).repeat(2).split(32):
         part = _rows(
             model,
-            rows.x.take(index),
+            held_out.x.take(index),
             observed[index],
-            {m: v for m in rows.valid if (v := held_out.inside(m, index)) is not None},
+            {m: v for m in held_out.valid if (v := held_out.inside(m, index)) is not None},
+            {m: v[index.to(v.device)] for m, v in held_out.truth.items()},
         )
         case = _hide(model, part, targets, generator)
         parts = spread(case.point.h, case.given, case.point.mean)

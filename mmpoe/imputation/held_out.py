@@ -25,6 +25,8 @@ class HeldOut:
         valid: For some modalities, the elements to compare with predictions, boolean,
             broadcastable to :math:`(B, *)`, such as a field of view. By default, the element masks
             of `x`. Encoders see those of `x` alone.
+        truth: The entries to compare with predictions, for modalities whose inputs are not these,
+            as where they have more channels.
         cases: The case that each sample belongs to, whole numbers, with shape :math:`(B)`: the
             patient of a slice, say. Cases have to be exchangeable, samples of one need not be. By
             default, each sample is a case.
@@ -44,6 +46,7 @@ class HeldOut:
         observed: Tensor | None = None,
         *,
         valid: Mapping[str, Tensor] | None = None,
+        truth: Mapping[str, Tensor] | None = None,
         cases: Tensor | Sequence[int] | None = None,
     ) -> None:
         if not x:
@@ -56,9 +59,16 @@ class HeldOut:
                 f"{observed.dtype} and shape {tuple(observed.shape)}."
             )
         self.observed = observed
+        self.truth = {**self.x, **(truth or {})}
+        for m, entries in self.truth.items():
+            if len(entries) != size:
+                raise ValueError(
+                    f"'truth' should have one row per sample ({size}), but has {len(entries)} for "
+                    f"{m!r}."
+                )
         self.valid = dict(valid_of(x) if valid is None else valid)
         for m, inside in self.valid.items():
-            check_valid(inside, x[m].shape if m in x else None, m)
+            check_valid(inside, self.truth[m].shape if m in x else None, m)
         self.cases = torch.arange(size) if cases is None else torch.as_tensor(cases).cpu()
         if self.cases.shape != (size,) or self.cases.is_floating_point():
             raise ValueError(
@@ -73,4 +83,4 @@ class HeldOut:
         r"""The elements of some samples to compare, with shape (n, \*); all if None."""
         if modality not in self.valid or modality not in self.x:
             return None
-        return self.valid[modality].broadcast_to(self.x[modality].shape)[rows]
+        return self.valid[modality].broadcast_to(self.truth[modality].shape)[rows]

@@ -2,7 +2,7 @@ r"""Kernels compared with the float64 reference; a GPU that computes something e
 
 from __future__ import annotations
 
-__all__ = ["Case", "Row", "compare", "failure"]
+__all__ = ["Case", "Row", "compare", "compare_norm", "failure"]
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from . import _cuda, _launch, _reference, jit
+from . import _cells, _cuda, _launch, _reference, jit
 from ._arguments import Inputs, Outputs, gather
 from ._cache import cached, log
+from ._cells import Activation
 
 
 class Case(NamedTuple):
@@ -70,7 +72,7 @@ def compare(device: torch.device | str, on: _launch.Launcher | None = None) -> I
             yield Row(name, dtype, _error(_draw(case, torch.device(device), dtype), on), tolerance)
 
 
-def failure(device: torch.device) -> str | None:
+def failure(device: torch.device, program: jit.Program = jit.POE) -> str | None:
     """Says why the kernels are not to be used on a GPU, None if they are.
 
     On the first use of an architecture they are compared with PyTorch. The cache folder keeps
@@ -80,29 +82,32 @@ def failure(device: torch.device) -> str | None:
     """
     driver = _cuda.launcher().driver
     architecture = driver.architecture(device)
-    if architecture not in verdicts:
+    key = architecture, program.name
+    if key not in verdicts:
         _cuda.check_not_capturing(driver)
-        verdicts[architecture] = _verify(device, architecture)
-    return verdicts[architecture]
+        verdicts[key] = _verify(device, architecture, program)
+    return verdicts[key]
 
 
-verdicts: dict[int, str | None] = {}
-"""Why not, for each architecture that was compared."""
+verdicts: dict[tuple[int, str], str | None] = {}
+"""Why not, for each architecture and program that were compared."""
 
 
-def _verify(device: torch.device, architecture: int) -> str | None:
+def _verify(device: torch.device, architecture: int, program: jit.Program) -> str | None:
     others = (str(architecture), torch.__version__, str(_TOLERANCES))
-    identity = "\0".join([*jit.sources().values(), *others])
+    identity = "\0".join([*jit.sources(program).values(), *others])
+    rows_of = compare if program == jit.POE else compare_norm
 
     def check() -> bytes:
         # a thread of its own has no inference mode, autocast, default device or fake tensors
         with ThreadPoolExecutor(1) as pool:
-            rows = pool.submit(lambda: [*compare(device)]).result()
+            rows = pool.submit(lambda: [*rows_of(device)]).result()
         worst = max(row.error / row.tolerance for row in rows)
         return b"right" if worst <= 1 else f"differ by {worst:.3g} times what they may".encode()
 
     try:
-        verdict = cached(f"gpoe-comparison-sm{architecture}", ".txt", identity, check).decode()
+        name = f"{program.name}-comparison-sm{architecture}"
+        verdict = cached(name, ".txt", identity, check).decode()
         if verdict == "right":
             return None
         reason = f"its kernels, compared with PyTorch on this GPU, {verdict}"
@@ -113,6 +118,36 @@ def _verify(device: torch.device, architecture: int) -> str | None:
         )
     log.error("No fused kernels on this GPU: %s. PyTorch runs instead.", reason)
     return reason
+
+
+def compare_norm(device: torch.device | str, on: _cuda.Launcher | None = None) -> Iterator[Row]:
+    """Compares normalisation and its gradient with PyTorch in float64, layout by layout."""
+    for activation in (Activation(True, 1.0), Activation(False, 0.2)):
+        for name, format in _FORMATS.items():
+            for dtype, tolerance in _TOLERANCES.items():
+                x, gradient = (
+                    _images(k).to(device, dtype).contiguous(memory_format=format) for k in (0, 1)
+                )
+                y, statistics = _cells.norm_forward(x, None, activation, on)
+                into = _cells.norm_backward(gradient, x, statistics, activation, on)
+                leaf = x.double().requires_grad_()
+                exact = functional.group_norm(leaf, leaf.shape[1], eps=_cells.EPSILON)
+                exact = (
+                    functional.silu(exact)
+                    if activation.silu
+                    else functional.leaky_relu(exact, 0.2)
+                )
+                exact_into = torch.autograd.grad(exact, leaf, gradient.double())[0]
+                error = max(_relative(y, exact.detach()), _relative(into, exact_into))
+                yield Row(f"normalisation, {name}", dtype, error, tolerance)
+
+
+_FORMATS = {"usual layout": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def _images(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 20, 30, 31, generator=generator, dtype=torch.float32)
 
 
 def _draw(case: Case, device: torch.device, dtype: torch.dtype) -> Inputs:

@@ -24,7 +24,7 @@ _LARGE = 1 << 23
 """Bytes of one tensor from which on what is written goes past the caches."""
 
 _lock = threading.Lock()
-_libraries: dict[torch.dtype, ctypes.CDLL | jit.BuildError] = {}
+_libraries: dict[tuple[str, torch.dtype], ctypes.CDLL | jit.BuildError] = {}
 
 
 def plan(direction: str, inputs: Inputs) -> Plan:
@@ -37,34 +37,32 @@ def plan(direction: str, inputs: Inputs) -> Plan:
     return Plan(-(-inputs.size // _CHUNK), _CHUNK, packet, lambda packed: kernel(packed, threads))
 
 
-def library(dtype: torch.dtype) -> ctypes.CDLL:
+def library(dtype: torch.dtype, program: jit.Program = jit.POE) -> ctypes.CDLL:
     """Returns the compiled kernels for a storage type; the first call may compile them.
 
     Raises:
         mmpoe.kernels.BuildError: If they cannot be built; remembered, not tried again.
     """
-    if dtype not in _libraries:
+    key = program.name, dtype
+    if key not in _libraries:
         with _lock:
-            if dtype not in _libraries:
-                _libraries[dtype] = _load(dtype)
-    found = _libraries[dtype]
+            if key not in _libraries:
+                _libraries[key] = _load(dtype, program)
+    found = _libraries[key]
     if isinstance(found, jit.BuildError):
         raise found
     return found
 
 
-def _load(dtype: torch.dtype) -> ctypes.CDLL | jit.BuildError:
+def _load(dtype: torch.dtype, program: jit.Program) -> ctypes.CDLL | jit.BuildError:
     try:
-        found = jit.cpu_library(dtype)
+        return jit.cpu_library(dtype, program)
     except jit.BuildError as error:
         warn_once(
             f"No fused kernels on the CPU: {error}. PyTorch runs instead; "
             "MMPOE_BACKEND=eager asks for that, without this warning."
         )
         return error
-    for function in (found.forward, found.backward):
-        function.argtypes, function.restype = [ctypes.c_char_p, ctypes.c_int], None
-    return found
 
 
 def unavailable() -> str | None:

@@ -64,7 +64,7 @@ class Launcher:
 
         return Plan(chunks, length, special.width * first.element_size(), launch, slots)
 
-    def function(self, special: Specialisation, device: torch.device) -> Any:  # noqa: ANN401
+    def function(self, special: jit.Kernel, device: torch.device) -> Any:  # noqa: ANN401
         """Returns a compiled kernel; the first call compiles it.
 
         Raises:

@@ -8,7 +8,7 @@ more to call and do the same.
 
 from __future__ import annotations
 
-__all__ = ["run"]
+__all__ = ["is_traced", "run"]
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -29,7 +29,7 @@ def run(inputs: Inputs, want: Want) -> Outputs:
         inputs = inputs._replace(noise=noise.to(inputs.loc[0].dtype))
     if common_noise is not None and common_noise.dtype != torch.float32:
         inputs = inputs._replace(common_noise=common_noise.float())
-    if _is_traced(inputs.loc[0]):
+    if is_traced(inputs.loc[0]):
         return Outputs(*_only(torch.ops.mmpoe.gaussian_poe(*inputs, want), want))
     tensors = inputs.tensors
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -37,7 +37,8 @@ def run(inputs: Inputs, want: Want) -> Outputs:
     return _launch.forward(inputs, want)
 
 
-def _is_traced(first: Tensor) -> bool:
+def is_traced(first: Tensor) -> bool:
+    """Whether something traces what a tensor goes through."""
     return (
         torch.compiler.is_compiling()
         or type(first) not in (Tensor, Parameter)

@@ -14,8 +14,10 @@ import torch
 
 from . import _comparison, _cpu, _cuda, jit
 from ._arguments import MAX_EXPERTS, STORAGE
+from ._cells import CELLS
 
 BACKENDS = ("cuda", "cpu", "eager")
+PROGRAMS = {program.name: program for program in (jit.POE, CELLS)}
 
 _forced: ContextVar[str | None] = ContextVar("mmpoe_backend", default=None)
 _last: ContextVar[str | None] = ContextVar("mmpoe_last_backend", default=None)
@@ -113,6 +115,15 @@ def build(
     return name
 
 
+def beyond_kernels() -> str | None:
+    """Says why no kernel can run where a call is made, None if they can."""
+    if torch._C._are_functorch_transforms_active():
+        return "does not run inside transforms of torch.func"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "does not compute forward-mode derivatives"
+    return None
+
+
 class Call(NamedTuple):
     """The properties of a call that decide which backends can run it: no data are among them."""
 
@@ -123,6 +134,12 @@ class Call(NamedTuple):
     """The part of the call that only PyTorch can do, None if kernels can do it all."""
     empty: bool = False
     """Whether there is nothing to run: PyTorch makes what is empty, whatever was asked for."""
+    program: str = jit.POE.name
+    """The kernels that it needs."""
+    kernel_on_gpu: bool = True
+    """Whether there is one."""
+    plain: bool = False
+    """Whether PyTorch is as fast, and runs unless another backend is asked for."""
 
 
 def choose(backend: str | None, *call: Any) -> str:  # noqa: ANN401
@@ -158,7 +175,7 @@ def _choose(backend: str | None, call: Call) -> str:
         _check_name(choice, source)
 
     name = choice or call.device.type
-    if name == "eager" or name not in BACKENDS:
+    if name == "eager" or name not in BACKENDS or (choice is None and call.plain):
         return "eager"
     if choice is None and torch.compiler.is_exporting():
         return "eager"  # in operators of PyTorch, which run where there is no mmpoe
@@ -175,6 +192,8 @@ def _cannot(name: str, call: Call) -> str | None:
     """Says why kernels cannot run a call, None if they can."""
     if call.device.type != name:
         return f"runs on tensors on {name}, but they are on {call.device}"
+    if name == "cuda" and not call.kernel_on_gpu:
+        return "has no kernel for it: 'eager' has"
     if call.dtype not in STORAGE:
         return f"computes in float32, but is given {call.dtype}: 'eager' takes it"
     if call.experts > MAX_EXPERTS:
@@ -193,9 +212,9 @@ def _cannot(name: str, call: Call) -> str | None:
 def _failure(name: str, call: Call) -> str | None:
     """Compiles the kernels if need be, and says why there are none, None if there are."""
     if name == "cuda":
-        return _cuda.unavailable() or _comparison.failure(call.device)
+        return _cuda.unavailable() or _comparison.failure(call.device, PROGRAMS[call.program])
     try:
-        _cpu.library(call.dtype)
+        _cpu.library(call.dtype, PROGRAMS[call.program])
     except jit.BuildError as error:
         return str(error)
     return None

@@ -13,11 +13,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -32,12 +32,36 @@ class BuildError(RuntimeError):
     """A kernel could not be compiled or loaded; the message says why."""
 
 
+class Program(NamedTuple):
+    """Kernels that are compiled together."""
+
+    name: str
+    """The beginning of the names of its files in the cache."""
+    files: tuple[str, ...]
+    """Its sources: the last one is compiled for CPUs, the one before for GPUs."""
+    functions: tuple[str, ...]
+    """The functions of its library for CPUs, of packed arguments and a number of threads."""
+    sizes: Mapping[str, int]
+    """Bytes of its arguments by the name of a macro: the source checks them."""
+
+
+POE = Program(
+    "gpoe",
+    ("lanes.cuh", "gpoe.cuh", "cpu.cpp"),
+    ("forward", "backward"),
+    {"GPOE_ARGUMENTS_SIZE": SIZE},
+)
+"""The product of experts, with arguments for one expert."""
+
+
+def sources(program: Program = POE) -> dict[str, str]:
+    """Returns the C++ sources of a program by name."""
+    return {name: _source(name) for name in program.files}
+
+
 @cache
-def sources() -> dict[str, str]:
-    """Returns the C++ sources by name."""
-    folder = importlib.resources.files("mmpoe.kernels") / "csrc"
-    names = ("lanes.cuh", "gpoe.cuh", "cpu.cpp")
-    return {name: (folder / name).read_text() for name in names}
+def _source(name: str) -> str:
+    return (importlib.resources.files("mmpoe.kernels") / "csrc" / name).read_text()
 
 
 # ---- For the CPU ----------------------------------------------------------------------------
@@ -61,42 +85,48 @@ def compiler() -> list[str]:
     return [found, *command[1:]]
 
 
-def flags(dtype: torch.dtype) -> list[str]:
+def flags(dtype: torch.dtype, program: Program = POE) -> list[str]:
     """Returns the flags of a build for this CPU."""
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     options = ["-std=c++17", "-O2", native, "-fopenmp", "-fno-math-errno", "-ffp-contract=fast"]
-    defines = [f"-DGPOE_STORAGE={STORAGE[dtype]}", f"-DGPOE_ARGUMENTS_SIZE={SIZE}"]
+    sizes = [f"-D{name}={size}" for name, size in program.sizes.items()]
+    defines = [f"-DGPOE_STORAGE={STORAGE[dtype]}", *sizes]
     return [*options, "-Wno-psabi", "-shared", "-fPIC", *defines]
 
 
-def cpu_library(dtype: torch.dtype) -> ctypes.CDLL:
-    """Returns the kernels for this CPU and a storage type, compiled if need be.
+def cpu_library(dtype: torch.dtype, program: Program = POE) -> ctypes.CDLL:
+    """Returns the kernels of a program for this CPU and a storage type, compiled if need be.
 
     Raises:
         BuildError: If there is no compiler, or it fails, or the library cannot be loaded.
     """
     command = compiler()
-    options = flags(dtype)
-    identity = "\0".join([*sources().values(), *options, _version(tuple(command)), _processor()])
+    options, texts = flags(dtype, program), sources(program)
+    identity = "\0".join([*texts.values(), *options, _version(tuple(command)), _processor()])
 
     def compile() -> bytes:
         try:
             with tempfile.TemporaryDirectory() as folder:
-                return _compile_cpu([*command, *options], Path(folder))
+                return _compile_cpu([*command, *options], texts, Path(folder))
         except OSError as error:
             raise BuildError(
                 f"the files of the compiler cannot be written: {error} "
                 "(set TMPDIR to a folder that can be written and has room)"
             ) from error
 
-    return _load(cached(f"gpoe-cpu-{STORAGE[dtype]}", ".so", identity, compile, " ".join(command)))
+    name = f"{program.name}-cpu-{STORAGE[dtype]}"
+    library = _load(cached(name, ".so", identity, compile, " ".join(command)))
+    for function in program.functions:
+        getattr(library, function).argtypes = [ctypes.c_char_p, ctypes.c_int]
+        getattr(library, function).restype = None
+    return library
 
 
-def _compile_cpu(command: list[str], folder: Path) -> bytes:
-    for name, text in sources().items():
+def _compile_cpu(command: list[str], texts: dict[str, str], folder: Path) -> bytes:
+    for name, text in texts.items():
         (folder / name).write_text(text)
-    target = folder / "gpoe.so"
-    _run([*command, str(folder / "cpu.cpp"), "-o", str(target)])
+    main, target = folder / [*texts][-1], folder / "kernels.so"
+    _run([*command, str(main), "-o", str(target)])
     return target.read_bytes()
 
 
@@ -113,7 +143,7 @@ def _load(content: bytes) -> ctypes.CDLL:
             os.close(opened)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "gpoe.so"
+            path = Path(folder) / "kernels.so"
             path.write_bytes(content)
             return ctypes.CDLL(str(path))
     except OSError as error:
@@ -123,8 +153,37 @@ def _load(content: bytes) -> ctypes.CDLL:
 # ---- For a GPU ------------------------------------------------------------------------------
 
 
+class Kernel(Protocol):
+    """A kernel of a GPU, and the properties that it is compiled for."""
+
+    @property
+    def program(self) -> Program:
+        """The program that it is of."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that it reads and writes."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The name of the kernel."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """The part of the name of its file that tells it from others of its dtype."""
+        ...
+
+    @property
+    def defines(self) -> list[str]:
+        """The macros of the source."""
+        ...
+
+
 class Specialisation(NamedTuple):
-    """The properties that a kernel of a GPU is compiled for."""
+    """The properties that a kernel of the product of experts is compiled for."""
 
     direction: str
     """``"forward"`` or ``"backward"``."""
@@ -151,9 +210,19 @@ class Specialisation(NamedTuple):
         return 3 if self.experts + rare <= 4 else 2
 
     @property
+    def program(self) -> Program:
+        """The program that it is of."""
+        return POE
+
+    @property
     def name(self) -> str:
         """The name of the kernel."""
         return f"gpoe_{self.direction}"
+
+    @property
+    def label(self) -> str:
+        """The part of the name of its file that tells it from others of its dtype."""
+        return f"{self.experts}-{self.direction}"
 
     @property
     def defines(self) -> list[str]:
@@ -185,7 +254,7 @@ def nvrtc() -> Any:  # noqa: ANN401
     return nvrtc
 
 
-def cuda_binary(special: Specialisation, architecture: int, more: Sequence[str] = ()) -> bytes:
+def cuda_binary(special: Kernel, architecture: int, more: Sequence[str] = ()) -> bytes:
     """Returns a kernel for a GPU, compiled if need be: machine code, or PTX for one too new.
 
     No GPU is needed to compile, nor to read what the compiler made of a kernel.
@@ -208,18 +277,25 @@ def cuda_binary(special: Specialisation, architecture: int, more: Sequence[str] 
     target = f"sm_{architecture}" if machine else f"compute_{max(known)}"
     options = [f"--gpu-architecture={target}", "-std=c++17", *special.defines, *more]
     version = ".".join(map(str, compiler.nvrtcVersion()[1:]))
-    identity = "\0".join([*sources().values(), *options, version])
-    name = f"gpoe-{target}-{STORAGE[special.dtype]}-{special.experts}-{special.direction}"
+    texts = sources(special.program)
+    identity = "\0".join([*texts.values(), *options, version])
+    name = f"{special.program.name}-{target}-{STORAGE[special.dtype]}-{special.label}"
 
     def compile() -> bytes:
-        return _compile_cuda(compiler, options, machine)
+        return _compile_cuda(compiler, options, machine, texts)
 
     return cached(name, ".cubin" if machine else ".ptx", identity, compile, f"NVRTC {version}")
 
 
-def _compile_cuda(compiler: Any, options: list[str], machine: bool) -> bytes:  # noqa: ANN401
-    header, source = sources()["lanes.cuh"].encode(), sources()["gpoe.cuh"].encode()
-    error, program = compiler.nvrtcCreateProgram(source, b"gpoe.cuh", 1, [header], [b"lanes.cuh"])
+def _compile_cuda(
+    compiler: Any,  # noqa: ANN401
+    options: list[str],
+    machine: bool,
+    texts: dict[str, str],
+) -> bytes:
+    *headers, main, _ = [(text.encode(), name.encode()) for name, text in texts.items()]
+    contents, names = map(list, zip(*headers, strict=True))
+    error, program = compiler.nvrtcCreateProgram(*main, len(headers), contents, names)
     if int(error):
         raise BuildError(f"NVRTC: {error.name}")
     (error,) = compiler.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])

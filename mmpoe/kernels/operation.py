@@ -168,10 +168,8 @@ def _draw(inputs: Inputs, generator: Generator | None, backend: str) -> Inputs:
 
 def _beyond(inputs: Inputs) -> str | None:
     """Says what only PyTorch can do of what is asked for, None if kernels can do it all."""
-    if torch._C._are_functorch_transforms_active():
-        return "does not run inside transforms of torch.func"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "does not compute forward-mode derivatives"
+    if (reason := backends.beyond_kernels()) is not None:
+        return reason
     if inputs.noise is not None and inputs.noise.requires_grad and torch.is_grad_enabled():
         return "does not compute a gradient of 'noise'"
     return None

@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from . import backends, jit
-from ._comparison import compare
+from ._comparison import compare, compare_norm
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
         if state != "available" or name == "eager":
             continue
         try:
-            rows = list(compare(name))
+            rows = [*compare(name), *compare_norm(name)]
         except (RuntimeError, jit.BuildError) as error:
             print(f"  failed: {error}")
             wrong += 1

@@ -50,7 +50,12 @@ class Likelihood(Recorded, nn.Module, ABC):
         return self.exposure is not None or asks_for(self.network, "context")
 
     def forward(
-        self, z: Tensor, batch_dims: int = 1, context: Mapping[str, Tensor] | None = None
+        self,
+        z: Tensor,
+        batch_dims: int = 1,
+        context: Mapping[str, Tensor] | None = None,
+        *,
+        phi: Tensor | None = None,
     ) -> dist.TorchDistribution:
         r"""Returns :math:`p(x_m \mid z)`.
 
@@ -60,6 +65,7 @@ class Likelihood(Recorded, nn.Module, ABC):
             batch_dims: The number of leading dimensions that index samples.
             context: Covariates by name, each with one row for each row of z whose leading
                 dimensions are flattened; needed if :attr:`asks_for_context`.
+            phi: The output of the network, if it has been computed, with one batch dimension.
 
         Returns:
             A distribution whose batch shape is that of the leading dimensions, in float32 or
@@ -71,9 +77,9 @@ class Likelihood(Recorded, nn.Module, ABC):
                 entry, or the exposure is absent, not positive or of another shape.
         """
         rows = z.flatten(0, batch_dims - 1)
-        phi = call(self.network, rows, context=context)
-        self._check_rows(phi, rows)
-        phi = widen(phi)  # densities need float32
+        output = call(self.network, rows, context=context) if phi is None else phi
+        self._check_rows(output, rows)
+        phi = widen(output)  # densities need float32
         if self.outputs is not None:
             phi = phi.movedim(1, -1)  # (N, *event, K)
         event = phi.shape[1:] if self.outputs is None else phi.shape[1:-1]

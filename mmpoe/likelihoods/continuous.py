@@ -77,10 +77,15 @@ class _LocationScale(_Scaled):
         return current(self._fixed_scale, self.log_scale)  # torch.compile has no super().scale
 
     def forward(
-        self, z: Tensor, batch_dims: int = 1, context: Mapping[str, Tensor] | None = None
+        self,
+        z: Tensor,
+        batch_dims: int = 1,
+        context: Mapping[str, Tensor] | None = None,
+        *,
+        phi: Tensor | None = None,
     ) -> dist.TorchDistribution:
         """Returns the distribution, as :meth:`Likelihood.forward`."""
-        p = super().forward(z, batch_dims, context)
+        p = super().forward(z, batch_dims, context, phi=phi)
         if not (self.optimal and self.training):
             return p
         base = p.base_dist if isinstance(p, dist.Independent) else p

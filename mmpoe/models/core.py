@@ -40,6 +40,7 @@ from mmpoe.missing import (
 )
 from mmpoe.nn import ModalityDict, Recorded
 from mmpoe.nn._asking import asks_for
+from mmpoe.nn.cells import ResNetHead, can_run_together, run_heads
 from mmpoe.nn.modes import evaluation
 from mmpoe.posteriors import Draw
 
@@ -360,8 +361,9 @@ class MultimodalVAE(Recorded, nn.Module):
         check_names(targets, self.modalities, argument="targets")
         decoded = {}
         context = state.flatten().context
+        computed = self._run_heads(targets, state)
         for m in targets:
-            p = self._decode(m, state, context)
+            p = computed[m] if m in computed else self._decode(m, state, context)
             if not isinstance(p, Distribution):
                 raise ValueError(
                     f"The decoder of {m!r} should return a distribution, as the modules in "
@@ -655,6 +657,22 @@ class MultimodalVAE(Recorded, nn.Module):
                 f"of shape {tuple(entries.shape)} and {entries.dtype}, fails: "
                 f"{error}{advice(error)}"
             ) from error
+
+    def _run_heads(self, targets: Sequence[str], state: State) -> dict[str, Distribution]:
+        """Runs the decoders that are image heads of one kind together."""
+        decoders, heads = {}, []
+        for m in targets:
+            decoder = self.decoders[m]
+            if not isinstance(decoder, Likelihood) or not isinstance(decoder.network, ResNetHead):
+                continue
+            if asks_for(decoder, "phi") and not decoder.asks_for_context:
+                decoders[m] = decoder
+                heads.append(decoder.network)
+        if len(heads) < 2 or not can_run_together(heads, state.h):
+            return {}
+        z, dims = state.h.unflatten(0, state.shape), len(state.shape)
+        computed = zip(decoders.items(), run_heads(heads, state.h), strict=True)
+        return {m: decoder(z, dims, phi=phi) for (m, decoder), phi in computed}
 
     def _decode(self, modality: str, state: State, context: Context) -> Distribution:
         """Runs one decoder, and names the modality if it cannot take the state.

@@ -24,7 +24,7 @@ from mmpoe.nn import (
     ResNetHead,
     UpsampleConv,
 )
-from mmpoe.nn.pyramid import convolution
+from mmpoe.nn.pyramid import channels_last, convolution, keep_channels_last
 from mmpoe.posteriors import PoE
 
 from .hierarchical import MMHVAE
@@ -206,6 +206,7 @@ class _Encoder(Recorded, nn.Sequential):
     def __init__(self, sides: Sequence[int], *layers: nn.Module) -> None:
         super().__init__(*layers)
         self.sides = tuple(sides)
+        keep_channels_last(self, len(sides))
 
     def forward(self, input: Tensor) -> list[Tensor]:
         """Returns the features of each level, or says of what size images should be."""
@@ -214,7 +215,8 @@ class _Encoder(Recorded, nn.Sequential):
                 f"'x' should hold images of {_pixels(self.sides)}, the 'size' that the model was "
                 f"built for, but holds entries of shape {tuple(input.shape[1:])}."
             )
-        return super().forward(input)
+        stem, pyramid = self
+        return pyramid(channels_last(stem(input)))
 
 
 def _check_depth(sides: list[int], depth: int | None) -> int:

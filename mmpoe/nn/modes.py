@@ -40,7 +40,7 @@ def evaluation(modules: Iterable[nn.Module], besides: Iterable[nn.Module] = ()) 
         training = [m for m in modules if m not in kept and (m.training or m in _users)]
         for module in training:
             _users[module] = _users.get(module, 0) + 1
-            module.training = False
+            vars(module)["training"] = False  # the usual way checks much that is known here
     try:
         yield
     finally:
@@ -49,4 +49,4 @@ def evaluation(modules: Iterable[nn.Module], besides: Iterable[nn.Module] = ()) 
                 _users[module] -= 1
                 if not _users[module]:
                     del _users[module]
-                    module.training = True
+                    vars(module)["training"] = True

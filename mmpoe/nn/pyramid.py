@@ -15,25 +15,54 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmpoe.kernels import instance_norm
+from mmpoe.kernels.cells import ActivationName
+
 from .recorded import Recorded
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class InstanceNorm(nn.Module):
-    """Instance normalisation without parameters, as a group norm of one channel a group.
+    """Instance normalisation without parameters, and an activation, see :func:`instance_norm`.
 
-    The same numbers as :class:`torch.nn.InstanceNorm2d`. One pixel a channel is an error, since
-    normalising it leaves nothing.
+    The same numbers as :class:`torch.nn.InstanceNorm2d` and an activation after it. One pixel a
+    channel is an error, since normalising it leaves nothing.
+
+    Arguments:
+        activation: The activation.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns each channel of each image with mean 0 and variance 1."""
-        if x.shape[2:].numel() == 1:
-            raise ValueError(
-                f"'x' should have more than one pixel a channel, but has shape {tuple(x.shape)}."
-            )
-        return functional.group_norm(x, num_groups=x.shape[1])
+    def __init__(self, activation: ActivationName = "identity") -> None:
+        super().__init__()
+        self.activation: ActivationName = activation
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """Returns the activation of each channel with mean 0 and variance 1, and adds to it."""
+        return instance_norm(x, self.activation, added=added)
+
+    def extra_repr(self) -> str:
+        """Names the activation."""
+        return self.activation
+
+
+def normalised(activation: ActivationName) -> list[nn.Module]:
+    """Returns a normalisation with its activation, and nothing in the place of the latter.
+
+    The names of weights count layers, and both were layers once.
+    """
+    return [InstanceNorm(activation), nn.Identity()]
+
+
+def keep_channels_last(module: nn.Module, dims: int) -> None:
+    """Keeps weights of images in the layout in which convolutions are faster on CPUs."""
+    if dims == 2:
+        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Returns images in that layout, and anything else as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 class ResidualBlock(Recorded, nn.Module):
@@ -51,11 +80,9 @@ class ResidualBlock(Recorded, nn.Module):
     def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            InstanceNorm(),
-            nn.SiLU(),
+            *normalised("silu"),
             _conv3(channels, channels, dims),
-            InstanceNorm(),
-            nn.SiLU(),
+            *normalised("silu"),
             _conv3(channels, channels, dims),
         )
 
@@ -185,7 +212,7 @@ class GaussianHead(Recorded, nn.Sequential):
         convolution = _conv3(width, 2 * latent, dims)
         with torch.no_grad():
             _bias(convolution)[latent:] = log_scale
-        super().__init__(InstanceNorm(), nn.SiLU(), convolution)
+        super().__init__(*normalised("silu"), convolution)
 
 
 class TopDown(Recorded, nn.Module):

@@ -69,7 +69,8 @@ def fit(
         optimizer: The optimiser: learning rate, weight decay, clipping, averaging and so on.
         schedule: The learning rate over the run.
         adversary: Networks to train against the model.
-        precision: ``"32-true"``; ``"bf16-mixed"``; or, on a GPU, ``"16-mixed"``.
+        precision: ``"32-true"``; ``"bf16-mixed"``; or, on a GPU, ``"16-mixed"``. On a CPU without
+            units for bfloat16, the second one is the first, and a warning in the log says so.
         accelerator: ``"cpu"``, ``"cuda"``, or ``"auto"``, a GPU if there is one.
         run: Where to keep checkpoints and a log, if anywhere.
         progress: Whether to show a progress bar.

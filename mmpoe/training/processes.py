@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["DeviceMemoryError", "ProcessesWarning", "WorkerError"]
 
+import logging
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+log = logging.getLogger("mmpoe.training")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,7 +46,9 @@ def make_fabric(precision: Precision, accelerator: str) -> Fabric:
     """Returns what runs the training: one device, or one for each process of ``torchrun``.
 
     Arguments:
-        precision: ``"32-true"``, ``"bf16-mixed"``, or, on a GPU, ``"16-mixed"``.
+        precision: ``"32-true"``, ``"bf16-mixed"``, or, on a GPU, ``"16-mixed"``. On a CPU without
+            units for bfloat16, where that is slower, the second one is the first, and a warning
+            in the log says so.
         accelerator: ``"cpu"``, ``"cuda"``, or ``"auto"``, a GPU if there is one.
 
     Raises:
@@ -65,6 +69,12 @@ def make_fabric(precision: Precision, accelerator: str) -> Fabric:
         raise ValueError(
             "'precision' should be '32-true' or 'bf16-mixed' on a CPU, but is '16-mixed'."
         )
+    on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
+    if precision == "bf16-mixed" and on_cpu and not computes_bfloat16():
+        log.warning(
+            "This CPU has no units for bfloat16: 'precision' is '32-true', which is faster."
+        )
+        precision = "32-true"
     world = local = 1
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -79,6 +89,12 @@ def make_fabric(precision: Precision, accelerator: str) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def computes_bfloat16() -> bool:
+    """Whether this CPU has units for products in bfloat16: AMX, AVX-512 BF16, or those of ARM."""
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # which older ones lack
+    return any(value is True and "bf16" in name for name, value in found.items())
 
 
 def mean(fabric: Fabric, values: list[float]) -> list[float]:

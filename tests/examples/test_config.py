@@ -83,7 +83,7 @@ def test_changes_are_values_of_toml_or_plain_strings(tmp_path):
         ("trraining.steps=3", r"unknown entry, trraining: did you mean training\?"),
         ("minutes=3", r"unknown entry, minutes: did you mean training.minutes\?"),
         ("model.blocks=3", r"unknown entry, model.blocks: .*"),
-        ("zzz=3", r"unknown entry, zzz: known: modalities, size, covariates, model"),
+        ("zzz=3", r"unknown entry, zzz: known: modalities, size, slices, covariates, model"),
         ("training.steps=many", r"'training.steps' should be an integer, but is 'many'"),
         ("training.steps=2.5", r"'training.steps' should be an integer, but is 2.5"),
         ("training.steps=true", r"'training.steps' should be an integer, but is True"),

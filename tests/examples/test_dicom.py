@@ -241,6 +241,19 @@ def test_files_that_should_be_dicom_are_named(tmp_path, content):
         read_image(folder)
 
 
+@pytest.mark.parametrize("count", [-1, 400_000_000])
+def test_headers_get_no_frames_that_are_not_there(tmp_path, count):
+    """None is made room for: one pixel each would be few enough."""
+    file = picture(np.zeros((1, 1), np.uint16), ImageOrientationPatient=AXIAL)
+    file.ImagePositionPatient, file.PixelSpacing = [0, 0, 0], list(PIXEL)
+    file.SpacingBetweenSlices, file.NumberOfFrames = "1", count
+    save(file, tmp_path / "a.dcm")
+    with pytest.raises(
+        ImageError, match=rf"a\.dcm cannot be read as DICOM: its header says {count} frames"
+    ):
+        read_image(tmp_path)
+
+
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations([AXIAL, SAGITTAL, CORONAL, AXIAL]), frames=st.booleans())
 def test_localizers_are_refused(order, frames):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 from functools import partial
 
@@ -27,6 +28,7 @@ from examples.medical_mri_us.data import (
     turned,
 )
 from examples.medical_mri_us.modalities import MODALITIES
+from examples.medical_mri_us.subcommands.train import _stored
 from examples.medical_mri_us.train import Settings, train
 from examples.medical_mri_us.windows import pad_subjects
 
@@ -139,15 +141,41 @@ def test_what_was_stored_is_not_read_again(tmp_path, monkeypatch):
     (place / "t2.npy").write_bytes((place / "t2.npy").read_bytes()[:-9])
     assert [times(), times()] == [1, 0]
     about = (place / "case.json").read_text()
-    for text in (about.replace('"format": 1', '"format": 0'), about[:-4], "{}", "[7]"):
+    dark = re.sub(r'"t2": [\d.]+', '"t2": 0.0', about)
+    for text in (about.replace('"format": 1', '"format": 0'), dark, about[:-4], "{}", "[7]"):
         (place / "case.json").write_text(text)
         assert [times(), times()] == [1, 0]
     (place / "fov.npy").unlink()
     assert [times(), times()] == [1, 0]
     # without a view of its own, that of a case depends on what else there is
     fewer, _ = store_subjects(read_index(index, ("t2",)), tmp_path / "slices", progress=False)
-    assert len(read) == 10 + 1
+    assert len(read) == 11 + 1
     assert list(fewer[0].images) == ["t2"]
+
+
+def test_a_case_that_another_process_has_stored_is_left_alone(tmp_path, monkeypatch):
+    """It may be read already."""
+    index = write_index(tmp_path, {"a": ("us", "t2")})
+    (case,) = read_index(index, MODALITIES)
+    found = stored.read_volumes
+
+    def slow(case):
+        monkeypatch.setattr(stored, "read_volumes", found)
+        stored.store_subject(case, tmp_path / "slices")
+        made.append((tmp_path / "slices/a").stat().st_ino)
+        return found(case)
+
+    made = []
+    monkeypatch.setattr(stored, "read_volumes", slow)
+    stored.store_subject(case, tmp_path / "slices").cut(0)
+    assert made == [(tmp_path / "slices/a").stat().st_ino]
+
+
+def test_slices_go_to_the_run_where_the_data_are_read_only(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    assert _stored(tmp_path / "data/index.csv", tmp_path / "run") == tmp_path / "data/slices"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert _stored(tmp_path / "data/index.csv", tmp_path / "run") == tmp_path / "run/slices"
 
 
 def test_a_bit_that_flips_is_told(tmp_path):

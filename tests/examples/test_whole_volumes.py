@@ -87,7 +87,7 @@ def test_one_tile_is_the_model_itself(model):
     subject = make_subject(1)
     tiles = Tiles.over(np.ones_like(subject.fov), SIZE, 16)
     assert tiles.number == (1, 1)
-    x = {m: subject.images[m] for m in ("us", "flair")}
+    x = {m: subject.images[m][:, None] for m in ("us", "flair")}
     found = predict_tiles(model, x, tiles, temperature=0.0, samples=1, experts="trained")
     wanted = predict(model, subject, ("us", "flair"))
     for m, (mean, _) in found.items():
@@ -102,13 +102,19 @@ def test_larger_slices_are_those_of_synthesis(model):
     tiles = Tiles.over(subject.fov, SIZE, stride)
     assert min(tiles.number) > 1
     found = predict(model, subject, given, size=SIZE)
-    wanted, covered = slices.predict_tiles(
-        model, {m: subject.images[m] for m in given}, subject.fov, MODALITIES, tiles,
+    wanted = {m: np.zeros_like(subject.images[m]) for m in MODALITIES}
+
+    def keep(made, k, image):
+        assert made.what == "mean"
+        wanted[made.target][k] = image
+
+    covered = slices.predict_tiles(
+        model, {m: subject.images[m] for m in given}, subject.fov, MODALITIES, tiles, keep,
         samples=1, temperature=0.0, seed=0, progress=False,
     )  # fmt: skip
     assert covered[subject.fov.any(axis=0)].all()
     for m in MODALITIES:
-        np.testing.assert_allclose(found[m][:, covered], wanted.mean[m][:, covered], atol=2e-6)
+        np.testing.assert_allclose(found[m][:, covered], wanted[m][:, covered], atol=2e-6)
         assert (found[m][:, ~covered] == -1).all()
 
 
@@ -139,7 +145,7 @@ def test_noise_of_the_likelihood_has_its_spread_where_tiles_overlap(model):
     """Blended noise would be too small there by up to 1 / sqrt(2)."""
     subject = large(shape=(50, 50))
     tiles = tiles_over(model, subject, SIZE)
-    x = {"us": subject.images["us"]}
+    x = {"us": subject.images["us"][:, None]}
     torch.manual_seed(0)
     found = predict_tiles(model, x, tiles, temperature=1.0, samples=200, experts="trained")
     total = np.zeros(tiles.shape)

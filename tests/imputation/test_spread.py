@@ -203,6 +203,39 @@ def test_what_is_not_valid_teaches_nothing():
     assert results[0][0] == results[1][0]
 
 
+class First(nn.Module):
+    """An encoder that reads the first channel of images alone."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x):
+        return self.encoder(x[:, :1])
+
+
+def test_what_to_predict_may_be_other_than_what_is_seen():
+    """Channels that encoders pass over, and that no entry to predict has, change nothing."""
+    results = []
+    for wide in (False, True):
+        torch.manual_seed(0)
+        model, truth, observed = made("images")
+        x = truth
+        if wide:
+            x = {m: torch.cat([v, torch.randn_like(v)], dim=1) for m, v in truth.items()}
+            for m in x:
+                model.encoders[m] = First(model.encoders[m])
+        torch.manual_seed(1)
+        valid = {"b": torch.rand(12, 1, 16, 8) < 0.7}
+        held_out = HeldOut(x, observed, valid=valid, truth=truth)
+        fit = fit_spread(model, [(x, observed, valid, truth)], held_out, rank=2, steps=2)
+        drawn = impute(model, {"a": x["a"]}, ["a"], 5, targets=["b"], held_out=held_out)["b"]
+        results.append((fit.losses, fit.coverage, [v.tolist() for v in drawn.interval(0.5)]))
+    assert results[0] == results[1]
+    with pytest.raises(ValueError, match=r"'truth' should have one row per sample \(12\)"):
+        HeldOut(x, truth={"a": truth["a"][:3]})
+
+
 def test_elements_that_lack_are_drawn_as_before():
     """A modality that was observed in part is given: its other elements are no missing entry."""
     model, x, observed = made("vectors")

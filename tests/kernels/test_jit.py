@@ -33,7 +33,7 @@ def test_it_depends_on_source_flags_compiler_and_processor(monkeypatch):
     assert identity() == plain
     assert identity(torch.bfloat16) != plain
     with monkeypatch.context() as patch:
-        patch.setattr(jit, "sources", lambda: {"cpu.cpp": "int main() {}"})
+        patch.setattr(jit, "sources", lambda program: {"cpu.cpp": "int main() {}"})
         assert identity() != plain
     with monkeypatch.context() as patch:
         patch.setattr(jit, "_version", lambda command: "another compiler")
@@ -79,10 +79,10 @@ def test_a_library_that_cannot_be_loaded_is_said(monkeypatch):
         _cpu.library(torch.float32)
 
 
-def test_a_layout_that_differs_does_not_compile(monkeypatch):
-    monkeypatch.setattr(jit, "SIZE", jit.SIZE + 8)
+def test_a_layout_that_differs_does_not_compile():
+    other = jit.POE._replace(sizes={"GPOE_ARGUMENTS_SIZE": 8})
     with pytest.raises(jit.BuildError, match=r"mmpoe.kernels._arguments differs"):
-        jit.cpu_library(torch.float32)
+        jit.cpu_library(torch.float32, other)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 from mmpoe.nn import (
     BottomUp,
@@ -18,6 +19,7 @@ from mmpoe.nn import (
     ProjectionCell,
     ResidualBlock,
     TopDown,
+    cells,
 )
 from mmpoe.nn.containers import _RESERVED
 from mmpoe.nn.pyramid import Fold, InstanceNorm, Unfold
@@ -168,3 +170,74 @@ def test_a_projection_cell_in_two_parts_is_the_whole():
         whole = cell(torch.cat([h, x], dim=1))
         parts = cell.end(cell.begin(h) + cell.begin(x, after=2))
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+
+
+# ---- What is faster on a CPU ----------------------------------------------------------------
+
+
+def images(*shape, layout=torch.channels_last):
+    return torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
+
+
+def outputs_and_gradients(module, run, x):
+    """Returns what a function makes of images, and the gradients of all that it depends on."""
+    outputs = run(x)
+    total = sum((y * torch.arange(y.numel()).view_as(y).cos()).sum() for y in outputs)
+    return [*outputs, *torch.autograd.grad(total, [x, *module.parameters()])]
+
+
+def assert_equal_to_rounding(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("width", [16, 12, 7, 4])
+@pytest.mark.parametrize("out_channels", [1, 3, 8, 16])
+def test_neighbouring_pixels_at_once_have_the_same_numbers(out_channels, width, layout):
+    conv = cells.Reflecting(5, out_channels, 7, padding=3)
+
+    def plain(x):
+        padded = functional.pad(x, (3,) * 4, mode="reflect")
+        return [functional.conv2d(padded, conv.weight, conv.bias)]
+
+    x = images(2, 5, 6, width, layout=layout)
+    found = outputs_and_gradients(conv, lambda x: [conv(x)], x)
+    assert_equal_to_rounding(found, outputs_and_gradients(conv, plain, x))
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), found[0])
+
+
+@pytest.mark.parametrize("side", [2, 3, 5])
+@pytest.mark.parametrize("pixels", [1, 3])
+def test_borders_are_reflected_with_and_without_gradients(pixels, side):
+    x = images(2, 3, 4, side)
+    if pixels >= side:
+        with pytest.raises(RuntimeError, match="Padding size should be less"), torch.no_grad():
+            cells.reflect(x, pixels)
+        return
+    expected = functional.pad(x, (pixels,) * 4, mode="reflect")
+    assert torch.equal(cells.reflect(x, pixels), expected)
+    with torch.no_grad():
+        assert torch.equal(cells.reflect(x, pixels), expected)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize(("channels", "width"), [(8, 8), (3, 8), (4, 4), (4, 20)])
+def test_heads_together_are_heads_apart(channels, width, number):
+    heads = torch.nn.ModuleList(
+        cells.ResNetHead(channels, width, 1, blocks=2) for _ in range(number)
+    )
+    x = images(2, channels, 6, 8)
+    assert cells.can_run_together(list(heads), x)
+    found = outputs_and_gradients(heads, lambda x: cells.run_heads(list(heads), x), x)
+    apart = outputs_and_gradients(heads, lambda x: [head(x) for head in heads], x)
+    assert_equal_to_rounding(found, apart)
+
+
+def test_heads_of_other_kinds_do_not_run_together():
+    x = images(2, 8, 6, 8)
+    one, other = cells.ResNetHead(8, 8, 1, blocks=2), cells.ResNetHead(8, 8, 1, blocks=3)
+    assert not cells.can_run_together([one, other], x)
+    assert not cells.can_run_together([one, one], x[:, :, :3])
+    assert not cells.can_run_together([one, one], x[..., 0])

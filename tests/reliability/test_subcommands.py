@@ -15,6 +15,7 @@ from volumes import make_run, volume, write, write_index
 from examples.medical_mri_us import __main__ as cli
 from examples.medical_mri_us.subcommands import synthesize as synthesize_module
 from examples.medical_mri_us.subcommands import train as train_module
+from examples.medical_mri_us.synthesis import run as synthesis_module
 from mmpoe.training import lock
 
 SET = ["--set", "size=16", "--set", "model.widths=[8]", "--set", "model.latents=[2]"]
@@ -64,7 +65,7 @@ def locked_folder(tmp_path, what):
 @pytest.mark.parametrize("what", ["read-only", "permissions"])
 def test_output_folders_that_cannot_be_written_to(what, index, tmp_path, answer, monkeypatch):
     """Fault 41: exit code 5 before any image is read or any model trained."""
-    monkeypatch.setattr(train_module, "load_subjects", lambda *_: pytest.fail("read images"))
+    monkeypatch.setattr(train_module, "store_subjects", lambda *_: pytest.fail("read images"))
     monkeypatch.setattr(synthesize_module, "synthesise_job", lambda *_: pytest.fail("computed"))
     us = write(tmp_path / "p.nii.gz", volume(0))
     with locked_folder(tmp_path, what) as (folder, number):
@@ -84,7 +85,7 @@ def test_output_folders_that_cannot_be_written_to(what, index, tmp_path, answer,
 @pytest.mark.fault(42, simulated=False)
 def test_two_runs_in_one_folder(index, tmp_path, answer, monkeypatch):
     """Fault 42: exit code 2 at once, naming who is there; and nothing of theirs is changed."""
-    monkeypatch.setattr(train_module, "load_subjects", lambda *_: pytest.fail("read images"))
+    monkeypatch.setattr(train_module, "store_subjects", lambda *_: pytest.fail("read images"))
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.toml").write_text("size = 64")
@@ -128,13 +129,25 @@ def test_a_gpu_is_not_needed(index, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.fault(37)
 @pytest.mark.fault(78)
-def test_a_disk_that_fills_up_names_the_file_and_its_case(tmp_path, answer):
+@pytest.mark.parametrize(
+    ("step", "named"),
+    [("synthesise_case", "volumes of patient"), ("write_synthesis", "patient_t2_mean.nii.gz")],
+)
+def test_a_disk_that_fills_up_names_the_file_and_its_case(
+    step, named, tmp_path, answer, monkeypatch
+):
     """A real limit of the system: exit code 5, and no result of the case is there."""
+    work = getattr(synthesis_module, step)
+
+    def limited(*arguments, **options):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(synthesis_module, step, limited)
     run = make_run(tmp_path / "run")
     us = write(tmp_path / "patient.nii.gz", volume(0))
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
     try:
         code, err = answer("synthesize", run, "--us", us, "--out", tmp_path / "out")
     finally:
@@ -142,7 +155,7 @@ def test_a_disk_that_fills_up_names_the_file_and_its_case(tmp_path, answer):
         signal.signal(signal.SIGXFSZ, handler)
     assert code == 5
     assert "File too large" in err
-    assert "patient_t2_mean.nii.gz" in err
+    assert named in err
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from example_models import OBSERVED, batch
 from safetensors.torch import load_file
 
 import mmpoe
-from mmpoe.training import Checkpoints, ProcessesWarning, load_checkpoint
+from mmpoe.training import Checkpoints, ProcessesWarning, load_checkpoint, processes
 
 pytestmark = pytest.mark.slow
 
@@ -155,3 +155,16 @@ def test_two_processes_synthesise_each_volume_once(tmp_path):
     assert found.keys() == expected.keys()
     for name, volume in expected.items():
         assert torch.equal(found[name], volume)
+
+
+@pytest.mark.parametrize(
+    "units", [{}, {"amx_bf16": False, "bf16_tiles": 3}, {"avx512_bf16": True}]
+)
+def test_half_precision_asks_the_processor_for_its_units(units, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    fabric = processes.make_fabric("bf16-mixed", "cpu")
+    with fabric.autocast():
+        x = torch.ones(2, 2) @ torch.ones(2, 2)
+    has = units.get("avx512_bf16", False)
+    assert x.dtype == (torch.bfloat16 if has else torch.float32)
+    assert ("This CPU has no units for bfloat16" in caplog.text) is not has

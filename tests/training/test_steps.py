@@ -22,6 +22,7 @@ from mmpoe.training import (
     fit,
     load_state,
     loop,
+    processes,
 )
 from mmpoe.training.steps import Learner, moving_average
 
@@ -225,7 +226,7 @@ def test_an_adversary_learns_against_the_model():
     assert discriminator.training
 
 
-def test_half_precision_leaves_data_and_weights_in_full():
+def test_half_precision_leaves_data_and_weights_in_full(monkeypatch):
     seen = []
 
     def watch(model, data, progress):
@@ -239,6 +240,7 @@ def test_half_precision_leaves_data_and_weights_in_full():
     model = make(flat)
     inside = next(m for m in model.modules() if isinstance(m, nn.Linear))
     inside.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    monkeypatch.setattr(processes, "computes_bfloat16", lambda: True)
     history = train(model, objective=watch, precision="bf16-mixed", accelerator="cpu")
     assert seen[:2] == [torch.bfloat16, (torch.float32,) * 3]
     assert all(p.dtype == torch.float32 for p in model.parameters())

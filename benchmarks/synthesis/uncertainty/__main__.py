@@ -35,7 +35,6 @@ from benchmarks.synthesis.profiles import PROFILES, load
 from benchmarks.synthesis.training import compare, load_trained
 from examples.medical_mri_us.calibration import Samples, calibrate_model
 from examples.medical_mri_us.config import Matching
-from examples.medical_mri_us.covariates import Covariates
 from examples.medical_mri_us.data import Subject
 from examples.medical_mri_us.modalities import MODALITIES
 from mmpoe.imputation import calibrate
@@ -152,7 +151,7 @@ def measure_one(
     elif condition.teacher is not None:
         history = calibrate(
             model,
-            Samples(teaching, Covariates()),
+            Samples(teaching, model),
             teacher=condition.teacher,
             steps=settings.steps,
             batch_size=settings.batch,

@@ -11,7 +11,7 @@ with needs("medical"):
     from .normalise import MEDIANS, normalise
     from .orientation import planes_of, turn_alike, turned
     from .sampling import WeightedBatches
-    from .slices import Slices, TargetSlices, batch_slices, batch_targets
+    from .slices import Slices, TargetSlices, batch_slices, batch_targets, neighbours
     from .stored import StoredSubject, store_subject, store_subjects
     from .subjects import CaseError, Subject, load_subject, load_subjects
     from .summary import check_training, missingness_table
@@ -40,6 +40,7 @@ __all__ = [
     "load_subject",
     "load_subjects",
     "missingness_table",
+    "neighbours",
     "normalise",
     "planes_of",
     "read_image",

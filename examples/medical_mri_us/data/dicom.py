@@ -153,13 +153,25 @@ def read_series(series: Series) -> Image:
     first, *others = files = series.files
     where = first.parent if others else first
     with walled(where, " as DICOM"):
-        headers = [read_dataset(file, pixels=False) for file in files]
+        headers = [_header(file) for file in files]
         order, affine = _arranged(files, headers, where)
         data = np.empty((headers[0].Columns, headers[0].Rows, len(order)), np.float32)
         places = np.split(np.argsort(order), np.cumsum([frames_of(h) for h in headers])[:-1])
         for file, own in zip(files, places, strict=True):
             data[..., own] = read_frames(file).T
     return Image(data, affine)
+
+
+def _header(file: Path) -> Dataset:
+    """Reads a header that claims no more frames than there is room for in its file."""
+    header = read_dataset(file, pixels=False)
+    frames, size = frames_of(header), file.stat().st_size
+    if not 0 < frames <= size:
+        raise ImageError(
+            f"{file} cannot be read as DICOM: its header says {frames} frames, in {size} bytes; "
+            "export it again."
+        )
+    return header
 
 
 def _arranged(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Slices", "TargetSlices", "batch_slices", "batch_targets"]
+__all__ = ["Slices", "TargetSlices", "batch_slices", "batch_targets", "neighbours"]
 
 from collections.abc import MutableMapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,45 @@ Place = int | tuple[int, int]
 """A sample by its index, or by its index and the seed of how it is augmented."""
 
 
+class Stack(Protocol):
+    """Slices that can be asked for by their indices, in memory or not."""
+
+    def __len__(self) -> int:
+        """Returns the number of slices."""
+        ...
+
+    def __getitem__(self, places: np.ndarray, /) -> Volume:
+        """Returns slices, (*places, H, W)."""
+        ...
+
+
+def neighbours(volume: Stack, places: Sequence[int] | np.ndarray, slices: int) -> Volume:
+    """Returns slices of a volume with those beside them, as channels: (n, slices, H, W).
+
+    The slice itself is the first channel; then come the nearest, before and after, and so on.
+    Beyond the ends of the volume, the last slice stands again.
+
+    Arguments:
+        volume: The volume, (S, H, W).
+        places: The n slices.
+        slices: The number of channels, odd.
+
+    Example:
+        >>> volume = np.arange(4.0).reshape(4, 1, 1)
+        >>> neighbours(volume, [0, 2], 3)[:, :, 0, 0].tolist()
+        [[0.0, 0.0, 1.0], [2.0, 1.0, 3.0]]
+    """
+    return volume[_around(np.asarray(places), slices, len(volume))]
+
+
+def _around(places: np.ndarray, slices: int, depth: int) -> np.ndarray:
+    """The indices of slices and of those beside them, (n, slices)."""
+    steps = [0]
+    for distance in range(1, slices // 2 + 1):
+        steps += [-distance, distance]
+    return (places[:, None] + np.array(steps)).clip(0, depth - 1)
+
+
 class Slices(Dataset[tuple[Images, Tensor]]):
     """The slices of some subjects, each a mapping of what was observed and its field of view.
 
@@ -32,10 +72,17 @@ class Slices(Dataset[tuple[Images, Tensor]]):
         subjects: The subjects, in memory or stored.
         flip: Whether to mirror every other slice at random, left to right. That is drawn from the
             seed of a sample, where it is given with its index, as in ``slices[index, seed]``.
+        slices: The number of channels of an image, see `neighbours`.
     """
 
-    def __init__(self, subjects: Sequence[Subject | StoredSubject], *, flip: bool = False) -> None:
-        self.subjects, self.flip = subjects, flip
+    def __init__(
+        self,
+        subjects: Sequence[Subject | StoredSubject],
+        *,
+        flip: bool = False,
+        slices: int = 1,
+    ) -> None:
+        self.subjects, self.flip, self.slices = subjects, flip, slices
         shown = [subject.shown.nonzero()[0] for subject in subjects]
         number = np.repeat(np.arange(len(shown)), [len(found) for found in shown])
         self.places = np.stack([number, np.concatenate([*shown, number[:0]])], axis=1)
@@ -52,8 +99,14 @@ class Slices(Dataset[tuple[Images, Tensor]]):
     def cut(self, index: Place) -> tuple[Images, Images, Tensor]:
         """Returns a slice as it is: images, targets of those that have one, and field of view."""
         s, k = self.places[_index(index)]
-        images, targets, fov = self.subjects[s].cut(k)
-        return _tensors(images), _tensors(targets), torch.from_numpy(fov)[None]
+        subject = self.subjects[s]
+        images, targets, fov = subject.cut(k)
+        found = _tensors(images)
+        if self.slices > 1:
+            around = _around(np.array([k]), self.slices, subject.shape[0])[0, 1:]
+            beside = [_tensors(subject.cut(j)[0]) for j in around]
+            found = {m: torch.cat([x, *(b[m] for b in beside)]) for m, x in found.items()}
+        return found, _tensors(targets), torch.from_numpy(fov)[None]
 
     def weights(self, share: float) -> npt.NDArray[np.float64]:
         """Weights for sampling slices, with a share of draws from who has the rarest modality.
@@ -85,6 +138,7 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
         size: The side of the window that is taken of larger slices, each time at random among
             those that show something; None for whole slices.
         context: The covariates of each subject, by name, if there are any.
+        slices: The number of channels of an input, see `neighbours`; a target has one.
     """
 
     def __init__(
@@ -94,8 +148,9 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
         flip: bool = False,
         size: int | None = None,
         context: Sequence[Images] | None = None,
+        slices: int = 1,
     ) -> None:
-        self.slices, self.flip, self.size = Slices(subjects), flip, size
+        self.slices, self.flip, self.size = Slices(subjects, slices=slices), flip, size
         self.context = context
 
     def __len__(self) -> int:
@@ -103,7 +158,8 @@ class TargetSlices(Dataset[tuple[Images, Images, Tensor]]):
 
     def __getitem__(self, index: Place) -> tuple[Images, Images, Tensor]:
         images, targets, fov = self.slices.cut(index)
-        targets, generator = {**images, **targets}, _generator(index)
+        own = {m: image[:1] for m, image in images.items()}  # without the slices beside it
+        targets, generator = {**own, **targets}, _generator(index)
         if self.size is not None and max(fov.shape[1:]) > self.size:
             rows, columns = _window(fov[0], self.size, generator)
             images, targets = (

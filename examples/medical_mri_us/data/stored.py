@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["FOLDER", "StoredSubject", "pad", "store_subject", "store_subjects"]
 
 import json
+import math
 import os
 import shutil
 import zlib
@@ -220,12 +221,10 @@ def store_subject(case: Case, folder: Path) -> StoredSubject:
             "checksums": checksums,
         }
         write_file(partial / "case.json", json.dumps(about).encode())
+        if (other := _opened(case, folder)) is not None:  # by another process, which may read it
+            return other
         shutil.rmtree(folder / case.name, ignore_errors=True)
-        try:
-            partial.rename(folder / case.name)
-        except OSError:
-            if _opened(case, folder) is None:  # and not by another process either
-                raise
+        partial.rename(folder / case.name)
     return _subject(case, folder / case.name, about)
 
 
@@ -263,11 +262,15 @@ def _subject(case: Case, place: Path, about: Mapping[str, Any]) -> StoredSubject
     visible = np.zeros(slices, bool)
     visible[about["visible"]] = True
     columns = [*case.images, *(f"target_{m}" for m in case.targets), "fov"]
+    levels = {m: float(about["levels"][m]) for m in case.images}
+    target_levels = {m: float(about["target_levels"][m]) for m in case.targets}
+    if not all(0 < level < math.inf for level in [*levels.values(), *target_levels.values()]):
+        raise ValueError(f"levels should be positive and finite, but are {about['levels']}")
     return StoredSubject(
         case.name,
         place,
-        {m: float(about["levels"][m]) for m in case.images},
-        {m: float(about["target_levels"][m]) for m in case.targets},
+        levels,
+        target_levels,
         Grid((height, width, slices), np.array(about["affine"], np.float64)),
         visible,
         {column: np.array(about["checksums"][column], np.uint32) for column in columns},

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from examples.medical_mri_us.covariates import carrying
-from examples.medical_mri_us.data import CaseError, Subject, Volume
+from examples.medical_mri_us.data import CaseError, Subject, Volume, neighbours
 from examples.medical_mri_us.synthesis.slices import learned_targets
 from examples.medical_mri_us.windows import Tiles
 from mmpoe.distributions import Draws
@@ -47,7 +47,7 @@ def predict(
     """
     tiles = tiles_over(model, subject, size)
     parts: list[dict[str, Tensor]] = []
-    for x, _ in _batches(subject, given, tiles):
+    for x, _ in _batches(model, subject, given, tiles):
         if tiles is None:
             out = model.predict(
                 _on_device(model, x, subject),
@@ -58,7 +58,13 @@ def predict(
             parts.append({m: p.mean[:, 0].cpu() for m, p in out.items()})
             continue
         found = predict_tiles(
-            model, x, tiles, subject.further, temperature=temperature, samples=1, experts="trained"
+            model,
+            x,
+            tiles,
+            temperature=temperature,
+            samples=1,
+            experts="trained",
+            further=subject.further,
         )
         parts.append({m: torch.from_numpy(mean[0]) for m, (mean, _) in found.items()})
     return {m: torch.cat([part[m] for part in parts]).numpy() for m in model.modalities}
@@ -100,16 +106,16 @@ def draw(
         that are not given come from the model's spread, if it has one.
     """
     tiles = tiles_over(model, subject, size)
-    for x, place in _batches(subject, given, tiles):
+    for x, place in _batches(model, subject, given, tiles):
         if tiles is not None:
             found = predict_tiles(
                 model,
                 x,
                 tiles,
-                subject.further,
                 temperature=1.0,
                 samples=samples,
                 experts=model.best_experts,
+                further=subject.further,
             )
             yield place, {m: _clamped(*map(torch.from_numpy, v)) for m, v in found.items()}
             continue
@@ -142,21 +148,22 @@ def to_unit(image: Volume, subject: Subject) -> Volume:
 
 
 def _batches(
-    subject: Subject, given: Sequence[str], tiles: Tiles | None
+    model: MMHVAE, subject: Subject, given: Sequence[str], tiles: Tiles | None
 ) -> Iterator[tuple[dict[str, Volume], slice]]:
     """Slices of what is given, and their place; fewer at a time where they are larger."""
-    number = BATCH
+    number, slices = BATCH, getattr(model, "slices", 1)
     if tiles is not None:
         number = max(1, BATCH * tiles.size**2 // (tiles.shape[0] * tiles.shape[1]))
     for start in range(0, len(subject.fov), number):
         place = slice(start, start + number)
-        yield {m: subject.images[m][place] for m in given}, place
+        places = range(len(subject.fov))[place]
+        yield {m: neighbours(subject.images[m], places, slices) for m in given}, place
 
 
 def _on_device(model: MMHVAE, x: Mapping[str, Volume], subject: Subject) -> Mapping[str, Tensor]:
     """The images, with the covariates of their subject, if the model has any."""
     device = next(model.parameters()).device
-    images = {m: torch.from_numpy(v)[:, None].to(device) for m, v in x.items()}
+    images = {m: torch.from_numpy(v).to(device) for m, v in x.items()}
     try:
         return carrying(model, images, subject.further)
     except ValueError as error:

@@ -41,11 +41,11 @@ def predict_tiles(
     model: MMHVAE,
     x: Mapping[str, Volume],
     tiles: Tiles,
-    further: Mapping[str, str],
     *,
     temperature: float,
     samples: int,
     experts: Literal["trained", "matched"],
+    further: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[Volume, Volume]]:
     """Draws predictions of every modality from all that is given.
 
@@ -56,12 +56,12 @@ def predict_tiles(
 
     Arguments:
         model: The model.
-        x: The slices of what is given, in [-1, 1], (slices, height, width).
+        x: The slices of what is given, in [-1, 1], (slices, channels, height, width).
         tiles: The tiles.
-        further: What else is known of the case, for the covariates of the model.
         temperature: The temperature of the latent samples; 0 is the mean.
         samples: The number of latent samples K.
         experts: The experts to infer with.
+        further: What else is known of the case, for the covariates of the model.
 
     Returns:
         For each modality the means and whole predictions with noise, (K, slices, height, width);
@@ -87,7 +87,7 @@ def predict_tiles(
         if fields is not None:
             noise = [n.unflatten(0, (samples, rows)) for n in fields.at(tile.place)]
         with evaluation(model.modules()):
-            encodings = model.encode(carrying(model, cut, further), given[0])
+            encodings = model.encode(carrying(model, cut, further or {}), given[0])
             q = model.infer(
                 encodings, given, noise=noise, temperature=temperature, experts=experts
             )
@@ -130,7 +130,7 @@ def _spread(
 
 
 def _tensor(slices: Volume, like: Tensor) -> Tensor:
-    return torch.from_numpy(slices)[:, None].to(like)
+    return torch.from_numpy(slices).to(like)
 
 
 def _owners(tiles: Tiles) -> np.ndarray:

@@ -102,13 +102,15 @@ def make_view(
         view[f"truth_{m}"] = _bytes(to_unit(image, small), 1.0)
     means: dict[str, list[np.ndarray]] = {m: [] for m in model.modalities}
     spreads: dict[str, list[np.ndarray]] = {m: [] for m in model.modalities}
+    beside = getattr(model, "slices", 1) > 1  # a model that sees slices between those kept
+    whole, kept = (subject, places) if beside else (small, slice(None))
     for given in subsets:
-        for m, image in synthesise(model, small, given, size=size).items():
-            means[m].append(_bytes(image, 1.0))
+        for m, image in synthesise(model, whole, given, size=size).items():
+            means[m].append(_bytes(image[kept], 1.0))
         if samples < 2:
             continue
-        for m, values in spread(model, small, given, samples, seed, size=size).items():
-            spreads[m].append(_bytes(values, SPREAD_LIMIT))
+        for m, values in spread(model, whole, given, samples, seed, size=size).items():
+            spreads[m].append(_bytes(values[kept], SPREAD_LIMIT))
     for m in model.modalities:
         view[f"mean_{m}"] = np.stack(means[m])
         if spreads[m]:

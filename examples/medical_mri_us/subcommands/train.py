@@ -112,7 +112,7 @@ def run(options: Train) -> int:
     init = _kept_init(options, init)
     start = None
     if init is not None and not steps:  # else the checkpoint has the weights
-        start = read_start(init, config.modalities, config.model, config.covariates)
+        start = read_start(init, config)
     if first:
         with lock(folder):
             pass  # before data are read, which takes a while
@@ -143,6 +143,7 @@ def run(options: Train) -> int:
         config.training,
         modalities=config.modalities,
         network=config.model,
+        slices=config.slices,
         covariates=config.covariates,
         size=config.size,
         critics=config.adversary,

@@ -95,20 +95,26 @@ def synthesise_job(
     said: set[str] = set()
     shown: list[Path] = []
     for subset, wanted in pairs:
-        synthesis = synthesise_case(
-            model,
-            description,
-            Lazy(subset, lambda m: job.images[m].read()),
-            targets=wanted,
-            samples=asked.samples,
-            temperature=asked.temperature,
-            seed=asked.seed,
-            fov=fov,
-            to_first=asked.to_first,
-            batch=asked.batch,
-            folder=asked.out,
-            further=job.further,
-        )
+        try:
+            synthesis = synthesise_case(
+                model,
+                description,
+                Lazy(subset, lambda m: job.images[m].read()),
+                targets=wanted,
+                samples=asked.samples,
+                temperature=asked.temperature,
+                seed=asked.seed,
+                fov=fov,
+                to_first=asked.to_first,
+                batch=asked.batch,
+                folder=asked.out,
+                further=job.further,
+            )
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            place = str(asked.out / f"volumes of {job.name}")  # in a file without a name
+            raise OSError(error.errno, error.strerror, place) from error
         for note in synthesis.record["notes"]:
             if note not in said:
                 print(f"Note: case {job.name}: {note}")

@@ -31,31 +31,39 @@ class Shelf:
         self.shape = tuple(shape)
         self._bytes = 4 * int(np.prod(self.shape))
         self._places: dict[Any, int] = {}
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
 
     def put(self, key: object, volume: Volume) -> None:
         """Sets a volume aside."""
-        self._seek(key, 0)
-        self._file.write(np.ascontiguousarray(volume, np.float32).data)
+        self._write(key, 0, volume)
 
     def write(self, key: object, k: int, image: Volume) -> None:
         """Sets slice `k` of a volume aside."""
-        self._seek(key, k)
-        self._file.write(np.ascontiguousarray(image, np.float32).data)
+        self._write(key, k, image)
 
     def read(self, key: object) -> Volume:
         """Returns a volume, 0 where no slice was written."""
         return self._read(key, 0, self.shape)
 
     def slices(self, key: object, places: Sequence[int] | np.ndarray) -> Volume:
-        """Returns some slices of a volume."""
-        return np.stack([self._read(key, k, self.shape[1:]) for k in map(int, places)])
+        """Returns some slices of a volume, (*places, H, W)."""
+        places = np.asarray(places)
+        found = [self._read(key, k, self.shape[1:]) for k in map(int, places.ravel())]
+        return np.stack(found).reshape(*places.shape, *self.shape[1:])
+
+    def _write(self, key: object, k: int, values: Volume) -> None:
+        self._seek(key, k)
+        left = np.ascontiguousarray(values, np.float32).data.cast("B")
+        while left:  # the system may take a part
+            left = left[self._file.write(left) :]
 
     def _read(self, key: object, k: int, shape: tuple[int, ...]) -> Volume:
         out = np.zeros(shape, np.float32)
         self._seek(key, k)
-        self._file.readinto(out)  # pyright: ignore
+        left = out.data.cast("B")
+        while left:
+            left = left[self._file.readinto(left) :]  # pyright: ignore
         return out
 
     def _seek(self, key: object, k: int) -> None:
@@ -75,6 +83,9 @@ class Shelved:
 
     def __init__(self, shelf: Shelf, key: object) -> None:
         self.shelf, self.key = shelf, key
+
+    def __len__(self) -> int:
+        return self.shelf.shape[0]
 
     def __getitem__(self, places: Sequence[int] | np.ndarray) -> Volume:
         return self.shelf.slices(self.key, places)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.medical_mri_us.covariates import carrying
-from examples.medical_mri_us.data import Mask, Volume
+from examples.medical_mri_us.data import Mask, Volume, neighbours
 from examples.medical_mri_us.windows import Tiles
 from mmpoe.hierarchy import Encodings
 from mmpoe.imputation import Spread
@@ -149,6 +149,7 @@ def predict_tiles(
     for tile in tiles:
         tile.window.add(tile.weight, total)
     shown = np.flatnonzero(fov.any(axis=(1, 2)))
+    slices: int = getattr(model, "slices", 1)
 
     def work(rows: slice) -> None:
         places, sums = shown[rows], dict[Made, Volume]()
@@ -156,7 +157,9 @@ def predict_tiles(
             seen = tile.window.cut(fov[places], False).any(axis=(1, 2))
             if not seen.any():
                 continue
-            images = {m: tile.window.cut(v[places[seen]], -1) for m, v in x.items()}
+            images = {
+                m: tile.window.cut(neighbours(v, places[seen], slices), -1) for m, v in x.items()
+            }
             part = noise.at(tile.place)
             found = predict(model, images, targets, part, temperature, further)
             for made, values in found.items():
@@ -195,7 +198,8 @@ def predict(
 
     Arguments:
         model: The model, in evaluation mode.
-        x: The slices of the inputs, between -1 and 1, (slices, size, size).
+        x: The slices of the inputs, between -1 and 1, (slices, channels, size, size), see
+            `neighbours`.
         targets: What to synthesise.
         noise: The noise of the samples, see `Noise.at`.
         temperature: Their temperature.
@@ -205,7 +209,7 @@ def predict(
         The images, on the scale of the model from -1 to 1, (slices, size, size).
     """
     like = next(model.parameters())
-    images = {m: torch.from_numpy(v)[:, None].to(like) for m, v in x.items()}
+    images = {m: torch.from_numpy(v).to(like) for m, v in x.items()}
     size, samples = len(next(iter(images.values()))), len(noise[0])
     given = as_mask(list(images), model.modalities, size)
     encodings = model.encode(carrying(model, images, further or {}), given)

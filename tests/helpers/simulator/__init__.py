@@ -31,9 +31,12 @@ class SimulatedDriver(_cuda.Driver):
     """
 
     def __init__(self, order=0, sources=None, errors="none"):
-        self.order, self.sources = order, sources or jit.sources()
+        self.order, self.sources = order, sources
         self.errors = ["none", "up", "down", "either"].index(errors)
         self.launched = []
+
+    def sources_of(self, special):
+        return self.sources or jit.sources(special.program)
 
     def architecture(self, device):
         return 90
@@ -70,17 +73,17 @@ class SimulatedLauncher(_cuda.Launcher):
         self.threads, self.exact = threads, exact
 
     def function(self, special, device=None):
-        if not self.exact:
+        if not self.exact and isinstance(special, Specialisation):
             special = special._replace(clamp=True, common_noise=True)
         if special not in self._functions:
-            self._functions[special] = compile_kernel(special, self.driver.sources)
+            self._functions[special] = compile_kernel(special, self.driver.sources_of(special))
         return self._functions[special]
 
     def _threads(self, size, width):
         return self.threads or super()._threads(size, width)
 
 
-def compile_kernel(special: Specialisation, sources: dict[str, str]):
+def compile_kernel(special: jit.Kernel, sources: dict[str, str]):
     files = {p.name: p.read_text() for p in (HERE / "threads.h", HERE / "kernel.cpp")} | sources
     options = ["-std=c++17", "-O1", "-ffp-contract=fast", "-shared", "-fPIC", *special.defines]
     identity = "\0".join([*files.values(), *options])

@@ -1,16 +1,25 @@
-// One kernel of gpoe.cuh, run by simulated threads.
+// One kernel of gpoe.cuh or norm.cuh, run by simulated threads.
 #define GPOE_SIMULATE
 #include "threads.h"
 
+static std::vector<unsigned> shared_memory;
+
+#if defined(NORM_KERNEL)
+#include "norm.cuh"
+
+static NormArguments arguments;
+
+static void work() { NORM_KERNEL<NORM_SILU>(arguments, (float*)shared_memory.data()); }
+#else
 #include "gpoe.cuh"
 
 typedef Specialisation<
     GPOE_STORAGE, GPOE_EXPERTS, GPOE_WIDTH, GPOE_CLAMP, GPOE_COMMON_NOISE> Chosen;
 
 static Chosen::A arguments;
-static std::vector<u32> shared_memory;
 
 static void work() { GPOE_KERNEL<Chosen>(arguments, shared_memory.data()); }
+#endif
 
 // Shared memory is filled with a pattern first, and followed by one that must survive.
 extern "C" int simulate(
