@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from volumes import volume, write, write_index
+from volumes import prefer, volume, write, write_index
 
 from examples.medical_mri_us import calibration
 from examples.medical_mri_us import train as train_module
@@ -335,18 +335,6 @@ def test_cases_that_cannot_be_used(index, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"none of 1 training cases has flair"):
         fit(tmp_path, lacking, out=tmp_path / "none")
     assert not (tmp_path / "none" / "config.toml").exists()
-
-
-def prefer(monkeypatch, *sources):
-    """Makes calibration find that some sources of draws have better energy scores, in order."""
-
-    def measured(model, held_out):
-        name = "spread" if model.spread is not None else "matched"
-        name = name if name == "spread" or model.is_matched else "as it was"
-        energy = 1.0 - 0.1 * ([*sources].index(name) + 1 if name in sources else 0)
-        return {"energy": energy, "voxels": 0.91, "quarters": 0.87}
-
-    monkeypatch.setattr(calibration, "measure", measured)
 
 
 @pytest.mark.parametrize("kept", ["matched", "spread"])

@@ -26,6 +26,7 @@ from examples.medical_mri_us.evaluation import synthesis as evaluated
 from examples.medical_mri_us.evaluation.baseline import laid_on
 from examples.medical_mri_us.evaluation.tiled import predict_tiles, tiles_over
 from examples.medical_mri_us.modalities import MODALITIES
+from examples.medical_mri_us.models import add_spread
 from examples.medical_mri_us.subcommands import calibrate, evaluate, train
 from examples.medical_mri_us.synthesis import slices
 from examples.medical_mri_us.windows import Tiles, Window, pad_subject, tile_subject
@@ -161,6 +162,40 @@ def test_noise_of_the_likelihood_has_its_spread_where_tiles_overlap(model):
         assert float(one[m].stddev.std()) < 1e-6  # the same for all pixels
         for where in (total == 1, total > 1):
             assert noise[:, where].mean() == pytest.approx(scale, rel=0.02)
+
+
+def test_a_spread_makes_draws_of_larger_slices(model):
+    """Their deviation is that of synthesis, which is that of the spread, where tiles are alone."""
+    add_spread(model, 3, SIZE)
+    model.spread.scale.fill_(0.3)
+    subject = large(shape=(50, 50))
+    tiles = tiles_over(model, subject, SIZE)
+    x = {"us": subject.images["us"]}
+    found = {}
+
+    def keep(made, k, image):
+        found.setdefault((made.what, made.target), {})[k] = image
+
+    options = {"samples": 2, "temperature": 1.0, "seed": 0, "progress": False}
+    slices.predict_tiles(model, x, subject.fov, MODALITIES, tiles, keep, **options)
+    torch.manual_seed(0)
+    options = {"temperature": 1.0, "samples": 400, "experts": "trained"}
+    wide = {m: v[:, None] for m, v in x.items()}
+    drawn = predict_tiles(model, wide, tiles, **options)
+    total = np.zeros(tiles.shape)
+    for tile in tiles:
+        tile.window.add((tile.weight > 0).astype(float), total)
+    alone = (total == 1) & subject.fov
+    for m in ("t2", "cet1", "flair"):
+        mean, std = (np.stack([found[what, m][k] for k in (0, 1)]) for what in ("mean", "std"))
+        whole = drawn[m][1]
+        ratio = whole.std(axis=0)[alone] / std[alone]
+        assert ratio.mean() == pytest.approx(1, rel=0.02)
+        assert ratio.std() < 0.06  # of 400 draws
+        far = (whole.mean(axis=0) - mean)[subject.fov] / std[subject.fov]
+        assert np.square(far).mean() == pytest.approx(1 / 400, rel=0.6)
+    (given,) = {k for k in found if k[1] == "us" and k[0] == "std"}
+    assert (np.stack(list(found[given].values()))[alone] > 0).all()
 
 
 def test_mean_images_are_laid_on_each_other_in_the_middle(model):
