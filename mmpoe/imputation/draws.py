@@ -294,8 +294,8 @@ def impute(
         rest = {m: r[seen[m][r]] if m in learned else r for m, r in rows.items()}
         # if there are no rows of a modality, it is decoded for its shape
         latent = [m for m in targets if len(rest[m]) or (m not in x and m not in learned)]
+        encodings = model.encode(x, given)  # which checks entries, of rows that lack nothing too
         if latent:
-            encodings = model.encode(x, given)
             for q in propose(model, encodings, given, x, draws, experts=model.best_experts):
                 for m in latent:
                     p = model.decode(q.state.take(rest[m]).flatten(), [m])[m]
