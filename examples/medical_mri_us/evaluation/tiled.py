@@ -121,7 +121,7 @@ def predict_tiles(
 def _spread(
     model: MMHVAE, encodings: Encodings, given: Tensor, learned: Sequence[str]
 ) -> dict[str, LowRankNormal]:
-    """What the model's spread says of a tile, by modality; of none if it says nothing."""
+    """The model's spread over a tile, by modality."""
     if not learned or not isinstance(model.spread, Spread):
         return {}
     state = model.infer(encodings, given, temperature=0.0).state
