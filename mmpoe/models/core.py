@@ -58,6 +58,7 @@ from ._inputs import (
 )
 from ._saving import explain_matched, load, save
 from ._scoring import Cells, score
+from .chunks import is_out_of_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -650,7 +651,7 @@ class MultimodalVAE(Recorded, nn.Module):
         try:
             return run(encoder, entries, context=context, valid=valid)
         except (RuntimeError, ValueError) as error:
-            if type(error) not in (RuntimeError, ValueError):  # out of memory, say
+            if type(error) not in (RuntimeError, ValueError) or is_out_of_memory(error):
                 raise
             raise ValueError(
                 f"'x' should hold what the encoders take, but that of {modality!r}, given entries "
@@ -693,7 +694,7 @@ class MultimodalVAE(Recorded, nn.Module):
         try:
             return _run_decoder(decoder, state, context)
         except (RuntimeError, ValueError) as error:
-            if type(error) not in (RuntimeError, ValueError):  # out of memory, say
+            if type(error) not in (RuntimeError, ValueError) or is_out_of_memory(error):
                 raise
             if isinstance(error, ValueError):
                 raise ValueError(f"The decoder of {modality!r} fails: {error}") from error

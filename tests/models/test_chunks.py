@@ -5,8 +5,11 @@ import torch
 from example_models import NAMES, batch, flat, make, noise_for
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from mmpoe.models import in_chunks
+import mmpoe
+from mmpoe.likelihoods import Normal
+from mmpoe.models import in_chunks, is_out_of_memory
 
 
 @pytest.mark.fault(40, simulated=True)
@@ -64,3 +67,18 @@ def test_bad_arguments_are_named():
         in_chunks(list, -1)
     with pytest.raises(ValueError, match=r"'size' should be at least 1 or None, but is 0"):
         in_chunks(list, 1, 0)
+
+
+@pytest.mark.fault(71, simulated=True)
+@pytest.mark.parametrize("part", ["encoders", "decoders"])
+def test_networks_without_memory_are_not_blamed_for_their_inputs(part):
+    """Their error stays one that `in_chunks` answers."""
+    vae = mmpoe.MVAE({"a": nn.Linear(3, 4)}, {"a": Normal(nn.Linear(2, 3))})
+
+    def run_out(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    getattr(vae, part)["a"].register_forward_hook(run_out)
+    with pytest.raises(RuntimeError, match=r"^\[enforce fail\]") as caught:
+        vae.predict({"a": torch.zeros(2, 3)}, targets=["a"])
+    assert is_out_of_memory(caught.value)

@@ -102,17 +102,22 @@ from examples.medical_mri_us import models
 folder, where = Path(sys.argv[1]), sys.argv[2]
 run = make_run(folder / "run")
 us = write(folder / "p.nii.gz", volume(0))
-if where == "loading":
-    build = models.BUILDERS["image_mmhvae"]
-    def hungry(*arguments, **options):
+import torch
+build = models.BUILDERS["image_mmhvae"]
+def hungry(*arguments, **options):
+    if where == "loading":
         limit(100)
-        build(*arguments, **options).memory = torch.zeros(2_000_000_000)
-    import torch
-    models.BUILDERS["image_mmhvae"] = hungry
-else:
-    size = {"reading": (400, 400, 200), "running": (400, 400, 50)}[where]
-    us = write(folder / "p.nii.gz", volume(0, size))
-    limit({"reading": 50, "running": 150}[where])
+    model = build(*arguments, **options)
+    if where == "loading":
+        model.memory = torch.zeros(2_000_000_000)
+    if where == "running":
+        limit(150)
+        model.encoders["us"].register_forward_hook(lambda *_: torch.zeros(2_000_000_000))
+    return model
+models.BUILDERS["image_mmhvae"] = hungry
+if where == "reading":
+    us = write(folder / "p.nii.gz", volume(0, (400, 400, 200)))
+    limit(50)
 sys.argv[1:] = ["synthesize", str(run), "--us", str(us), "--out", str(folder / "out")]
 sys.exit(cli.main())
 """
