@@ -32,7 +32,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ SCALE, BETA = 0.12, 0.01
 GIVEN = [given for given in itertools.product([False, True], repeat=len(MODALITIES)) if any(given)]
 """All subsets to condition on."""
 
-Batch = tuple[dict[str, Tensor], Tensor, Tensor]
+Batch = tuple[Mapping[str, Tensor], Tensor, Tensor]
 Point = tuple[float, int, float]
 """Seconds, steps, and the bound."""
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 __all__ = ["kl_divergence", "product_of_experts", "sample", "soft_clamp"]
 
+import math
+
 import torch
 from torch import Tensor
+
+HALF_LOG_2PI = math.log(2 * math.pi) / 2
 
 
 def product_of_experts(
@@ -177,6 +181,16 @@ def standardise(offset: Tensor, log_scale: Tensor) -> Tensor:
 def widen(x: Tensor) -> Tensor:
     """Converts half-precision tensors to float32 and leaves wider ones alone."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def exact(x: Tensor) -> Tensor:
+    """Converts to float64, for terms that are as large as counts and cancel.
+
+    Where a device has no float64, integers become float32 and others stay as they are.
+    """
+    if x.device.type == "mps":
+        return x if x.is_floating_point() else x.float()
+    return x.double()
 
 
 def check_power(power: int) -> None:

@@ -153,18 +153,33 @@ def _training(model: dict[str, Any]) -> Markdown:
 
 
 def _uncertainty(model: dict[str, Any]) -> str:
-    if not model["calibrated"]:
+    how = model.get("calibration")
+    if not how:
         return (
-            "**Not calibrated**: standard deviations understate errors. `calibrate` fits matched "
-            "experts, from which they then come."
+            "**Not calibrated**: standard deviations understate errors. `calibrate` fits what it "
+            "takes to match them."
         )
-    how = model["calibration"]
-    return fill(
-        "Standard deviations come from matched experts, fitted for {} to {} ({} of "
-        "them complete, of {}). How many complete cases there were limits how far they are "
-        "to be trusted.",
-        counted(how["steps"], "step"),
+    if "coverage" not in how:  # of an earlier version
+        return fill(
+            "Standard deviations come from matched experts, fitted for {} to {} ({} of them "
+            "complete, of {}). How many complete cases there were limits how far they are to be "
+            "trusted.",
+            counted(how["steps"], "step"),
+            counted(how["slices"], "slice"),
+            how["complete"],
+            counted(how["complete_cases"], "case"),
+        )
+    kept = "the likelihood, as it was trained, since nothing improved draws"
+    if model["spread"] is not None or model["matched"]:
+        kept = "matched experts" if model["matched"] else "a spread around the prediction"
+    held = [f"{name} {100 * share:.1f} %" for name, share in how["coverage"].items()]
+    said = fill(
+        "Standard deviations come from {}, fitted to {}, {} of them complete. On {}, 90 % "
+        "intervals held: {}.",
+        kept,
         counted(how["slices"], "slice"),
         how["complete"],
-        counted(how["complete_cases"], "case"),
+        counted(how["held_out_cases"], "held-out case"),
+        joined(held),
     )
+    return said if model["calibrated"] else Markdown(f"**Not calibrated.** {said}")

@@ -36,10 +36,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class Matching:
-    """How matched experts are fitted, so that samples spread as they should."""
+    """How matched experts, and a spread, are fitted, so that samples spread as they should."""
 
     steps: int = 400
-    """The largest number of steps."""
+    """The largest number of steps of matched experts; 0 for none."""
     batch: int = 16
     """The number of slices in a batch."""
     lr: float = 2e-3
@@ -48,10 +48,13 @@ class Matching:
     """Whether complete slices alone teach, or incomplete ones too in the second half."""
     held_out: float = 0.2
     """The share of the complete slices that tells which fit is kept."""
+    spread_steps: int = 300
+    """The number of steps of the spread; 0 for none."""
 
     def check(self) -> None:
         """Raises a ValueError that names the setting, if there is one that cannot be used."""
-        check_integer("steps", self.steps, 1)
+        check_integer("steps", self.steps, 0)
+        check_integer("spread_steps", self.spread_steps, 0)
         check_integer("batch", self.batch, 1)
         check_positive("lr", self.lr)
         check_choice("teacher", self.teacher, ("complete", "bootstrap"))

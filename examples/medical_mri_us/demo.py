@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 from torch import distributed
+from tqdm import tqdm
 
 import mmpoe
 from mmpoe.models import MMHVAE
 from mmpoe.training import History, scratch, write_file
 
+from .calibration import Calibrated, calibrate_model
 from .card import write_card
 from .checks import check_integer
 from .config import Config, Matching, write_config
@@ -28,17 +30,16 @@ from .data import CaseError, Subject, load_subjects, read_index
 from .evaluation import cross_modal_gain, evaluate
 from .facts import data_of, facts_of, stopped_early
 from .modalities import LABELS, MODALITIES
-from .models import load_model
 from .outputs import open_folder
 from .phantom import CREDIT, cached_dataset
 from .phantom.cache import GENERATOR_VERSION, cache_folder, ensure_writable, is_cached
 from .report import MR, Facts, draw_panel, draw_training, write_report
-from .subcommands.calibrate import Calibrate
-from .subcommands.calibrate import run as calibrate
 from .train import Settings, build_model, save_model, train
 
 PANEL = (["us"], ["t2", "cet1"], ["us", "t2"])
 """The subsets that the panel shows."""
+SEED = 1
+"""The seed of the patients that the model is calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +62,28 @@ class Demo:
     """The number of training patients, with modalities missing as in ReMIND."""
     held_out: int = 20
     """The number of held-out patients, complete, that the model is scored on."""
+    calibrate_on: int = 20
+    """The number of further patients, complete, that set how far its draws spread."""
+    calibrate: Matching = field(default_factory=lambda: Matching(steps=0))
+    """How the model is calibrated. Matched experts do not help on phantoms: only a spread is
+    fitted."""
     size: int = 64
     """The height and width of the slices, in pixels over 96 mm: a multiple of 8."""
     workers: int = 2
     """The number of processes that make patients."""
     train: Settings = field(default_factory=Settings)
     """How the model is trained."""
-    calibrate: Matching = field(default_factory=lambda: Matching(100, 8, teacher="bootstrap"))
-    """How its matched experts are fitted."""
 
     def check(self) -> None:
         """Raises a ValueError that names the argument, if there is one that cannot be used."""
         check_integer("patients", self.patients, 1)
         check_integer("held_out", self.held_out, 1)
+        check_integer("calibrate_on", self.calibrate_on, 1)
+        self.calibrate.check()
         check_integer("size", self.size, 16)
         check_integer("workers", self.workers, 1)
         build_model(self.size)
         self.train.check()
-        self.calibrate.check()
         if self.resume and self.keep is None:
             raise ValueError("'keep' should be a folder to resume from, but is None.")
 
@@ -94,6 +99,8 @@ class Trained:
     held_out: list[Subject]
     problems: list[CaseError]
     """The faults of patients who were left out."""
+    calibration: str
+    """How far the spread of draws is known to match errors, in words."""
     code: int
     """The exit code: 0, or that of the signal that stopped training or calibration."""
 
@@ -146,7 +153,7 @@ def run(demo: Demo) -> int:
             f"{os.cpu_count()} cores",
         },
         credit=CREDIT,
-        calibrated=bool(model.is_matched),
+        calibration=trained.calibration,
         stopped=stopped_early(len(history.bounds), demo.train.steps),
     )
     curve = draw_training(history.bounds)
@@ -203,13 +210,15 @@ def train_demo(demo: Demo, folder: Path) -> Trained:
     facts = {**facts_of(subjects), "phantom": data["phantom"]}
     save_model(folder / "model", model, demo.size, demo.train, history, facts=facts)
     write_card(folder)
-    code = history.exit_code
-    if code == 0 and any(len(s.images) == len(MODALITIES) for s in subjects):
-        code = calibrate(Calibrate(folder))
-        model, _ = load_model(folder / "model")
-    elif code == 0:
-        print("No training patient has all modalities, so the model is not calibrated.")
-    return Trained(model, history, subjects, held_out, [*problems, *more], code)
+    code, said = history.exit_code, "It is not calibrated."
+    if code == 0:
+        calibration, number = _calibrate(model, subjects, demo)
+        code, said = 130 if calibration.interrupted else 0, calibration.told()
+        print(said)
+        facts |= calibration.facts(demo.calibrate, subjects, number)
+        save_model(folder / "model", model, demo.size, demo.train, history, facts=facts)
+        write_card(folder)
+    return Trained(model, history, subjects, held_out, [*problems, *more], said, code)
 
 
 def demo_or_run(run: Path) -> Path:
@@ -253,6 +262,7 @@ def _cached_run(demo: Demo) -> Path:
     depends = {
         "patients": demo.patients,
         "size": demo.size,
+        "calibrate_on": demo.calibrate_on,
         "train": asdict(demo.train),
         "calibrate": asdict(demo.calibrate),
         "generator": GENERATOR_VERSION,
@@ -277,6 +287,22 @@ def _put(aside: Path, folder: Path) -> None:
         with scratch(folder.parent) as earlier:
             folder.rename(earlier / folder.name)
     aside.rename(folder)
+
+
+def _calibrate(model: MMHVAE, subjects: list[Subject], demo: Demo) -> tuple[Calibrated, int]:
+    """Calibrates a model on patients that it has not seen, and returns their number too."""
+    index = cached_dataset(
+        train=0, test=demo.calibrate_on, size=demo.size, workers=demo.workers, seed=SEED
+    )
+    fresh, _ = load_subjects(read_index(index))
+    torch.manual_seed(demo.train.seed)
+    with tqdm(
+        total=demo.calibrate.steps + demo.calibrate.spread_steps, desc="Calibrating", unit="step"
+    ) as bar:
+        found = calibrate_model(
+            model, subjects, fresh, demo.calibrate, report=lambda *_: bar.update()
+        )
+    return found, len(fresh)
 
 
 def _typical(subjects: list[Subject]) -> Subject:

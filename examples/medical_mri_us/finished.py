@@ -17,8 +17,8 @@ from .config import Config, read_config
 def is_finished(run: Path, config: Config) -> bool:
     """Returns whether a run came to its end, and its model is that of its last checkpoint.
 
-    The model may hold more by now, such as matched experts. A model that is damaged, or older
-    than the checkpoint, is one to write anew.
+    The model may hold more by now, such as matched experts or a spread. A model that is damaged,
+    or older than the checkpoint, is one to write anew.
 
     Arguments:
         run: The folder of the run.

@@ -37,8 +37,9 @@ class Start:
         """Copies the weights that a model has under the same name and with the same shape.
 
         These are what all modalities share, and what belongs to a modality that both models have.
-        The others stay as they are. Matched experts are not copied. Where the model has covariates
-        and this one has none, it starts as one that does not look at them; so it is with slices.
+        The others stay as they are. Matched experts and spreads are not copied. Where the model
+        has covariates and this one has none, it starts as one that does not look at them; so it is
+        with slices.
         """
         if getattr(self.model, "slices", 1) == 1 and not getattr(self.model, "covariates", ()):
             widen(self.model, getattr(model, "slices", 1))

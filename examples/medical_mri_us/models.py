@@ -8,9 +8,11 @@ __all__ = [
     "ImageModel",
     "Network",
     "PublishedModel",
+    "add_spread",
     "architecture_of",
     "build_model",
     "describe",
+    "is_calibrated",
     "load_model",
     "model_folder",
 ]
@@ -21,12 +23,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmpoe.imputation import add_matched_experts
+import torch
+
+from mmpoe.imputation import Spread, add_matched_experts
+from mmpoe.missing import Batch
 from mmpoe.models import MMHVAE, image_mmhvae, is_out_of_memory, published_mmhvae
+from mmpoe.nn import evaluation
 from mmpoe.training import CheckpointError, load_checkpoint, load_weights
 
 from .checks import check_integer, check_number
-from .covariates import Covariates, condition, widen
+from .covariates import NAME, Covariates, condition, widen
 from .data.geometry import SPACINGS
 from .modalities import MODALITIES
 from .names import check_modalities
@@ -173,8 +179,10 @@ def load_model(
             raise ValueError(f"'slices' should be at most {MOST_SLICES}, but is {slices}.")
         widen(model, slices)
         condition(model, Covariates.read(description.get("covariates", [])))
-        if description.get("calibrated"):
+        if description.get("matched", description.get("calibrated")):
             add_matched_experts(model)
+        if description.get("spread") is not None:
+            add_spread(model, description["spread"], description["architecture"]["size"])
         load_weights(model, state, folder)
     except CheckpointError:
         raise
@@ -183,6 +191,34 @@ def load_model(
             raise
         raise CheckpointError(f"{folder} holds no model that can be built: {error}") from error
     return model.eval(), description
+
+
+def add_spread(model: MMHVAE, rank: object, size: int) -> None:
+    """Gives a model a spread to load the weights of.
+
+    Arguments:
+        model: The model.
+        rank: The number of its factors.
+        size: The height and width of the model's slices, in pixels.
+    """
+    rank = check_integer("spread", rank, 1)
+    if rank > LARGEST:
+        raise ValueError(f"'spread' should be at most {LARGEST}, but is {rank}.")
+    covariates: Covariates = getattr(model, "covariates", Covariates())
+    x = Batch(
+        {m: torch.zeros(1, getattr(model, "slices", 1), size, size) for m in model.modalities},
+        context={NAME: torch.zeros(1, covariates.size)} if covariates else {},
+    )
+    given = torch.ones(1, len(model.modalities), dtype=torch.bool)
+    with torch.no_grad(), evaluation(model.modules()):
+        state = model.infer(model.encode(x, given), given, temperature=0.0).state.h
+    events = dict.fromkeys(model.modalities, (1, size, size))
+    model.spread = Spread(model.modalities, tuple(state.shape[1:]), events, rank)
+
+
+def is_calibrated(model: MMHVAE) -> bool:
+    """Whether draws spread as they should: as was measured on held-out cases, if it was."""
+    return not model.spread.off() if isinstance(model.spread, Spread) else model.is_matched
 
 
 def _check_architecture(architecture: object) -> None:

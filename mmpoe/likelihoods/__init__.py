@@ -7,7 +7,8 @@ for Pyro. The event is the whole entry: ``log_prob`` returns one number per samp
 Data                                  Likelihood
 ====================================  ===========================================================
 Real numbers                          :class:`Normal`; :class:`Laplace` for images;
-                                      :class:`StudentT` with outliers
+                                      :class:`StudentT` with outliers;
+                                      :class:`LowRankNormal` if elements vary together
 Yes or no, shares                     :class:`Bernoulli`
 Classes                               :class:`Categorical`
 Ordered levels (grades, ratings)      :class:`Ordinal`
@@ -28,6 +29,7 @@ __all__ = [
     "Columns",
     "Laplace",
     "Likelihood",
+    "LowRankNormal",
     "NegativeBinomial",
     "Normal",
     "OptimalScale",
@@ -46,3 +48,4 @@ from .columns import Columns
 from .continuous import Laplace, Normal, OptimalScale, StudentT
 from .counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
 from .discrete import Bernoulli, Categorical, Ordinal
+from .low_rank import LowRankNormal

@@ -31,8 +31,7 @@ from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid, mse_loss, softplus
 
 from mmpoe.distributions import average, moments_of_mixture
-
-HALF_LOG_2PI = math.log(2 * math.pi) / 2
+from mmpoe.gaussian import HALF_LOG_2PI, exact
 
 
 class Normal(dist.Normal):
@@ -347,16 +346,6 @@ def _of_classes(probs: Tensor) -> tuple[Tensor, Tensor]:
 def replaced(p: Distribution, name: str, original: Callable[..., object]) -> bool:
     """Returns whether a distribution, or its class, has another method than the original."""
     return getattr(type(p), name) is not original or name in vars(p)
-
-
-def exact(x: Tensor) -> Tensor:
-    """Converts to float64, for terms that are as large as counts and cancel.
-
-    Where a device has no float64, integers become float32 and others stay as they are.
-    """
-    if x.device.type == "mps":
-        return x if x.is_floating_point() else x.float()
-    return x.double()
 
 
 def narrow(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from mmpoe.distributions import LowRankNormal
 from mmpoe.gaussian import widen
 from mmpoe.missing import check_finite, check_valid, fill
 
@@ -116,12 +117,14 @@ def log_likelihood(
 
 def _log_density(p: Distribution, x: Tensor, valid: Tensor | None) -> Tensor:
     """The log-density of the valid elements of each entry, with the batch shape of `p`."""
+    if isinstance(p, LowRankNormal):
+        return p.log_prob(x, valid)
     own = not isinstance(p, Independent) or _elements.replaced(p, "log_prob", _SUM)
     if own and p.event_shape:
         if valid is None:
             return p.log_prob(x)
         raise ValueError(
-            "'valid' needs a likelihood that is independent over elements, "
+            "'valid' needs a likelihood that is independent over elements, or LowRankNormal, "
             f"but got {type(p).__name__}."
         )
     elements = p.base_dist if isinstance(p, Independent) else p

@@ -87,7 +87,16 @@ class Likelihood(Recorded, nn.Module, ABC):
         phi = self.exposed(phi, context or {})
 
         phi = phi.unflatten(0, z.shape[:batch_dims])
-        return self.distribution(phi).to_event(len(event))
+        return self.joint(phi, len(event))
+
+    def joint(self, phi: Tensor, event_dim: int) -> dist.TorchDistribution:
+        r"""Returns the distribution of whole entries: elements are independent.
+
+        Arguments:
+            phi: The parameters, as for :meth:`distribution`.
+            event_dim: The number of dimensions of an entry.
+        """
+        return self.distribution(phi).to_event(event_dim)
 
     def network_shape(self, event: Sequence[int]) -> tuple[int, ...]:
         """Returns the shape that the network should return for one entry.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import _elements as elements
 from .base import Likelihood, MakeLikelihood
+from .low_rank import LowRankNormal
 
 
 class Columns(Likelihood):
@@ -138,6 +139,11 @@ def _part(names: tuple[str, ...], make: MakeLikelihood) -> Likelihood:
         )
     if part.network is not nothing:
         raise ValueError(f"{wanted}of the network it is given, but wraps it.")
+    if isinstance(part, LowRankNormal):
+        raise ValueError(
+            f"{wanted}whose elements are independent, but it makes LowRankNormal: that needs a "
+            "modality of its own."
+        )
     if getattr(part, "optimal", False):
         raise ValueError(f"{wanted}whose scale is fixed or learned, but it is 'optimal'.")
     part.check_shapes((len(names),))

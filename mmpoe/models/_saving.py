@@ -152,7 +152,13 @@ def load(
 
 
 def explain_matched(model: MultimodalVAE, state: Mapping[str, Any], prefix: str) -> list[str]:
-    """Says what to do if a state has matched experts and the model has none."""
+    """Says what to do if a state has matched experts or a spread, and the model has none."""
+    if model.spread is None and any(name.startswith(f"{prefix}spread.") for name in state):
+        return [
+            "It is the state of a model with a spread (mmpoe.imputation.fit_spread), which this "
+            "model does not have: save models with save_pretrained and load them with "
+            "from_pretrained, which build it by themselves."
+        ]
     inside = [name for name in state if name.startswith(f"{prefix}groups.")]
     if model.is_matched or not any(".matched." in name for name in inside):
         return []
@@ -210,7 +216,8 @@ def _card(model: MultimodalVAE, config: Mapping[str, Any]) -> str:
     size = sum(p.numel() for p in model.parameters())
     likelihoods = {m: type(model.decoders[m]).__name__ for m in model.modalities}
     rows = "\n".join(f"| {m} | {kind} |" for m, kind in likelihoods.items())
-    calibrated = "calibrated" if model.is_matched else "not calibrated"
+    known = model.is_matched or model.spread is not None
+    calibrated = "calibrated" if known else "not calibrated"
     trust = f", trust=[{config['make'].partition(':')[0]!r}]" if "make" in config else ""
     return f"""---
 library_name: mmpoe
@@ -258,6 +265,7 @@ def _settings(model: MultimodalVAE) -> dict[str, Any]:
             None if g.matched is None else _describe(g.matched, f"groups.{level}.matched", {})
             for level, g in enumerate(model.groups)
         ],
+        "spread": None if model.spread is None else _describe(model.spread, "spread", {}),
     }
 
 
@@ -290,6 +298,8 @@ def _build(config: Mapping[str, Any], trust: Sequence[str] | None) -> Multimodal
             group.shape = None if shape is None else tuple(shape)
             if matched is not None:
                 group.matched = _decode(matched, finder)
+        if settings.get("spread") is not None:  # which older folders do not know
+            model.spread = _decode(settings["spread"], finder)
     return model.to(getattr(torch, settings["dtype"]))
 
 

@@ -113,6 +113,8 @@ class MultimodalVAE(Recorded, nn.Module):
             entries are encoded as zeros, which are then masked: shapes do not depend on the mask,
             as compilation needs. None gathers unless compiled or exported. Results are the same,
             but for layers that mix rows, as batch normalisation does.
+        spread: What deviates from predictions at temperature 0; None if it was not learned, see
+            :func:`mmpoe.imputation.fit_spread`.
         validate: Whether to reject NaN and infinity in entries that are given. The check waits for
             the device; set it to False to save that time. Nothing is checked when compiled.
 
@@ -166,6 +168,7 @@ class MultimodalVAE(Recorded, nn.Module):
         self.family = families[0]
         self.gather: bool | None = None
         self.validate = True
+        self.spread: nn.Module | None = None  # not registered: no keys of what is absent
 
     def forward(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ChainEncoder", "Expert", "JointPoE", "Transition", "likelihood", "probe"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
@@ -145,11 +145,9 @@ class _CorrelatedNormal(Likelihood):
         super().__init__(network)
         self.register_buffer("scale_tril", scale_tril)
 
-    def forward(
-        self, z: Tensor, batch_dims: int = 1, context: Mapping[str, Tensor] | None = None
-    ) -> dist.TorchDistribution:
-        """Returns the distribution, as :meth:`Likelihood.forward`."""
-        return self.distribution(self.network(z))  # the network is linear in the last dimension
+    def joint(self, phi: Tensor, event_dim: int) -> dist.TorchDistribution:
+        """Returns the distribution of whole entries, see :meth:`Likelihood.joint`."""
+        return self.distribution(phi)
 
     def distribution(self, phi: Tensor) -> dist.TorchDistribution:
         """Returns the distribution of a whole entry with mean `phi`."""

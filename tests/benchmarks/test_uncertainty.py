@@ -143,21 +143,23 @@ def test_few_complete_patients_teach_and_incomplete_ones_are_there():
     found = command.conditions(command.SETTINGS["quick"])
     assert [c.name for c in found] == [
         "naive", "complete-2", "complete-5", "complete-10", "complete-20",
-        "bootstrap-2", "bootstrap-5", "bootstrap-20",
+        "bootstrap-2", "bootstrap-5", "bootstrap-20", "spread",
     ]  # fmt: skip
 
 
 def test_a_condition_calibrates_a_model_and_leaves_the_rest_of_it(tmp_path, patients):
-    settings = command.Settings(1, 3, 2, 2, complete=(2,), bootstrap=())
+    settings = command.Settings(1, 19, 2, 2, complete=(2,), bootstrap=(), spread=2, apart=1)
     torch.manual_seed(0)
     model = build_model(SIZE, MODALITIES)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    naive, matched = command.conditions(settings)
+    naive, matched, spread = command.conditions(settings)
+    assert spread.complete == 1
     about = {"model": "abc"}
-    for condition in (naive, matched):
+    for condition in (naive, matched, spread):
         path = tmp_path / f"{condition.name}.json"
         command.measure_one(condition, model, patients[:2], patients[2:], settings, path, about)
         assert model.is_matched == (condition is matched)
+        assert condition is spread or model.spread is None
         assert command.is_finished(path, about)
         assert not command.is_finished(path, {"model": "other"})
     after = model.state_dict()

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from volumes import SMALL, volume, write, write_index
+from volumes import SMALL, prefer, volume, write, write_index
 
 from examples.medical_mri_us.covariates import (
     NAME,
@@ -36,7 +36,7 @@ CASES = {
 SET = (
     "size=16", "model.patch=4", "model.widths=[16, 8]", "model.latents=[3, 2]", "training.steps=6",
     "training.batch=2", "training.minutes=none", "calibration.steps=2", "calibration.batch=4",
-    'covariates=["age", "site"]',
+    "calibration.spread_steps=2", 'covariates=["age", "site"]',
 )  # fmt: skip
 
 
@@ -139,13 +139,17 @@ def with_columns(path, further):
     return path
 
 
-def test_from_an_index_with_an_age_and_a_site_to_syntheses_and_scores(index, tmp_path, capsys):
+def test_from_an_index_with_an_age_and_a_site_to_syntheses_and_scores(
+    index, tmp_path, capsys, monkeypatch
+):
     folder, out = tmp_path / "run", tmp_path / "out"
     assert run(Train(folder, data=index, set=SET, device="cpu")) == 0
     card = (folder / "model" / "README.md").read_text()
     assert "For each case, it has to know: age, site." in card
+    prefer(monkeypatch, "spread")
     assert calibrate.run(calibrate.Calibrate(folder)) == 0
     model, description = load_model(folder / "model")
+    assert model.spread is not None
     assert [c["name"] for c in description["covariates"]] == ["age", "site"]
     assert model.covariates == fit_covariates(["age", "site"], CASES)
     lacking = write_index(tmp_path / "new", {"d": ("us",), "e": ("us",), "f": ("us",)})

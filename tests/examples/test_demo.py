@@ -38,15 +38,21 @@ ROOT = Path(__file__).parents[2]
 SIZE = 32
 PATIENTS = {"train": 8, "test": 2, "size": SIZE, "workers": 1}
 SETTINGS = Settings(steps=30, minutes=None)
-MATCHING = Matching(steps=4, batch=4, teacher="bootstrap")
-SMALL = {"patients": 8, "held_out": 2, "size": SIZE, "workers": 1}
+SMALL = {
+    "patients": 8,
+    "held_out": 2,
+    "calibrate_on": 3,
+    "calibrate": Matching(steps=0, spread_steps=2),
+    "size": SIZE,
+    "workers": 1,
+}
 
 
 @pytest.fixture(scope="module")
 def demo(brain, tmp_path_factory):
     """A demo that has run."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    demo = Demo(out=out, **SMALL, train=SETTINGS, calibrate=MATCHING)
+    demo = Demo(out=out, **SMALL, train=SETTINGS)
     assert run(demo) == 0
     return demo
 
@@ -109,7 +115,7 @@ def test_the_model_of_a_demo_is_kept_for_others(demo, cache, tmp_path, monkeypat
 
 def test_a_model_that_is_absent_is_trained_once(brain, cache, monkeypatch, capsys):
     settings = Settings(steps=3, minutes=None)
-    small = Demo(**SMALL, train=settings, calibrate=MATCHING)
+    small = Demo(**SMALL, train=settings)
     assert demo_run(small) == demo_run(small)
     printed = capsys.readouterr().out
     assert printed.count("training it once") == 1
@@ -129,12 +135,28 @@ def test_a_model_that_is_absent_is_trained_once(brain, cache, monkeypatch, capsy
 
 def test_a_training_that_stopped_early_says_so_on_top(brain, tmp_path):
     brief = Settings(steps=10**6, minutes=0.02)
-    demo = Demo(out=tmp_path / "out", **SMALL, train=brief, calibrate=MATCHING)
+    demo = Demo(out=tmp_path / "out", **SMALL, train=brief)
     assert run(demo) == 0
     _, description = load_model(tmp_path / "out" / "model")
     text = (tmp_path / "out" / "report.html").read_text()
     said = f"Training stopped at {description['steps']} of 1000000 steps"
     assert text.index(said) < text.index("One model learnt from")
+
+
+def test_the_model_is_calibrated_as_far_as_it_helps(demo):
+    model, description = load_model(demo.out / "model")
+    how = description["calibration"]
+    assert how["held_out_cases"] == 3
+    assert set(how["energy"]) == {"as it was", "spread"}
+    helped = how["energy"]["spread"] < how["energy"]["as it was"]
+    assert (model.spread is not None) == helped
+    assert set(how["coverage"]) >= {"voxels", "blocks of 8", "quarters"}
+    within = all(abs(v - 0.9) <= 0.05 for v in how["coverage"].values())
+    assert description["calibrated"] == within
+    card = (demo.out / "model" / "README.md").read_text()
+    assert ("**Not calibrated.**" in card) == (not within)
+    text = (demo.out / "report.html").read_text()
+    assert f"voxels {100 * how['coverage']['voxels']:.1f} %" in text
 
 
 def test_metrics_are_60_cells(demo):
@@ -158,6 +180,7 @@ def test_report_is_self_contained_and_leads_with_cross_modal(demo):
     assert text.index("Cross-modal synthesis") < text.index("Self-reconstruction")
     assert "phantom" in text
     assert "Training stopped" not in text  # it was not
+    assert "90 % intervals hold: voxels" in text
     assert "ICBM" in text  # the credit of the template
 
 

@@ -254,7 +254,7 @@ def test_levels_that_few_draws_cannot_tell_are_left_out():
 class Known:
     """Stands for a model whose means and noise are known, and that is given the truth."""
 
-    modalities = ("us", "t2")
+    modalities, spread = ("us", "t2"), None
 
     def __init__(self, mean_sd, noise_sd):
         self.sds = mean_sd, noise_sd

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from volumes import SMALL, volume, write, write_index
+from volumes import SMALL, prefer, volume, write, write_index
 
 from examples.medical_mri_us.covariates import widen
 from examples.medical_mri_us.data import Subject, TargetSlices, neighbours
@@ -24,7 +24,7 @@ from examples.medical_mri_us.subcommands.train import Train, run
 SET = (
     "size=16", "model.patch=4", "model.widths=[16, 8]", "model.latents=[3, 2]", "training.steps=4",
     "training.batch=2", "training.minutes=none", "training.save_every=2", "calibration.steps=2",
-    "calibration.batch=4", "slices=3",
+    "calibration.batch=4", "calibration.spread_steps=2", "slices=3",
 )  # fmt: skip
 
 
@@ -83,13 +83,15 @@ def test_a_slice_is_unchanged_at_first_and_where_all_slices_are_alike(network):
 
 
 @pytest.mark.slow
-def test_from_an_index_to_syntheses_and_scores(tmp_path):
+def test_from_an_index_to_syntheses_and_scores(tmp_path, monkeypatch):
     index = write_index(tmp_path / "data", dict.fromkeys("abc", MODALITIES))
     folder = tmp_path / "run"
     assert run(Train(folder, data=index, set=SET, device="cpu")) == 0
     assert run(Train(folder, resume=True, device="cpu")) == 0
+    prefer(monkeypatch, "spread")
     assert calibrate.run(calibrate.Calibrate(folder)) == 0
     model, description = load_model(folder / "model")
+    assert model.spread is not None
     assert description["slices"] == model.slices == 3
     file = write(tmp_path / "p.nii.gz", volume(0))
     options = {"us": file, "target": "t2", "samples": 2, "device": "cpu"}

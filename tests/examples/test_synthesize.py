@@ -19,7 +19,7 @@ from volumes import AFFINE, SMALL, make_run, volume, write, write_index
 from examples.medical_mri_us.data import CaseError, Grid, Image, axis_codes, reorient
 from examples.medical_mri_us.data.grids import orientations
 from examples.medical_mri_us.modalities import MODALITIES
-from examples.medical_mri_us.models import build_model, load_model
+from examples.medical_mri_us.models import add_spread, build_model, load_model
 from examples.medical_mri_us.subcommands.synthesize import Synthesize, run
 from examples.medical_mri_us.synthesis import slices as slices_module
 from examples.medical_mri_us.synthesis.case import synthesise_case
@@ -206,7 +206,7 @@ class Moving(torch.nn.Module):
 
     def __init__(self, reach):
         super().__init__()
-        self.modalities, self.is_matched, self.best_experts = list(MODALITIES), False, "trained"
+        self.modalities, self.best_experts, self.spread = list(MODALITIES), "trained", None
         kernel = torch.rand((1, 1, 2 * reach + 1, 2 * reach + 1)) / (2 * reach + 1) ** 2
         self.kernel = torch.nn.Parameter(kernel)
         self.groups = [types.SimpleNamespace(shape=(1, side, side)) for side in (8, 32)]
@@ -419,6 +419,26 @@ def test_matched_experts_make_the_spread_and_not_the_mean(model):
     inside = us.data > 0
     assert matched.std["t2"][inside].mean() > 1.02 * plain.std["t2"][inside].mean()
     assert (matched.std["t2"][inside] > plain.std["t2"][inside]).mean() > 0.7
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_a_spread_says_the_deviation_of_what_is_not_given_alone(model, temperature):
+    """Images at the mean, samples, and the deviation of what is given stay to the bit."""
+    us = Image(volume(0), AFFINE)
+    options = {"targets": ["us", "t2"], "temperature": temperature, "samples": 3}
+    plain = synthesise(model, {"us": us}, **options)
+    add_spread(model, 2, 16)
+    model.spread.scale.fill_(0.2)
+    learned = synthesise(model, {"us": us}, **options)
+    for m in ("us", "t2"):
+        assert np.array_equal(learned.mean[m], plain.mean[m])
+        assert np.array_equal(np.stack(learned.samples[m]), np.stack(plain.samples[m]))
+    assert np.array_equal(learned.std["us"], plain.std["us"])
+    before = learned.std["t2"]
+    assert not np.array_equal(before, plain.std["t2"])
+    model.spread.scale.fill_(0.1)
+    after = synthesise(model, {"us": us}, **options).std["t2"]
+    np.testing.assert_allclose(after, before / 2, rtol=1e-4)
 
 
 @pytest.mark.fault(40, simulated=True)

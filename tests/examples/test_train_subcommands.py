@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from volumes import volume, write, write_index
+from volumes import prefer, volume, write, write_index
 
+from examples.medical_mri_us import calibration
 from examples.medical_mri_us import train as train_module
 from examples.medical_mri_us.card import write_card
 from examples.medical_mri_us.config import read_config
@@ -41,6 +42,7 @@ SET = (
     "training.save_every=2",
     "calibration.steps=3",
     "calibration.batch=4",
+    "calibration.spread_steps=2",
 )
 
 
@@ -335,22 +337,33 @@ def test_cases_that_cannot_be_used(index, tmp_path, capsys):
     assert not (tmp_path / "none" / "config.toml").exists()
 
 
-def test_calibration_adds_matched_experts_and_changes_nothing_else(index, tmp_path, capsys):
+@pytest.mark.parametrize("kept", ["matched", "spread"])
+def test_calibration_adds_what_helps_and_changes_nothing_else(
+    kept, index, tmp_path, capsys, monkeypatch
+):
     fit(tmp_path, index)
     before = weights(tmp_path)
-    assert calibrate.run(Calibrate(tmp_path / "run", set=("calibration.held_out=0.4",))) == 0
+    prefer(monkeypatch, kept)
+    if kept == "spread":  # which is better than matched experts are
+        prefer(monkeypatch, "matched", "spread")
+    assert calibrate.run(Calibrate(tmp_path / "run", set=("calibration.held_out=0.0",))) == 0
     printed = capsys.readouterr().out
-    assert "12 slices, 6 of them complete, of 2 cases" in printed
-    assert "So few complete cases" in printed
+    assert "no split 'val': 1 training case tells what helps" in printed
+    assert "So few held-out cases (1) can hardly tell" in printed
+    assert "as it was 1.0000, matched" in printed
+    assert "90 % intervals hold: voxels 91.0 %, quarters 87.0 %." in printed
     model, description = load_model(tmp_path / "run" / "model")
-    assert model.is_matched
+    assert model.is_matched == (kept == "matched") == description["matched"]
+    assert (model.spread is not None) == (kept == "spread")
+    assert description["spread"] == (32 if kept == "spread" else None)
     assert description["calibrated"] is True
-    assert description["calibration"]["complete"] == 6
+    assert description["calibration"]["coverage"] == {"voxels": 0.91, "quarters": 0.87}
     after = model.state_dict()
     assert len(after) > len(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "come from matched experts" in card
+    assert ("come from matched experts" in card) == (kept == "matched")
+    assert "On 1 held-out case, 90 % intervals held: voxels 91.0 %, quarters 87.0 %." in card
     assert description["sha256"] in card
 
     us = write(tmp_path / "p.nii.gz", volume(9))
@@ -360,52 +373,62 @@ def test_calibration_adds_matched_experts_and_changes_nothing_else(index, tmp_pa
 
 
 @pytest.mark.fault(65)
-def test_calibrating_again_starts_afresh_and_says_so(index, tmp_path, capsys):
-    """With the same settings, to the same bits."""
+def test_calibrating_again_has_the_same_result(index, tmp_path, capsys):
+    """To the same bits, whatever helped."""
     fit(tmp_path, index)
     options = Calibrate(tmp_path / "run", set=("calibration.held_out=0.0",))
-    assert calibrate.run(options) == 0
-    first = weights(tmp_path)
-    assert "afresh" not in capsys.readouterr().out
-    assert calibrate.run(options) == 0
-    assert "was calibrated before: its matched experts start afresh" in capsys.readouterr().out
-    second = weights(tmp_path)
+    found = []
+    for _ in range(2):
+        assert calibrate.run(options) == 0
+        description = load_model(tmp_path / "run" / "model")[1]
+        found.append((weights(tmp_path), description["calibration"]))
+    (first, how), (second, again) = found
+    assert how == again
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
 @pytest.mark.fault(65, simulated=True)
-@pytest.mark.parametrize("stopped", [True, False])
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_a_calibration_that_improves_nothing_leaves_the_model_as_it_was(
-    calibrated, stopped, index, tmp_path, capsys, monkeypatch
+def test_a_calibration_that_is_stopped_leaves_the_model_as_it_was(
+    calibrated, index, tmp_path, capsys, monkeypatch
 ):
-    """Stopped at its first step, or no better than at the start."""
     fit(tmp_path, index)
     folder = tmp_path / "run"
+    prefer(monkeypatch, "spread")
     if calibrated:
-        assert calibrate.run(Calibrate(folder, set=("calibration.held_out=0.0",))) == 0
+        assert calibrate.run(Calibrate(folder)) == 0
     before = contents(folder)
-    change = ("calibration.held_out=0.4",)
-    if stopped:
 
-        def stop(*_, **options):
-            def interrupt(step, loss):
-                raise KeyboardInterrupt
+    def stop(*_, **options):
+        def interrupt(step, loss):
+            raise KeyboardInterrupt
 
-            return fit_experts(*_, **{**options, "after_step": interrupt})
+        return fit_experts(*_, **{**options, "after_step": interrupt})
 
-        fit_experts = calibrate.calibrate
-        monkeypatch.setattr(calibrate, "calibrate", stop)
-    else:
-        change += ("calibration.lr=1000.0",)
-    assert calibrate.run(Calibrate(folder, set=change)) == (130 if stopped else 0)
-    number = 1 if stopped else 3
-    state = "calibrated as before" if calibrated else "not calibrated"
-    said = f"No step of {number} improved the matched experts: the model stays as it was, {state}."
-    assert said in capsys.readouterr().out
+    fit_experts = calibration.calibrate
+    monkeypatch.setattr(calibration, "calibrate", stop)
+    assert calibrate.run(Calibrate(folder, set=("calibration.held_out=0.0",))) == 130
+    assert "It was stopped: what was saved before stays." in capsys.readouterr().out
     assert contents(folder) == before
     assert load_model(folder / "model")[1]["calibrated"] is calibrated
+
+
+def test_a_model_that_nothing_improves_is_not_called_calibrated(
+    index, tmp_path, capsys, monkeypatch
+):
+    fit(tmp_path, index)
+    before = weights(tmp_path)
+    narrow = {"energy": 1.0, "voxels": 0.88, "quarters": 0.3}
+    monkeypatch.setattr(calibration, "measure", lambda model, held_out: dict(narrow))
+    assert calibrate.run(Calibrate(tmp_path / "run", set=("calibration.lr=1000.0",))) == 0
+    printed = capsys.readouterr().out
+    assert "Draws come from the model as it was trained, since nothing improved them" in printed
+    assert "quarters 30.0 %. That is not calibrated" in printed
+    model, description = load_model(tmp_path / "run" / "model")
+    assert description["calibrated"] is False
+    assert model.state_dict().keys() == before.keys()
+    assert "**Not calibrated.**" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 @pytest.mark.fault(76)
@@ -424,12 +447,18 @@ def test_the_card_comes_where_a_kill_left_none(index, tmp_path):
     assert card.read_text() == calibrated
 
 
-def test_calibration_needs_complete_cases(tmp_path):
-    held = {"a": MODALITIES[:3], "b": ("us", "flair")}
-    index = write_index(tmp_path / "data", held)
+def test_calibration_needs_no_complete_cases_but_two_with_two_modalities(tmp_path, monkeypatch):
+    prefer(monkeypatch, "spread")
+    index = write_index(tmp_path / "data", {"a": MODALITIES[:3], "b": ("us", "flair")})
     fit(tmp_path, index)
-    with pytest.raises(ValueError, match=r"should hold samples with all modalities"):
-        calibrate.run(Calibrate(tmp_path / "run"))
+    assert calibrate.run(Calibrate(tmp_path / "run")) == 0
+    assert load_model(tmp_path / "run" / "model")[0].spread is not None
+    index = write_index(tmp_path / "few", {"a": MODALITIES, "b": ("us",)})
+    fit(tmp_path, index, out=tmp_path / "other")
+    held_out = r"should list two cases that have two modalities"
+    index = write_index(tmp_path / "one", {"a": MODALITIES})
+    with pytest.raises(ValueError, match=held_out):
+        calibrate.run(Calibrate(tmp_path / "other", data=index))
 
 
 def test_other_processes_write_nothing(index, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from examples.medical_mri_us.evaluation import synthesis as evaluated
 from examples.medical_mri_us.evaluation.baseline import laid_on
 from examples.medical_mri_us.evaluation.tiled import predict_tiles, tiles_over
 from examples.medical_mri_us.modalities import MODALITIES
+from examples.medical_mri_us.models import add_spread
 from examples.medical_mri_us.subcommands import calibrate, evaluate, train
 from examples.medical_mri_us.synthesis import slices
 from examples.medical_mri_us.windows import Tiles, Window, pad_subject, tile_subject
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.slow
 SMALL = (
     "size=16", "model.patch=4", "model.widths=[16, 8]", "model.latents=[3, 2]",
     "training.steps=1", "training.batch=2", "calibration.steps=2", "calibration.batch=4",
+    "calibration.spread_steps=2",
 )  # fmt: skip
 
 LEFT_OUT = {"strict": {"ms_ssim", "lpips", "st_lpips"}, "mmhvae-2026": {"lpips"}}
@@ -162,6 +164,40 @@ def test_noise_of_the_likelihood_has_its_spread_where_tiles_overlap(model):
             assert noise[:, where].mean() == pytest.approx(scale, rel=0.02)
 
 
+def test_a_spread_makes_draws_of_larger_slices(model):
+    """Their deviation is that of synthesis, which is that of the spread, where tiles are alone."""
+    add_spread(model, 3, SIZE)
+    model.spread.scale.fill_(0.3)
+    subject = large(shape=(50, 50))
+    tiles = tiles_over(model, subject, SIZE)
+    x = {"us": subject.images["us"]}
+    found = {}
+
+    def keep(made, k, image):
+        found.setdefault((made.what, made.target), {})[k] = image
+
+    options = {"samples": 2, "temperature": 1.0, "seed": 0, "progress": False}
+    slices.predict_tiles(model, x, subject.fov, MODALITIES, tiles, keep, **options)
+    torch.manual_seed(0)
+    options = {"temperature": 1.0, "samples": 400, "experts": "trained"}
+    wide = {m: v[:, None] for m, v in x.items()}
+    drawn = predict_tiles(model, wide, tiles, **options)
+    total = np.zeros(tiles.shape)
+    for tile in tiles:
+        tile.window.add((tile.weight > 0).astype(float), total)
+    alone = (total == 1) & subject.fov
+    for m in ("t2", "cet1", "flair"):
+        mean, std = (np.stack([found[what, m][k] for k in (0, 1)]) for what in ("mean", "std"))
+        whole = drawn[m][1]
+        ratio = whole.std(axis=0)[alone] / std[alone]
+        assert ratio.mean() == pytest.approx(1, rel=0.02)
+        assert ratio.std() < 0.06  # of 400 draws
+        far = (whole.mean(axis=0) - mean)[subject.fov] / std[subject.fov]
+        assert np.square(far).mean() == pytest.approx(1 / 400, rel=0.6)
+    (given,) = {k for k in found if k[1] == "us" and k[0] == "std"}
+    assert (np.stack(list(found[given].values()))[alone] > 0).all()
+
+
 def test_mean_images_are_laid_on_each_other_in_the_middle(model):
     """Of slices of differing sizes; one pixel is looked up in each of them."""
     subjects = [make_subject(0, held=("t2",)), large(1, (60, 40), held=("t2",))]
@@ -247,7 +283,10 @@ def test_experts_are_matched_on_all_tiles(tmp_path, capsys):
     index.write_text("\n".join(rows) + "\n")
     assert train.run(train.Train(tmp_path / "run", data=index, set=SMALL, device="cpu")) == 0
     assert calibrate.run(calibrate.Calibrate(tmp_path / "run")) == 0
-    assert "tiles of slices, 48 of them complete, of 2 cases" in capsys.readouterr().out
+    assert (
+        "Calibrating on 24 tiles of slices, 24 of them complete, of 1 case."
+        in capsys.readouterr().out
+    )
 
 
 def test_tiles_of_a_subject_hold_all_that_is_in_view():

@@ -4,8 +4,9 @@ The model is that of `benchmarks.synthesis.run`, trained first if it is not ther
 measured as they are (*naive*), and from experts that are matched to the posterior of complete
 patients, of whom there are few: the number of those who teach is varied, and so is whether
 incomplete patients teach too (*bootstrap*). If the training set has too few complete patients,
-further ones of the same phantom, whom the model has never seen, teach as well. Nothing else of the
-model changes.
+further ones of the same phantom, whom the model has never seen, teach as well. A *spread* around
+the prediction learns from the training set, and further complete patients set its scale. Nothing
+else of the model changes.
 
     python -m benchmarks.synthesis.uncertainty --profile quick --write
 
@@ -32,9 +33,10 @@ from benchmarks.synthesis.ablations.missing import complete, complete_patients
 from benchmarks.synthesis.profiles import OUT as TRAINED
 from benchmarks.synthesis.profiles import PROFILES, load
 from benchmarks.synthesis.training import compare, load_trained
+from examples.medical_mri_us.calibration import Samples, calibrate_model
+from examples.medical_mri_us.config import Matching
 from examples.medical_mri_us.data import Subject
 from examples.medical_mri_us.modalities import MODALITIES
-from examples.medical_mri_us.subcommands.calibrate import Samples
 from mmpoe.imputation import calibrate
 from mmpoe.models import MMHVAE
 
@@ -61,10 +63,14 @@ class Settings:
     """The numbers of complete patients who teach."""
     bootstrap: tuple[int, ...] = (2, 5, 20)
     """The numbers of those beside whom incomplete patients teach too."""
+    spread: int = 300
+    """The number of steps of the spread."""
+    apart: int = 20
+    """The number of complete patients who set its scale."""
 
 
 SETTINGS = {
-    "smoke": Settings(2, 19, 2, 4, complete=(2,), bootstrap=(2,)),
+    "smoke": Settings(2, 19, 2, 4, complete=(2,), bootstrap=(2,), spread=2, apart=2),
     "quick": Settings(8, 29, 200, 16),
     "full": Settings(20, 49, 1000, 16),
 }
@@ -77,10 +83,10 @@ class Condition:
     name: str
     """How its file is called."""
     teacher: str | None = None
-    """Who teaches the matched experts, see `mmpoe.imputation.calibrate`; None is the model as it
-    is."""
+    """Who teaches the matched experts, see `mmpoe.imputation.calibrate`; "spread" for a spread
+    instead, and None for the model as it is."""
     complete: int = 0
-    """The number of complete patients who teach."""
+    """The number of complete patients who teach, or set the scale."""
 
 
 def conditions(settings: Settings) -> list[Condition]:
@@ -93,6 +99,7 @@ def conditions(settings: Settings) -> list[Condition]:
         Condition("naive"),
         *(Condition(f"complete-{n}", "complete", n) for n in settings.complete),
         *(Condition(f"bootstrap-{n}", "bootstrap", n) for n in settings.bootstrap),
+        Condition("spread", "spread", settings.apart),
     ]
 
 
@@ -126,8 +133,8 @@ def measure_one(
 
     Arguments:
         condition: The condition.
-        model: The model, without matched experts; it gets some.
-        teaching: The patients who teach.
+        model: The model, without matched experts or a spread; it gets some.
+        teaching: The patients who teach; those who set the scale of a spread come first.
         test_on: The held-out patients.
         settings: How much is measured.
         path: The file to write.
@@ -135,7 +142,13 @@ def measure_one(
     """
     torch.manual_seed(0)
     start, taken = time.process_time(), 0
-    if condition.teacher is not None:
+    if condition.teacher == "spread":
+        apart, rest = teaching[: condition.complete], teaching[condition.complete :]
+        spread_steps = Matching(steps=0, spread_steps=settings.spread)
+        taken = settings.spread
+        if calibrate_model(model, rest, apart, spread_steps).interrupted:
+            raise KeyboardInterrupt
+    elif condition.teacher is not None:
         history = calibrate(
             model,
             Samples(teaching, model),
@@ -211,6 +224,8 @@ def main() -> None:
         model = load_trained(models, SYSTEM, 0).network
         assert isinstance(model, MMHVAE)
         teaching = teachers(train_on, more, condition.complete)
+        if condition.teacher == "spread":
+            teaching = [*more[: condition.complete], *train_on]
         path = folder / f"{condition.name}.json"
         measure_one(condition, model, teaching, test_on, settings, path, about)
 

@@ -19,7 +19,7 @@ Found = Mapping[str, Any]
 """The measurements of a condition."""
 
 TITLES = {"predictive": "Whole predictions", "mean": "Means of the decoder alone"}
-COLORS = {"naive": "#c33c3c", "complete": "#1f6fb4", "bootstrap": "#2c8a4b"}
+COLORS = {"naive": "#c33c3c", "complete": "#1f6fb4", "bootstrap": "#2c8a4b", "spread": "#8a4b2c"}
 ALPHA = 0.1
 """The level that so many patients have to be able to reach, else there are no p-values."""
 STYLES = {"voxels": ":", "blocks": "-", "labels": "--"}
@@ -80,7 +80,9 @@ def markdown(found: Sequence[Found], profile: str, complete: int) -> str:
         "is none). *Naive* draws are those of the model as it was trained; the others come from "
         "experts matched to the posteriors of some complete patients. The training set has "
         f"{complete}; beyond those, further ones teach whom the model has never seen. *Bootstrap* "
-        "lets incomplete patients of the training set teach too. The energy score, per root of "
+        "lets incomplete patients of the training set teach too. A *spread* around the prediction "
+        "learns from the training set, and further complete patients set its scale; its means of "
+        "the decoder alone are those of the model as it is. The energy score, per root of "
         "the number of voxels, is better if lower; so is the error (root mean square, images in "
         "[-1, 1]). The predicted deviation should equal the error; Spearman's correlation is that "
         "of the two over the voxels of a volume. Means over inputs and targets, then (standard "

@@ -16,6 +16,7 @@ import torch
 
 import mmpoe
 from examples.medical_mri_us.data import Case
+from examples.medical_mri_us.models import is_calibrated
 
 from .models import Trained
 from .whole import Results
@@ -36,7 +37,7 @@ def about_models(models: Sequence[Trained], run: Path, device: torch.device) -> 
         "models": {t.name: {"folder": str(t.folder), "sha256": t.sha256} for t in models},
         "description": first.description,
         "modalities": list(first.model.modalities),
-        "calibrated": bool(first.model.is_matched),
+        "calibrated": is_calibrated(first.model),
         "log": _read_log(run),
         "trained_on": _read_data(run),
         "environment": _environment(device),

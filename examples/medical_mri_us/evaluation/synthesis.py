@@ -13,8 +13,10 @@ from torch import Tensor
 
 from examples.medical_mri_us.covariates import carrying
 from examples.medical_mri_us.data import CaseError, Subject, Volume, neighbours
+from examples.medical_mri_us.synthesis.slices import learned_targets
 from examples.medical_mri_us.windows import Tiles
 from mmpoe.distributions import Draws
+from mmpoe.imputation import impute
 from mmpoe.models import MMHVAE, UncalibratedWarning
 
 from .tiled import predict_tiles, tiles_over
@@ -100,7 +102,8 @@ def draw(
 
     Returns:
         The slices, and for each modality the means of the decoder and whole predictions with the
-        noise of its likelihood, each with shape (K, slices, H, W).
+        noise of its likelihood, each with shape (K, slices, H, W). Whole predictions of modalities
+        that are not given come from the model's spread, if it has one.
     """
     tiles = tiles_over(model, subject, size)
     for x, place in _batches(model, subject, given, tiles):
@@ -118,12 +121,15 @@ def draw(
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UncalibratedWarning)  # results say it themselves
-            out = model.predict(_on_device(model, x, subject), list(given), samples=samples)
+            images = _on_device(model, x, subject)
+            out = model.predict(images, list(given), samples=samples)
+            hidden = learned_targets(model, given, model.modalities)
+            learned = impute(model, images, list(given), samples, targets=hidden) if hidden else {}
         drawn = {}
         for m, draws in out.items():
             assert isinstance(draws, Draws)
-            means, whole = (v[:, :, 0].cpu() for v in (draws.components.mean, draws.sample()))
-            drawn[m] = _clamped(means, whole)
+            whole = learned[m].draws if m in learned else draws.sample()
+            drawn[m] = _clamped(*(v[:, :, 0].cpu() for v in (draws.components.mean, whole)))
         yield place, drawn
 
 

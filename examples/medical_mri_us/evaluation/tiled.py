@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["predict_tiles", "tiles_over"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from examples.medical_mri_us.covariates import carrying
 from examples.medical_mri_us.data import Subject, Volume
-from examples.medical_mri_us.synthesis.slices import Noise, tile_stride
+from examples.medical_mri_us.synthesis.slices import Noise, learned_targets, tile_stride
 from examples.medical_mri_us.windows import Tiles
+from mmpoe.distributions import LowRankNormal
+from mmpoe.hierarchy import Encodings
+from mmpoe.imputation import Spread
 from mmpoe.missing import as_mask
 from mmpoe.models import MMHVAE
 from mmpoe.nn import evaluation
@@ -47,7 +50,9 @@ def predict_tiles(
     """Draws predictions of every modality from all that is given.
 
     Means of the likelihood are blended. Its noise, which differs from pixel to pixel, is that of
-    the tile with the largest weight. Tiles see parts of one field of latent noise.
+    the tile with the largest weight. Tiles see parts of one field of latent noise. If the model
+    has a spread, whole predictions of what is not given come from it, and tiles share the noise of
+    its factors.
 
     Arguments:
         model: The model.
@@ -71,6 +76,9 @@ def predict_tiles(
     shape = samples, rows, *tiles.shape
     sums = {m: np.zeros(shape, np.float32) for m in model.modalities}
     noises = {m: np.zeros(shape, np.float32) for m in model.modalities}
+    learned = learned_targets(model, x, model.modalities) if temperature > 0 else []
+    smooth = {m: np.zeros(shape, np.float32) for m in learned}
+    common: Tensor | None = None  # noise of the factors of the spread
     total, owners = np.zeros(tiles.shape, np.float32), _owners(tiles)
     for k, tile in enumerate(tiles):
         cut = {m: _tensor(tile.window.cut(v, -1), like) for m, v in x.items()}
@@ -84,17 +92,41 @@ def predict_tiles(
                 encodings, given, noise=noise, temperature=temperature, experts=experts
             )
             decoded = model.decode(q.state, model.modalities)
+            parts = _spread(model, encodings, given[0], learned)
         tile.window.add(tile.weight, total)
         for m, p in decoded.items():
             mean, whole = (v[:, :, 0].float().cpu().numpy() for v in (p.mean, p.sample()))
             tile.window.add(tile.weight * mean, sums[m])
-            tile.window.add(np.where(own, whole - mean, 0), noises[m])
+            if m not in parts:
+                tile.window.add(np.where(own, whole - mean, 0), noises[m])
+        for m, p in parts.items():
+            if common is None:
+                common = p.loc.new_empty(samples, rows, p.factors.shape[1]).normal_()
+            drawn = p.loc + torch.einsum("kbr,br...->kb...", common, p.factors)
+            rest = torch.randn_like(drawn) * p.log_scale.exp()
+            drawn, rest = (v[:, :, 0].float().cpu().numpy() for v in (drawn, rest))
+            tile.window.add(tile.weight * drawn, smooth[m])
+            tile.window.add(np.where(own, rest, 0), noises[m])
     weight = np.where(total > 0, total, 1)
     found = {}
     for m, values in sums.items():
         mean = np.where(total > 0, values / weight, np.float32(-1))
-        found[m] = mean, mean + noises[m]
+        middle = mean
+        if m in smooth:
+            middle = np.where(total > 0, smooth[m] / weight, np.float32(-1))
+        found[m] = mean, middle + noises[m]
     return found
+
+
+def _spread(
+    model: MMHVAE, encodings: Encodings, given: Tensor, learned: Sequence[str]
+) -> dict[str, LowRankNormal]:
+    """The model's spread over a tile, by modality."""
+    if not learned or not isinstance(model.spread, Spread):
+        return {}
+    state = model.infer(encodings, given, temperature=0.0).state
+    point = {m: p.mean for m, p in model.decode(state, learned).items()}
+    return model.spread(state.h, given, point)
 
 
 def _tensor(slices: Volume, like: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ class Facts:
     """How the model was trained, and on which machine."""
     credit: str
     """Whom the anatomy is owed to."""
-    calibrated: bool
-    """Whether standard deviations come from matched experts."""
+    calibration: str
+    """How far the spread of draws is known to match errors."""
     stopped: str
     """The notice that training stopped early, if it did."""
 
@@ -68,12 +68,11 @@ def write_report(
         tag(
             "p",
             "A held-out subject. Framed images were given to the model; all others were "
-            "synthesised. The standard deviation is that of the predicted mean over latent "
-            "samples; it is ",
-            "calibrated" if facts.calibrated else tag("b", "not calibrated"),
-            ", and on the scale of the error.",
+            "synthesised. The standard deviation is that of whole predictions, two of which are "
+            "shown, on the colour scale of the error. ",
+            facts.calibration,
         ),
-        _image(panel, "Truth, synthesis from several subsets, error and standard deviation"),
+        _image(panel, "Truth, synthesis from several subsets, error, deviation and two draws"),
         tag("h2", "Cross-modal synthesis"),
         tag(
             "p",

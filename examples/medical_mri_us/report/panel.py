@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["draw_panel", "draw_training"]
 
 import io
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from examples.medical_mri_us.data import Subject, axis_codes
 from examples.medical_mri_us.display import mark_sides
 from examples.medical_mri_us.evaluation import synthesise
+from examples.medical_mri_us.evaluation.synthesis import draw
 from examples.medical_mri_us.modalities import LABELS, MODALITIES
-from mmpoe.distributions import Draws
-from mmpoe.models import MMHVAE, UncalibratedWarning
+from examples.medical_mri_us.models import is_calibrated
+from mmpoe.models import MMHVAE
 
-DRAWS = 16
-"""The number of latent samples behind a map of standard deviations."""
+DRAWS = 64
+"""The number of draws behind a map of standard deviations."""
 
 LIMITS = (0.05, 0.1, 0.2, 0.4)
 """The ends that the colour scale of errors and deviations may have; images run from 0 to 1."""
@@ -32,8 +33,8 @@ def draw_panel(model: MMHVAE, subject: Subject, subsets: Sequence[Sequence[str]]
     """Draws one slice of a subject, the one with the largest tumour.
 
     The first row is the truth. Then come, for each subset, what the model makes of it at the mean,
-    the absolute error, and the standard deviation over latent samples on the same scale. Letters
-    say where the sides of the slice point to, nearly.
+    the absolute error, the standard deviation of draws on the same scale, and two of the draws.
+    Letters say where the sides of the slice point to, nearly.
 
     Arguments:
         model: The trained model.
@@ -48,8 +49,7 @@ def draw_panel(model: MMHVAE, subject: Subject, subsets: Sequence[Sequence[str]]
     crop = _bounding_box(fov)
     truth = {m: np.where(fov, (subject.images[m][k] + 1) / 2, 0) for m in MODALITIES}
 
-    kind = "" if model.is_matched else "\n(uncalibrated)"
-    rows, columns = 1 + 3 * len(subsets), len(MODALITIES)
+    rows, columns = 1 + 5 * len(subsets), len(MODALITIES)
     height, width = (s.stop - s.start for s in crop)
     side = 1.55  # inches
     figure = Figure(
@@ -77,18 +77,24 @@ def draw_panel(model: MMHVAE, subject: Subject, subsets: Sequence[Sequence[str]]
     largest = max(np.quantile(e[fov], 0.98) for error in errors for e in error.values())
     limit = next((end for end in LIMITS if largest <= end), LIMITS[-1])
     for number, (given, images, error) in enumerate(zip(subsets, made, errors, strict=True)):
-        spread = _spread(model, subject, given, k)
-        top = 1 + 3 * number
+        draws = {m: v.numpy() for m, v in _draws(model, subject, given, k).items()}
+        top = 1 + 5 * number
         for ax, m in zip(axes[top], MODALITIES, strict=True):
             _show(ax, images[m][crop], "gray", 1.0, given=m in given)
         for ax, m in zip(axes[top + 1], MODALITIES, strict=True):
             _show(ax, np.where(fov, error[m], np.nan)[crop], "inferno", limit)
         for ax, m in zip(axes[top + 2], MODALITIES, strict=True):
-            _show(ax, np.where(fov, spread[m], np.nan)[crop], "inferno", limit)
+            deviation = 0 * fov if m in given else draws[m].std(axis=0)
+            _show(ax, np.where(fov, deviation, np.nan)[crop], "inferno", limit)
+        for row in (0, 1):
+            for ax, m in zip(axes[top + 3 + row], MODALITIES, strict=True):
+                shown = images[m] if m in given else np.where(fov, draws[m][row], 0)
+                _show(ax, shown[crop], "gray", 1.0, given=m in given)
+            _label(axes[top + 3 + row, 0], ("a draw", "another")[row])
         names = " + ".join(LABELS[m] for m in given)
         _label(axes[top, 0], f"from\n{names}")
         _label(axes[top + 1, 0], "|error|")
-        _label(axes[top + 2, 0], f"standard\ndeviation{kind}")
+        _label(axes[top + 2, 0], f"standard\ndeviation\n({_state(model)})")
         _scale(figure, axes[top + 1, -1])
         _scale(figure, axes[top + 2, -1])
 
@@ -135,21 +141,19 @@ def _png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def _spread(
+def _draws(
     model: MMHVAE, subject: Subject, given: Sequence[str], k: int
-) -> dict[str, np.ndarray]:
-    """Standard deviation of the predicted means over latent samples, on the scale from 0 to 1."""
-    device = next(model.parameters()).device
-    x = {m: torch.from_numpy(subject.images[m][k])[None, None].to(device) for m in given}
+) -> dict[str, torch.Tensor]:
+    """Whole predictions of a slice, on the scale from 0 to 1, (draws, height, width)."""
+    image = {m: v[k : k + 1] for m, v in subject.images.items()}
+    one = replace(subject, images=image, fov=subject.fov[k : k + 1], label=None)
     torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UncalibratedWarning)  # the panel says so itself
-        out = model.predict(x, list(given), samples=DRAWS)
-    spread = {}
-    for m, draws in out.items():
-        assert isinstance(draws, Draws)
-        spread[m] = draws.components.mean.std(dim=0)[0, 0].cpu().numpy() / 2
-    return spread
+    (_, drawn), *_ = draw(model, one, given, DRAWS)
+    return {m: (whole[:, 0] + 1) / 2 for m, (_, whole) in drawn.items()}
+
+
+def _state(model: MMHVAE) -> str:
+    return "calibrated" if is_calibrated(model) else "uncalibrated"
 
 
 def _slice_with_most_tumour(subject: Subject) -> int:

@@ -77,7 +77,7 @@ class MmpoeModel(BaseModel):
         slicer.util.updateVolumeFromArray(outputVolume, mean)
         outputVolume.CopyOrientation(inputVolume)
         if showAllFiles:
-            kind = "" if self.model.is_matched else " (uncalibrated)"
+            kind = "" if self.description.get("calibrated") else " (uncalibrated)"
             node = slicer.mrmlScene.AddNewNodeByClass(
                 "vtkMRMLScalarVolumeNode", f"{target} standard deviation{kind}"
             )

@@ -39,6 +39,7 @@ from examples.medical_mri_us.evaluation import (
     write_tables,
 )
 from examples.medical_mri_us.facts import is_phantom
+from examples.medical_mri_us.models import is_calibrated
 from examples.medical_mri_us.outputs import open_folder
 
 
@@ -140,7 +141,7 @@ def run(options: Evaluate) -> int:
         coverage={
             "samples": options.samples,
             "levels": resolved(options.samples),
-            "calibrated": {t.name: bool(t.model.is_matched) for t in models},
+            "calibrated": {t.name: is_calibrated(t.model) for t in models},
             "intervals": INTERVALS,
             "cells": coverage_means(results.covered),
         },

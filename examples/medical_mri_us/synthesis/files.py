@@ -32,8 +32,8 @@ MEANING = (
 """The meaning of the intensities of the volumes, in words."""
 
 SPREAD = {
-    True: "calibrated: from matched experts, at temperature 1, the likelihood's noise included",
-    False: "uncalibrated: understates errors; `calibrate` fits what it takes to match them",
+    True: "calibrated: intervals hold about what they should on cases that were held out",
+    False: "uncalibrated: not known to match errors; `calibrate` fits what it takes, and measures",
 }
 """The caveats of standard deviations, in words."""
 
@@ -61,7 +61,7 @@ def write_synthesis(
         name: The name of the case.
         synthesis: What to write.
         provenance: What it was made from and how.
-        calibrated: Whether its standard deviations come from matched experts.
+        calibrated: Whether its standard deviations are known to match errors.
         bids: Whether to write them as derivatives of BIDS.
         sequence: Whether to write the samples of a target as one file, ``samples``, with a fourth
             axis that counts them, in place of a file for each.

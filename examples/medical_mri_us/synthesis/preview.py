@@ -35,7 +35,7 @@ def draw_preview(synthesis: Synthesis, name: str, calibrated: bool) -> bytes:
     Arguments:
         synthesis: The synthesis.
         name: The name of the case.
-        calibrated: Whether its standard deviations come from matched experts.
+        calibrated: Whether its standard deviations are known to match errors.
 
     Returns:
         The picture, a PNG.

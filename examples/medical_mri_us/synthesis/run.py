@@ -147,7 +147,7 @@ def synthesise_job(
             job.name,
             synthesis,
             provenance,
-            calibrated=model.is_matched,
+            calibrated=bool(description.get("calibrated")),
             bids=asked.bids,
             sequence=asked.sequence,
         )

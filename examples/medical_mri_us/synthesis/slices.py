@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Made", "Noise", "predict", "predict_tiles", "tile_stride"]
+__all__ = ["Made", "Noise", "learned_targets", "predict", "predict_tiles", "tile_stride"]
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from examples.medical_mri_us.covariates import carrying
 from examples.medical_mri_us.data import Mask, Volume, neighbours
 from examples.medical_mri_us.windows import Tiles
 from mmpoe.hierarchy import Encodings
+from mmpoe.imputation import Spread
 from mmpoe.missing import as_mask
 from mmpoe.models import MMHVAE, in_chunks
 from mmpoe.nn import evaluation
@@ -30,8 +31,9 @@ class Made(NamedTuple):
     """An image that was made, by its meaning."""
 
     what: str
-    """``mean``, the image at the mean of the latents; ``std``, the standard deviation of draws at
-    temperature 1, the noise of the likelihood included; or ``sample``, without that noise."""
+    """``mean``, the image at the mean of the latents; ``std``, the standard deviation of the
+    model's spread, or else of draws at temperature 1, the noise of the likelihood included; or
+    ``sample``, without that noise."""
     target: str
     """The modality."""
     number: int = 0
@@ -188,9 +190,11 @@ def predict(
     temperature: float,
     further: Mapping[str, str] | None = None,
 ) -> dict[Made, Volume]:
-    """Synthesises slices: at the mean, samples, and the standard deviation at temperature 1.
+    """Synthesises slices: at the mean, samples, and the standard deviation.
 
-    Inputs are encoded once for all of these. Draws go through the model in chunks of `ROWS`.
+    The standard deviation of what is not given is that of the model's spread, if it has one; any
+    other is that of draws at temperature 1. Inputs are encoded once for all of these. Draws go
+    through the model in chunks of `ROWS`.
 
     Arguments:
         model: The model, in evaluation mode.
@@ -210,8 +214,12 @@ def predict(
     given = as_mask(list(images), model.modalities, size)
     encodings = model.encode(carrying(model, images, further or {}), given)
     found: dict[Made, Volume] = {}
-    for m, (values, _) in _decode(model, encodings, given, targets, [], 0.0).items():
+    learned = learned_targets(model, x, targets) if samples > 1 else []
+    made = _decode(model, encodings, given, targets, [], 0.0, learned)
+    for m, (values, spread) in made.items():
         found[Made("mean", m)] = values[0]
+        if m in learned:
+            found[Made("std", m)] = spread[0]
     step = max(1, ROWS[like.device.type] // size)
     chunks = [slice(k, k + step) for k in range(0, samples, step)]
 
@@ -219,24 +227,31 @@ def predict(
         for k, image in enumerate(values, start=chunk.start):
             found[Made("sample", m, k)] = image
 
-    if samples > 1:
-        moments = {m: Moments(found[Made("mean", m)]) for m in targets}
-        for chunk in chunks:
-            part = [n[chunk] for n in noise]
-            made = _decode(model, encodings, given, targets, part, 1.0)
-            for m, (values, spread) in made.items():
+    others = [m for m in targets if m not in learned] if samples > 1 else []
+    moments = {m: Moments(found[Made("mean", m)]) for m in others}
+    for chunk in chunks if moments else []:
+        part = [n[chunk] for n in noise]
+        decoded = targets if temperature == 1 else others
+        for m, (values, spread) in _decode(model, encodings, given, decoded, part, 1.0).items():
+            if m in moments:
                 moments[m].add(values, spread)
-                if temperature == 1:
-                    note(chunk, m, values)
-        for m in targets:
-            found[Made("std", m)] = moments[m].deviation()
-    if temperature > 0 and (temperature != 1 or samples == 1):
+            if temperature == 1:
+                note(chunk, m, values)
+    for m, moment in moments.items():
+        found[Made("std", m)] = moment.deviation()
+    if temperature > 0 and (temperature != 1 or not moments):
         for chunk in chunks:
             part = [n[chunk] for n in noise]
             made = _decode(model, encodings, given, targets, part, temperature)
             for m, (values, _) in made.items():
                 note(chunk, m, values)
     return found
+
+
+def learned_targets(model: MMHVAE, given: Collection[str], targets: Sequence[str]) -> list[str]:
+    """Returns the targets whose deviation the model's spread says: those that are not given."""
+    events = model.spread.events if isinstance(model.spread, Spread) else {}
+    return [m for m in targets if m in events and m not in given]
 
 
 class Moments:
@@ -274,8 +289,12 @@ def _decode(
     targets: Sequence[str],
     noise: Sequence[Tensor],
     temperature: float,
+    learned: Sequence[str] = (),
 ) -> dict[str, tuple[Volume, Volume]]:
-    """Means and standard deviations of the likelihoods, (K, B, H, W), for K draws of noise."""
+    """Means and standard deviations of the likelihoods, (K, B, H, W), for K draws of noise.
+
+    Those of the targets in `learned`, at the mean, are of the model's spread.
+    """
     draws, size = len(noise[0]) if noise else 1, len(given)
     q = model.infer(
         encodings,
@@ -289,4 +308,9 @@ def _decode(
         return values[:, :, 0].float().cpu().numpy()
 
     decoded = model.decode(q.state, targets)
-    return {m: (numbers(p.mean), numbers(p.stddev)) for m, p in decoded.items()}
+    found = {m: (numbers(p.mean), numbers(p.stddev)) for m, p in decoded.items()}
+    if learned and isinstance(model.spread, Spread):
+        point = {m: decoded[m].mean[0] for m in learned}
+        for m, p in model.spread(q.state.h, given, point).items():
+            found[m] = found[m][0], numbers(p.stddev[None])
+    return found
