@@ -139,6 +139,7 @@ def with_columns(path, further):
     return path
 
 
+@pytest.mark.long
 def test_from_an_index_with_an_age_and_a_site_to_syntheses_and_scores(
     index, tmp_path, capsys, monkeypatch
 ):

@@ -322,6 +322,7 @@ def command(*arguments, **environment):
     }
 
 
+@pytest.mark.long
 def test_interrupt_leaves_a_usable_model(demo, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

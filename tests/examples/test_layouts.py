@@ -381,7 +381,7 @@ def test_brasyn_cases_that_cannot_be_filled_are_failures(tmp_path, capsys):
             synthesize(Synthesize(trained, **wrong, **options))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_of_the_image_fills_a_folder_of_brasyn(tmp_path):
     """The entry point of the Dockerfile, with folders of this machine where those are mounted."""
     root = Path(__file__).parents[2]

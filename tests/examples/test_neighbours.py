@@ -82,7 +82,7 @@ def test_a_slice_is_unchanged_at_first_and_where_all_slices_are_alike(network):
     assert changed[2] > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_an_index_to_syntheses_and_scores(tmp_path, monkeypatch):
     index = write_index(tmp_path / "data", dict.fromkeys("abc", MODALITIES))
     folder = tmp_path / "run"

@@ -316,6 +316,7 @@ def test_case_that_another_process_finished_first_stays(patients, tmp_path):
     assert bytes_of(tmp_path) == before
 
 
+@pytest.mark.long
 def test_workers_and_length_do_not_matter(index, tmp_path):
     longer = make_dataset(tmp_path, train=2, test=0, workers=2, **SMALL)
     for case in ("train-0000", "train-0001"):

@@ -242,7 +242,7 @@ class Stop(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.fault(36)
+@pytest.mark.fault(36, simulated=True)
 def test_training_resumes_in_a_pass_without_reading_it_again(disk, tmp_path, monkeypatch):
     """To the bits of training that was not stopped, in memory as on disk, with any workers."""
     settings = Settings(steps=3, minutes=None, batch=2, accumulate=2, save_every=2)

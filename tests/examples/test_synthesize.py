@@ -771,6 +771,7 @@ def test_each_process_has_its_share(trained, tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "out").glob("*mean*")] == ["b_t2_mean.nii.gz"]
 
 
+@pytest.mark.long
 def test_a_failure_in_one_process_does_not_stop_another(trained, tmp_path):
     """torchrun ends all processes once one exits with an error: none may before the others."""
     index = write_index(tmp_path / "data", dict.fromkeys("abcd", ("us",)))

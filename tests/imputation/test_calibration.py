@@ -161,7 +161,7 @@ def test_exact_chains_lose_what_is_missing_and_no_more(fusion, exact):
     assert (excess.abs() < 4) if exact else (excess > 8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("fusion", "exact"), CHAINS.items())
 def test_matching_learns_the_posterior_of_every_subset_if_the_rule_has_it(fusion, exact):
     oracle = LinearGaussianHierarchy.random(NAMES, levels=3, latent_dim=2, data_dim=3)

@@ -204,6 +204,7 @@ def test_a_table_without_any_cell_is_an_error():
         quick().fit(np.full((3, 2), np.nan))
 
 
+@pytest.mark.long
 def test_seventy_columns_are_no_limit():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(40, 1)) + 0.1 * rng.normal(size=(40, 70))

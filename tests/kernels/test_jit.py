@@ -55,7 +55,7 @@ print("kl", q.kl.tolist())
 
 
 @pytest.mark.fault(53)
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_at_once_then_a_third_that_finds_it(folder):
     command = [sys.executable, "-c", SCRIPT]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -217,6 +217,7 @@ def wait_for_step(folder, step):
     return checkpoints
 
 
+@pytest.mark.long
 @pytest.mark.fault(34)
 def test_a_killed_run_always_leaves_a_checkpoint_and_ends_at_the_same_bits(tmp_path):
     """Kill -9 at any moment, most of which are spent saving."""

@@ -62,6 +62,7 @@ def two_nodes(*arguments):
     return "".join(end(node) for node in nodes)
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_the_joined_batch(tmp_path):
     """Also where a modality is missing in one process, or in its last batch, or in all of them."""
     torchrun(2, "gradients", tmp_path)
@@ -77,6 +78,7 @@ def test_gradients_are_those_of_the_joined_batch(tmp_path):
         assert moved > len(joined) / 2
 
 
+@pytest.mark.long
 def test_shared_out_weights_take_the_steps_of_the_joined_batch(tmp_path):
     """With the code of the documentation, whatever modalities a process lacks."""
     torchrun(2, "shards", tmp_path)
