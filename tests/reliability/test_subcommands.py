@@ -127,8 +127,8 @@ def test_a_gpu_is_not_needed(index, tmp_path, monkeypatch, capsys):
     assert "training on the CPU" in capsys.readouterr().out
 
 
-@pytest.mark.fault(37)
-@pytest.mark.fault(78)
+@pytest.mark.fault(37, simulated=False)
+@pytest.mark.fault(78, simulated=False)
 @pytest.mark.parametrize(
     ("step", "named"),
     [("synthesise_case", "volumes of patient"), ("write_synthesis", "patient_t2_mean.nii.gz")],
