@@ -244,6 +244,11 @@ def is_public(name):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_holds_a_placeholder(page):
+    assert re.findall(r"@@\w*@@|TODO|FIXME|XXX", page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_linked_names_are_public(page):
     assert [name for name in ROLE.findall(page.read_text()) if not is_public(name)] == []
 
