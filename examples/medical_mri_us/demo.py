@@ -103,6 +103,8 @@ class Trained:
     """How far the spread of draws is known to match errors, in words."""
     code: int
     """The exit code: 0, or that of the signal that stopped training or calibration."""
+    backend: str | None
+    """The backend of the products of experts in training."""
 
 
 def run(demo: Demo) -> int:
@@ -119,7 +121,7 @@ def run(demo: Demo) -> int:
     open_folder(demo.out)
     trained = train_demo(demo, demo.out)
     model, history = trained.model, trained.history
-    backend = mmpoe.kernels.last_backend()
+    backend = trained.backend
     print(f"Model saved in {demo.out / 'model'}; products of experts ran on '{backend}'.")
     if trained.code:
         print(f"Stopped after {len(history.bounds)} steps; the model can be used as it is.")
@@ -199,6 +201,7 @@ def train_demo(demo: Demo, folder: Path) -> Trained:
     )
 
     model, history = train(subjects, demo.train, keep=demo.keep, resume=demo.resume)
+    backend = mmpoe.kernels.last_backend()
     for name in ("metrics.json", "panel.png", "report.html"):  # of an earlier run's model
         (folder / name).unlink(missing_ok=True)
     data = data_of(index, "train", MODALITIES, training, subjects, problems)
@@ -218,7 +221,7 @@ def train_demo(demo: Demo, folder: Path) -> Trained:
         facts |= calibration.facts(demo.calibrate, subjects, number)
         save_model(folder / "model", model, demo.size, demo.train, history, facts=facts)
         write_card(folder)
-    return Trained(model, history, subjects, held_out, [*problems, *more], said, code)
+    return Trained(model, history, subjects, held_out, [*problems, *more], said, code, backend)
 
 
 def demo_or_run(run: Path) -> Path:
