@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from . import _cells, backends
-from ._cells import EPSILON, SIDE, Activation
+from ._cells import CELLS, EPSILON, SIDE, Activation
 from ._operators import is_traced
 
 
@@ -97,7 +97,7 @@ def _call_norm_backward(
 
 
 def _run_norm(x: Tensor, added: Tensor | None, silu: bool, slope: float) -> tuple[Tensor, Tensor]:
-    backends.note(x.device.type)
+    backends.note(x.device.type, CELLS.name)
     return _cells.norm_forward(x, added, Activation(silu, slope))
 
 

@@ -20,7 +20,7 @@ BACKENDS = ("cuda", "cpu", "eager")
 PROGRAMS = {program.name: program for program in (jit.POE, CELLS)}
 
 _forced: ContextVar[str | None] = ContextVar("mmpoe_backend", default=None)
-_last: ContextVar[str | None] = ContextVar("mmpoe_last_backend", default=None)
+_last: ContextVar[dict[str, str] | None] = ContextVar("mmpoe_last_backend", default=None)
 
 
 def status() -> dict[str, str]:
@@ -42,23 +42,29 @@ def status() -> dict[str, str]:
     }
 
 
-def last_backend() -> str | None:
-    """Returns the name of the backend that ran last in this context, or None if none did."""
-    return _last.get()
+def last_backend(program: str = jit.POE.name) -> str | None:
+    """Returns the name of the backend that ran last in this context, or None if none did.
+
+    Arguments:
+        program: The kernels that it ran: those of :func:`gaussian_poe`, or ``"cells"`` for those
+            of :func:`instance_norm` and :func:`depthwise_convolution`.
+    """
+    return (_last.get() or {}).get(program)
 
 
-def note(name: str) -> None:
+def note(name: str, program: str = jit.POE.name) -> None:
     """Remembers which backend ran."""
-    _last.set(name)
+    _last.set({**(_last.get() or {}), program: name})
 
 
 def use_backend(name: str) -> AbstractContextManager[None]:
     """Forces a backend inside a ``with`` block: what it cannot do is an error, not a fallback.
 
-    This holds for every call of :func:`gaussian_poe`. An empty batch, where there is nothing to
-    run, is no error. Derivatives beyond the first are PyTorch's with any backend. Under
-    ``torch.compile`` the choice is made when code is traced. A program that ``torch.export``
-    writes inside the block keeps the fused operation, and then needs mmpoe where it runs.
+    This holds for every call of :func:`gaussian_poe` and :func:`instance_norm`. An empty batch,
+    where there is nothing to run, is no error. Derivatives beyond the first are PyTorch's with any
+    backend. Under ``torch.compile`` the choice is made when code is traced. A program that
+    ``torch.export`` writes inside the block keeps the fused operation, and then needs mmpoe where
+    it runs. Depthwise convolutions are PyTorch's but on a CPU, whatever is asked for.
 
     Arguments:
         name: One of ``"cuda"``, ``"cpu"``, ``"eager"``.
@@ -156,8 +162,9 @@ def choose(backend: str | None, *call: Any) -> str:  # noqa: ANN401
         ValueError: If no backend has the name asked for.
         RuntimeError: If the backend asked for cannot run here, or not this call.
     """
-    choice = _choose(backend, Call(*call))
-    _last.set(choice)
+    asked = Call(*call)
+    choice = _choose(backend, asked)
+    note(choice, asked.program)
     return choice
 
 

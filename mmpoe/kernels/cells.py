@@ -140,6 +140,8 @@ def depthwise_convolution(
         tensor([9., 9., 9.])
     """
     _check_depthwise(x, weight, bias)
+    if backend is None and x.device.type != "cpu":  # no kernel but for CPUs
+        return convolve(x, weight, bias)
     if torch.is_autocast_enabled(x.device.type):  # as it casts what any convolution is given
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)

@@ -18,6 +18,7 @@ from mmpoe.kernels import (
     _cpu,
     backends,
     depthwise_convolution,
+    gaussian_poe,
     instance_norm,
     jit,
     last_backend,
@@ -156,6 +157,20 @@ def test_what_is_not_finite_spoils_what_it_does_in_pytorch(bad, activation):
         assert not a.isfinite().all()
 
 
+def test_the_backend_of_products_is_told_apart():
+    one = [torch.zeros(1, 2)]
+    gaussian_poe(one, one, torch.ones(1, 1, dtype=torch.bool))
+    instance_norm(torch.randn(1, 3, 4, 4))  # by PyTorch, in this layout
+    assert (last_backend(), last_backend("cells")) == ("cpu", "eager")
+
+
+def test_a_depthwise_convolution_is_that_of_pytorch_but_on_a_cpu(monkeypatch):
+    """Whatever backend is asked for of all calls: a GPU has no kernel for it."""
+    monkeypatch.setenv("MMPOE_BACKEND", "cuda")
+    x, weight = torch.ones(1, 2, 3, 3, device="meta"), torch.ones(2, 1, 5, 5, device="meta")
+    assert depthwise_convolution(x, weight).shape == x.shape
+
+
 def test_a_constant_channel_is_zero():
     x = torch.full((1, 16, 6, 6), 3.7).contiguous(memory_format=torch.channels_last)
     assert torch.equal(instance_norm(x, backend="cpu"), torch.zeros_like(x))
@@ -164,15 +179,15 @@ def test_a_constant_channel_is_zero():
 def test_the_layout_is_kept_and_decides_which_backend_runs():
     x = images(2, 16, 4, 4)
     assert instance_norm(x).stride() == x.stride()
-    assert last_backend() == "cpu"
+    assert last_backend("cells") == "cpu"
     usual = x.contiguous()
     assert instance_norm(usual).stride() == usual.stride()
-    assert last_backend() == "eager"  # PyTorch, which is as fast
+    assert last_backend("cells") == "eager"  # PyTorch, which is as fast
     with use_backend("cpu"):
         torch.testing.assert_close(instance_norm(usual), instance_norm(x))
-        assert last_backend() == "cpu"
+        assert last_backend("cells") == "cpu"
     assert instance_norm(x.double()).dtype == torch.float64
-    assert last_backend() == "eager"
+    assert last_backend("cells") == "eager"
 
 
 def test_an_empty_batch_is_empty():
@@ -262,10 +277,10 @@ def test_depthwise_without_what_needs_no_gradient():
     depthwise_convolution(x, weight).backward(gradient)
     expected = depthwise_and_gradients(x, weight, bias, gradient, convolved)[2]
     torch.testing.assert_close(weight.grad, expected, rtol=1e-5, atol=1e-4)
-    assert last_backend() == "cpu"
+    assert last_backend("cells") == "cpu"
     with torch.no_grad():
         depthwise_convolution(x, weight)
-    assert last_backend() == "eager"
+    assert last_backend("cells") == "eager"
 
 
 def test_depthwise_in_autocast_computes_as_a_convolution_does():
@@ -321,7 +336,7 @@ def test_compiles_without_a_graph_break():
     case = depthwise_case(2, 20, 3, 4)
     compiled = torch.compile(cell, fullgraph=True, backend="aot_eager")
     found = depthwise_and_gradients(*case, compiled)
-    assert last_backend() == "cpu"
+    assert last_backend("cells") == "cpu"
     for a, b in zip(found, depthwise_and_gradients(*case, cell), strict=True):
         torch.testing.assert_close(a, b)
 
