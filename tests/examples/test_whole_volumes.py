@@ -300,7 +300,7 @@ def test_tiles_of_a_subject_hold_all_that_is_in_view():
 
 
 def test_networks_learn_from_slices_of_differing_sizes():
-    """What is added to the smaller ones is out of view; what is found has the volume's size."""
+    """Smaller ones are padded out of view, and results have the size of the volume."""
     subjects = []
     for shape in ((20, 33), (32, 24)):
         s = large(0, shape, held=("us",))
